@@ -1,0 +1,38 @@
+# Two commands do everything from nothing: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+ARGS ?=
+
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
+	$(BIN)/python examples/docstrings/compare.py $(ARGS)
+
+test: $(READY) check  ## Lint, types, import directions, and every test that is not slow
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY)  ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Let ruff write the style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The environment, made once; made again when what it installs has changed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"
+	touch $@

@@ -1,0 +1,50 @@
+"""Say once which optimizer, which learning rate for which layers, and which schedule.
+
+The recipe runs unchanged in PyTorch Lightning (``optimplug.lightning``), the Hugging Face Trainer
+(``optimplug.huggingface``) and a plain loop::
+
+    from optimplug import Horizon, Recipe
+
+    recipe = Recipe.load("recipe.yaml")
+    optimizer, scheduler = recipe.build(model, Horizon(total_steps=1000))
+
+``optimplug.optim`` holds the optimizers and schedulers, with the names of ``torch.optim``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from optimplug.errors import (
+    ArgumentError,
+    GradientError,
+    MissingExtraError,
+    OptimplugError,
+    RecipeError,
+    StateError,
+)
+
+if TYPE_CHECKING:
+    from optimplug.recipe import Horizon, Recipe
+
+__version__ = "0.1.0"
+__all__ = [
+    "ArgumentError",
+    "GradientError",
+    "Horizon",
+    "MissingExtraError",
+    "OptimplugError",
+    "Recipe",
+    "RecipeError",
+    "StateError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Recipes bring pydantic; someone who only wants the optimizers should not wait for it.
+    if name in {"Horizon", "Recipe"}:
+        from optimplug import recipe
+
+        return getattr(recipe, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The implementation behind ``optimplug.optim``; import the public names from there."""

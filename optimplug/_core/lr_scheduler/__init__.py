@@ -1,0 +1,1 @@
+"""Schedulers: a closed form each, and what walks the groups with it."""

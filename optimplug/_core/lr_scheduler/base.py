@@ -1,0 +1,179 @@
+"""LRScheduler: walks the groups, keeps the few things that a function of time cannot know."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug.errors import ArgumentError, StateError
+
+__all__ = ["LRScheduler", "require_count"]
+
+# torch saves these flags of its own; they say nothing about the schedule.
+_TORCH_FLAGS = frozenset({"_get_lr_called_within_step", "_is_initial", "verbose"})
+
+
+class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
+    r"""Base class of the schedulers: a closed form :math:`\eta(t)`, applied to every group.
+
+    A subclass gives :meth:`closed_form`, and :meth:`chained` where the change from one step to the
+    next is not a ratio. While nobody else changes a group's rate, it follows the closed form
+    exactly; where another scheduler (or the user) does, the change from step to step is applied to
+    what is there, so several schedulers can act on the same groups. A subclass in torch's style,
+    with :meth:`get_lr` alone, works as well.
+
+    Args:
+        optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
+            base; it is filled in from ``lr`` where it is missing, also for a group added later.
+        last_epoch: number of steps already taken, minus one; -1 starts anew.
+    """
+
+    # In torch's class these lists may hold tensors; here they hold floats alone.
+    base_lrs: list[float]  # type: ignore[assignment]
+    _last_lr: list[float]  # type: ignore[assignment]
+
+    # What is not state: the groups' owner, and what a subclass is built from.
+    _not_saved: tuple[str, ...] = ("optimizer",)
+
+    def __init__(self, optimizer: torch.optim.Optimizer, last_epoch: int = -1) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+        # accelerate's wrapper hides the groups' owner and has no hooks of its own.
+        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.base_lrs = []
+        self._last_lr = []
+        self.last_epoch = last_epoch
+        if not hasattr(self.optimizer, "_opt_called"):
+            self.optimizer.register_step_post_hook(_note_step)
+        self._initial_step()
+
+    def closed_form(self, base_lr: float, t: int) -> float:
+        """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
+        raise NotImplementedError(f"{type(self).__name__} must have closed_form or get_lr")
+
+    def chained(self, lr: float, base_lr: float, t: int) -> float:
+        """Return the rate at step ``t`` of a group that somebody else has set to ``lr``."""
+        before = base_lr if t == 0 else self.closed_form(base_lr, t - 1)
+        return lr * (self.closed_form(base_lr, t) / before) if before else lr
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
+        return [
+            self.closed_form(base, self.last_epoch)
+            if lr == last
+            else self.chained(lr, base, self.last_epoch)
+            for lr, last, base in zip(self._rates(), self._last_lr, self.base_lrs, strict=True)
+        ]
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """Return the rate of every group, in the optimizer's order, as last set."""
+        return list(self._last_lr)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Advance by one update; with ``epoch`` (deprecated in torch), jump to that step."""
+        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
+            warnings.warn(
+                "lr_scheduler.step() was called before optimizer.step(): "
+                "the first learning rate of the schedule is skipped",
+                UserWarning,
+                stacklevel=2,
+            )
+        if epoch is not None:
+            warnings.warn(
+                "The epoch parameter in `scheduler.step()` is deprecated; call step() without it",
+                UserWarning,
+                stacklevel=2,
+            )
+        self._step_count += 1
+        self._update_lr(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as copies: primitives, and lists of them."""
+        return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in self._not_saved})
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the schedule and the optimizer's rates; the argument is left as it is.
+
+        Raises:
+            StateError: the state is of another class or another number of groups. Nothing has
+                changed then.
+        """
+        self._check_state(state_dict)
+        self._restore(copy.deepcopy(dict(state_dict)))
+        for group, base, lr in zip(self._groups, self.base_lrs, self._last_lr, strict=True):
+            group["initial_lr"] = base
+            _set_rate(group, lr)
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        own, given = self.state_dict().keys(), state_dict.keys() - _TORCH_FLAGS
+        if own != given:
+            raise StateError(
+                f"this state is not of a {type(self).__name__}: "
+                f"missing {sorted(own - given)}, unexpected {sorted(given - own)}"
+            )
+        if len(state_dict["base_lrs"]) != len(self._groups):
+            raise StateError(
+                f"the state holds {len(state_dict['base_lrs'])} groups, "
+                f"but the optimizer has {len(self._groups)}"
+            )
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        self.__dict__.update({k: v for k, v in state_dict.items() if k not in _TORCH_FLAGS})
+        self.base_lrs = [float(lr) for lr in self.base_lrs]
+        self._last_lr = [float(lr) for lr in self._last_lr]
+
+    # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
+
+    def _initial_step(self) -> None:
+        self._step_count = 0
+        self.base_lrs = []
+        self.step()
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        self._admit_groups()
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        if epoch is None or type(self).closed_form is LRScheduler.closed_form:
+            rates = self.get_lr()
+        else:
+            rates = [self.closed_form(base, epoch) for base in self.base_lrs]
+        for group, lr in zip(self._groups, rates, strict=True):
+            _set_rate(group, lr)
+        self._last_lr = self._rates()
+
+    def _admit_groups(self) -> None:
+        """Let every group that is new to this scheduler join, its own rate as its base."""
+        for group in self._groups[len(self.base_lrs) :]:
+            self.base_lrs.append(float(group.setdefault("initial_lr", float(group["lr"]))))
+        self._last_lr[len(self.base_lrs) :] = []
+        known = len(self._last_lr) if self._step_count > 1 else 0
+        self._last_lr[known:] = self.base_lrs[known:]
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self._groups]
+
+
+def require_count(name: str, value: int, least: int = 0) -> int:
+    """Return ``value`` if it is an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be an int >= {least} (got {value!r})")
+    return value
+
+
+def _set_rate(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
+    else:
+        group["lr"] = lr
+
+
+def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    optimizer._opt_called = True  # type: ignore[attr-defined]

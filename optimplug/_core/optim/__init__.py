@@ -1,0 +1,1 @@
+"""Optimizers: rules written once, and what executes them."""

@@ -1,0 +1,29 @@
+"""Callbacks for the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from optimplug.callbacks.trace import LearningRateTrace as _Trace
+
+__all__ = ["LearningRateTrace"]
+
+
+class LearningRateTrace(_Trace, TrainerCallback):
+    """:class:`optimplug.callbacks.trace.LearningRateTrace` over a whole ``train``.
+
+    Example:
+        ``Trainer(..., callbacks=[LearningRateTrace()])``
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Listen to the trainer's optimizer."""
+        self.attach(kwargs["optimizer"])

@@ -1,0 +1,120 @@
+"""Recipes in the Hugging Face Trainer: ``pip install "optimplug[huggingface]"``."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from optimplug._core.optim.gradients import global_norm
+from optimplug.errors import MissingExtraError, RecipeError
+from optimplug.recipe import Horizon, Recipe
+from optimplug.recipe.reader import Source
+
+try:
+    from transformers import Trainer, TrainingArguments
+except ImportError:
+    raise MissingExtraError("optimplug.huggingface", "huggingface") from None
+
+__all__ = ["RecipeTrainer", "with_recipe"]
+
+_Trainer = TypeVar("_Trainer", bound=Trainer)
+
+# What the recipe replaces, whole.
+_REPLACED = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "warmup_ratio",
+    "optim",
+    "optim_args",
+)
+
+
+def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
+    """Return a subclass of any Trainer class that takes ``recipe=``.
+
+    The recipe is the whole truth: the optimizer, its groups, the schedule and clipping come from it
+    alone, and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default)
+    included. One that was set to something else than its default is named in a warning.
+
+    Args:
+        trainer_class: ``transformers.Trainer`` or a subclass of it.
+
+    Example:
+        ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
+    """
+
+    class WithRecipe(trainer_class):  # type: ignore[valid-type, misc]
+        __doc__ = f"{trainer_class.__name__} whose optimizer and schedule come from ``recipe=``."
+
+        optimizer: Any
+        lr_scheduler: Any
+
+        def __init__(self, *args: Any, recipe: Source | Recipe, **kwargs: Any) -> None:
+            if any(part is not None for part in kwargs.get("optimizers", ())):
+                raise RecipeError.at("recipe", "give either recipe= or optimizers=, not both")
+            self.recipe = Recipe.load(recipe)
+            self._steps_per_epoch: int | None = None
+            super().__init__(*args, **kwargs)
+            _report_replaced(self.args)
+
+        def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+            values = super().set_initial_training_values(*args, **kwargs)
+            self._steps_per_epoch = values[1]
+            return values
+
+        def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+            if self.optimizer is None:
+                self.optimizer = self.recipe.build_optimizer(self.model if model is None else model)
+            return cast(torch.optim.Optimizer, self.optimizer)
+
+        def create_scheduler(
+            self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+        ) -> torch.optim.lr_scheduler.LRScheduler:
+            if self.lr_scheduler is None:
+                horizon = Horizon(num_training_steps, self._steps_per_epoch)
+                owner = self.optimizer if optimizer is None else optimizer
+                self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
+                # The Trainer keeps a scheduler that it was given, but renews one of its own.
+                self._created_lr_scheduler = True
+            return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
+
+        def _clip_grad_norm(self, model: nn.Module) -> None:
+            """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
+
+        def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+            """Return the norm that the Trainer logs, without touching the gradients."""
+            self.accelerator.unscale_gradients()
+            return global_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    WithRecipe.__name__ = WithRecipe.__qualname__ = f"Recipe{trainer_class.__name__}"
+    return WithRecipe
+
+
+RecipeTrainer = with_recipe(Trainer)
+
+
+def _report_replaced(args: TrainingArguments) -> None:
+    """Warn, once, of every argument that was set although the recipe replaces it."""
+    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    changed = [
+        f"{name}={getattr(args, name)!r}"
+        for name in _REPLACED
+        if name in defaults and getattr(args, name) != defaults[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"the recipe replaces these training arguments: {', '.join(changed)}",
+            UserWarning,
+            stacklevel=4,
+        )

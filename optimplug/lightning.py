@@ -1,0 +1,137 @@
+"""Recipes in PyTorch Lightning: ``pip install "optimplug[lightning]"``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from optimplug.errors import MissingExtraError, RecipeError
+from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.recipe.reader import Source
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+except ImportError:
+    raise MissingExtraError("optimplug.lightning", "lightning") from None
+
+__all__ = ["RecipeMixin", "configure_optimizers", "horizon_of"]
+
+
+def configure_optimizers(
+    module: LightningModule, recipe: Source | Recipe
+) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
+    """Build what a LightningModule's own ``configure_optimizers`` returns.
+
+    The scheduler steps once per optimizer update, gradient accumulation included.
+
+    Where the module only wraps a model (all its parameters are in one child, ``self.model`` say),
+    the recipe's names are those of that model, so the recipe of a plain loop runs unchanged. A
+    recipe written in the module's own names (``model.classifier.*``) works as well.
+
+    Args:
+        module: attached to a trainer, from which the length of the run is taken.
+        recipe: a recipe, or what :meth:`Recipe.load` takes.
+
+    Raises:
+        RecipeError: the recipe does not fit the module or the run, or both it and the trainer would
+            clip the gradients.
+
+    Example:
+        ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
+    """
+    recipe = Recipe.load(recipe)
+    _settle_clipping(module, recipe)
+    optimizer, scheduler = _build(module, recipe, horizon_of(module.trainer))
+    return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
+
+
+def horizon_of(trainer: Trainer) -> Horizon:
+    """Return how long the trainer will run, in optimizer updates; unknown where it cannot tell."""
+    total = trainer.estimated_stepping_batches
+    batches = trainer.num_training_batches
+    known = math.isfinite(total) and total > 0  # inf: endless; -1: data without a length
+    return Horizon(
+        total_steps=int(total) if known else None,
+        steps_per_epoch=math.ceil(batches / trainer.accumulate_grad_batches)
+        if math.isfinite(batches)
+        else None,
+    )
+
+
+class RecipeMixin:
+    """Lets a recipe configure a LightningModule; put it before LightningModule in the bases.
+
+    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`. The recipe is the whole
+    truth: clipping is its ``max_grad_norm``; the trainer's ``gradient_clip_val`` does not apply.
+
+    Example::
+
+        class Classifier(RecipeMixin, LightningModule):
+            def __init__(self, recipe="recipe.yaml"):
+                super().__init__()
+                self.recipe = recipe
+    """
+
+    recipe: Source | Recipe
+
+    def configure_optimizers(self) -> Any:
+        """Return the recipe's optimizer and scheduler."""
+        if not isinstance(self, LightningModule):
+            raise TypeError(f"{type(self).__name__} must derive from LightningModule as well")
+        if not hasattr(self, "recipe"):
+            name = type(self).__name__
+            raise RecipeError.at("recipe", f"{name} must set self.recipe to a path or a mapping")
+        return configure_optimizers(self, self.recipe)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
+
+
+def _build(
+    module: LightningModule, recipe: Recipe, horizon: Horizon
+) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+    wrapped = _wrapped_model(module)
+    try:
+        return recipe.build(wrapped, horizon)
+    except RecipeError as error:
+        if wrapped is module:
+            raise
+        try:
+            return recipe.build(module, horizon)
+        except RecipeError:
+            raise error from None
+
+
+def _wrapped_model(module: nn.Module) -> nn.Module:
+    """Return the one child that holds all the parameters, or else the module itself."""
+    holders = [child for child in module.children() if next(child.parameters(), None) is not None]
+    own = next(module.parameters(recurse=False), None)
+    return holders[0] if len(holders) == 1 and own is None else module
+
+
+def _settle_clipping(module: LightningModule, recipe: Recipe) -> None:
+    """Let one of recipe and trainer clip, never both, and say which."""
+    value = module.trainer.gradient_clip_val
+    if value is None:
+        return
+    if isinstance(module, RecipeMixin):
+        warnings.warn(
+            f"Trainer(gradient_clip_val={value}) does not apply: the recipe decides, by "
+            f"optimizer.max_grad_norm, here {recipe.max_grad_norm}",
+            UserWarning,
+            stacklevel=2,
+        )
+    elif recipe.max_grad_norm is not None:
+        raise RecipeError.at(
+            "optimizer.max_grad_norm",
+            f"Trainer(gradient_clip_val={value}) would clip as well; give only one of the two",
+        )

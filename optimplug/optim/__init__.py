@@ -1,0 +1,10 @@
+"""Optimizers and schedulers, with the names and meanings of ``torch.optim``.
+
+Change one import: ``import optimplug.optim as optim``.
+"""
+
+from optimplug._core.optim.adam import AdamW
+from optimplug._core.optim.optimizer import Optimizer
+from optimplug.optim import lr_scheduler
+
+__all__ = ["AdamW", "Optimizer", "lr_scheduler"]

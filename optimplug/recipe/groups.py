@@ -1,0 +1,195 @@
+"""Rules -> parameter groups, and why each parameter is where it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from optimplug.errors import Problem, RecipeError
+from optimplug.recipe.depth import depths
+from optimplug.recipe.match import Place, matches, places, suggestion
+from optimplug.recipe.schema import RuleSpec
+
+__all__ = ["Group", "Grouping", "group_parameters"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters whose final settings are equal."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    settings: dict[str, Any]
+    rules: tuple[int, ...]
+    """Which rules of the recipe set something here, by their place under ``groups``."""
+
+    @property
+    def lr(self) -> float:
+        """The group's own rate, before the schedule."""
+        return float(self.settings["lr"])
+
+    @property
+    def numel(self) -> int:
+        """Number of elements in all its parameters."""
+        return sum(p.numel() for p in self.parameters.values())
+
+    def as_param_group(self) -> dict[str, Any]:
+        """Return the dict that an optimizer takes."""
+        return {
+            "params": list(self.parameters.values()),
+            "param_names": list(self.parameters),
+            "name": self.name,
+            **self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the rules make of a model: groups to train, and parameters left as they are."""
+
+    groups: tuple[Group, ...]
+    frozen: dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class _Vote:
+    """What a rule says for one key of one parameter, and by which of its names."""
+
+    value: Any
+    rule: int
+    names: frozenset[str]
+
+
+def group_parameters(
+    model: nn.Module, lr: float, rules: Sequence[RuleSpec], values: Sequence[Mapping[str, Any]]
+) -> Grouping:
+    """Apply every rule to every parameter and put those that end up equal together.
+
+    Args:
+        model: whose parameters are grouped; it is not changed.
+        lr: the optimizer's learning rate.
+        rules: the recipe's rules, in order.
+        values: the hyperparameters that each rule sets.
+
+    Raises:
+        RecipeError: a rule matches nothing, depth cannot be found, names of a tied parameter pull
+            in different directions, or nothing is left to train.
+    """
+    by_parameter: dict[nn.Parameter, list[Place]] = {}
+    for place in places(model):
+        by_parameter.setdefault(place.parameter, []).append(place)
+
+    wrong = _unmatched(model, rules, [p for named in by_parameter.values() for p in named])
+    depth = _depths(model, rules, wrong)
+    frozen: dict[str, nn.Parameter] = {}
+    members: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    settings: dict[str, dict[str, Any]] = {}
+    winners: dict[str, set[int]] = defaultdict(set)
+    for parameter, named in by_parameter.items():
+        name = named[0].name
+        votes = _vote(rules, values, named, wrong)
+        said = {key: vote.value for key, vote in votes.items()}
+        if said.pop("freeze", False) or not parameter.requires_grad:
+            frozen[name] = parameter
+            continue
+        distance = depth.get("", 0) - depth.get(name, 0)
+        scale = said.pop("lr_scale", 1.0) * said.pop("layer_decay", 1.0) ** distance
+        said["lr"] = said.get("lr", lr) * scale
+        key = repr(sorted(said.items()))
+        members[key].append((name, parameter))
+        settings[key] = said
+        winners[key] |= {vote.rule for vote in votes.values()}
+    if not members and not wrong:
+        wrong.append(Problem("groups", "no parameter is left to train: all are frozen"))
+    if wrong:
+        raise RecipeError(wrong)
+    names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
+    return Grouping(
+        tuple(
+            Group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
+            for key in members
+        ),
+        frozen,
+    )
+
+
+def _unmatched(
+    model: nn.Module, rules: Sequence[RuleSpec], everywhere: Sequence[Place]
+) -> list[Problem]:
+    wrong = []
+    for i, rule in enumerate(rules):
+        if not any(matches(rule.match, place) for place in everywhere):
+            hint = suggestion(rule.match, model)
+            wrong.append(Problem(f"groups[{i}].match", f"{rule.match} matches no parameter{hint}"))
+    return wrong
+
+
+def _depths(model: nn.Module, rules: Sequence[RuleSpec], wrong: list[Problem]) -> dict[str, int]:
+    """Return every parameter's depth, and the top's under the empty name, if a rule needs it."""
+    asking = next((i for i, rule in enumerate(rules) if rule.layer_decay is not None), None)
+    if asking is None:
+        return {}
+    try:
+        found = depths(model)
+    except ValueError as error:
+        wrong.append(Problem(f"groups[{asking}].layer_decay", str(error)))
+        return {}
+    return {**found, "": max(found.values(), default=0)}
+
+
+def _vote(
+    rules: Sequence[RuleSpec],
+    values: Sequence[Mapping[str, Any]],
+    named: Sequence[Place],
+    wrong: list[Problem],
+) -> dict[str, _Vote]:
+    """Let every rule that matches one of a parameter's names speak; later ones win key by key."""
+    votes: dict[str, _Vote] = {}
+    for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
+        names = frozenset(place.name for place in named if matches(rule.match, place))
+        own = rule.model_dump(include={"layer_decay", "lr_scale", "freeze"}, exclude_none=True)
+        for key, value in {**own, **hyper}.items() if names else ():
+            before = votes.get(key)
+            if before and before.value != value and names.isdisjoint(before.names):
+                wrong.append(
+                    Problem(
+                        f"groups[{i}].{key}",
+                        f"{value!r} for {min(names)} contradicts {before.value!r} of "
+                        f"groups[{before.rule}] for {min(before.names)}: they are one tied "
+                        "parameter; let a single rule speak for it",
+                    )
+                )
+            votes[key] = _Vote(value, i, names)
+    return votes
+
+
+def _group_names(
+    members: Mapping[str, Sequence[str]], settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Name each group after what its parameters share; add settings where that is not enough."""
+    base = {key: _shared_prefix(names) for key, names in members.items()}
+    found = {}
+    for key, prefix in base.items():
+        rivals = [settings[other] for other in base if base[other] == prefix]
+        options = sorted({option for rival in rivals for option in rival})
+        differing = [o for o in options if len({repr(rival.get(o)) for rival in rivals}) > 1]
+        suffix = ",".join(
+            f"{o}={_short(settings[key][o])}" for o in differing if o in settings[key]
+        )
+        found[key] = f"{prefix}/{suffix}" if suffix else prefix
+    return found
+
+
+def _shared_prefix(names: Sequence[str]) -> str:
+    columns = zip(*(name.split(".") for name in names), strict=False)
+    shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    return ".".join(column[0] for column in shared) or "model"
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, float) else str(value).replace(" ", "")

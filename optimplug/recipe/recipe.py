@@ -1,0 +1,153 @@
+"""Recipe: reads what is to be done, plans it, builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from optimplug.errors import RecipeError
+from optimplug.recipe.durations import Horizon
+from optimplug.recipe.groups import Grouping, group_parameters
+from optimplug.recipe.plan import Plan
+from optimplug.recipe.reader import Source, read
+from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
+from optimplug.recipe.schedule import RecipeScheduler, compile_schedule, phase_problems
+from optimplug.recipe.schema import RecipeSpec, RuleSpec, problems
+
+__all__ = ["Recipe"]
+
+
+class Recipe:
+    """An optimizer, its parameter groups and its schedule, said once.
+
+    Build one with :meth:`load`; all that can be checked without a model is checked there.
+
+    Args:
+        spec: the recipe, valid in its form.
+        source: the file that it came from, for error messages.
+
+    Raises:
+        RecipeError: an optimizer, a scheduler or an argument does not exist or breaks its rule.
+
+    Example:
+        >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 3e-4}})
+        >>> optimizer, scheduler = recipe.build(nn.Linear(2, 2), Horizon(total_steps=10))
+        >>> scheduler.get_last_lr()
+        [0.0003]
+    """
+
+    def __init__(self, spec: RecipeSpec, source: str | None = None) -> None:
+        self.spec = spec
+        self.source = source
+        with self._located():
+            self._optimizer_class = optimizer_class(spec.optimizer.name)
+        self._settings = self._tuples(spec.optimizer.model_extra or {})
+        self._rule_values = [self._tuples(rule.model_extra or {}) for rule in spec.groups]
+        rule_keys = [field.alias or name for name, field in RuleSpec.model_fields.items()]
+        wrong = [
+            *optimizer_problems(
+                self._optimizer_class, self._settings, list(self._rule_values), rule_keys
+            ),
+            *phase_problems(spec.schedule),
+        ]
+        if wrong:
+            raise RecipeError(wrong, source)
+
+    @classmethod
+    def load(cls, source: Source | Recipe) -> Recipe:
+        """Read and check a recipe.
+
+        Args:
+            source: a path to a YAML file, a mapping (a dict, an OmegaConf node), or a recipe,
+                which is returned as it is.
+
+        Raises:
+            RecipeError: everything found wrong, each with its path in the recipe.
+        """
+        if isinstance(source, Recipe):
+            return source
+        content, name = read(source)
+        try:
+            return cls(RecipeSpec.model_validate(content), name)
+        except ValidationError as error:
+            raise RecipeError(problems(error), name) from None
+
+    def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
+        """Say what the recipe will do to a model; the model is not changed.
+
+        Raises:
+            RecipeError: the rules do not fit the model, or the phases the horizon.
+        """
+        with self._located():
+            curve = compile_schedule(self.spec.schedule, horizon)
+            grouping = self._group(model)
+        return Plan(self.spec.optimizer.name, self._settings, grouping, curve, horizon)
+
+    def build(
+        self, model: nn.Module, horizon: Horizon
+    ) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+        """Build the optimizer over the model's groups, and its scheduler, stepped once per update.
+
+        Parameters that the recipe freezes stop requiring gradients.
+
+        Raises:
+            RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
+                it was then.
+        """
+        with self._located():
+            compile_schedule(self.spec.schedule, horizon)
+        optimizer = self.build_optimizer(model)
+        return optimizer, self.build_scheduler(optimizer, horizon)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Build the optimizer alone; for trainers that ask for the two at different times."""
+        with self._located():
+            grouping = self._group(model)
+        groups = [group.as_param_group() for group in grouping.groups]
+        optimizer = self._optimizer_class(groups, **self._settings)
+        for parameter in grouping.frozen.values():
+            parameter.requires_grad_(False)
+        return optimizer
+
+    def build_scheduler(
+        self, optimizer: torch.optim.Optimizer, horizon: Horizon
+    ) -> RecipeScheduler:
+        """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
+        with self._located():
+            curve = compile_schedule(self.spec.schedule, horizon)
+        return RecipeScheduler(optimizer, curve)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The clipping threshold that the recipe asks for, if any."""
+        return self._settings.get("max_grad_norm")
+
+    def _group(self, model: nn.Module) -> Grouping:
+        lr = self._settings.get("lr", parameters_of(self._optimizer_class, ())["lr"].default)
+        return group_parameters(model, lr, self.spec.groups, self._rule_values)
+
+    def _tuples(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Turn a YAML list into a tuple where the optimizer's own default is one: betas."""
+        known = parameters_of(self._optimizer_class, without=("params",))
+        return {
+            key: tuple(value)
+            if isinstance(value, list) and key in known and isinstance(known[key].default, tuple)
+            else value
+            for key, value in given.items()
+        }
+
+    @contextmanager
+    def _located(self) -> Iterator[None]:
+        """Put the recipe's file before every problem."""
+        try:
+            yield
+        except RecipeError as error:
+            raise RecipeError(error.problems, self.source) from None
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"

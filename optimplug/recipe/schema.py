@@ -1,0 +1,178 @@
+"""What a recipe may say, as pydantic models; and their errors, as the reader's own key paths."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from optimplug.errors import Problem, did_you_mean, nearest
+from optimplug.recipe.durations import Duration
+
+__all__ = ["Match", "OptimizerSpec", "PhaseSpec", "RecipeSpec", "RuleSpec", "problems"]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+"""One string, or a list of which any may apply."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+
+class Match(_Spec):
+    """Which parameters a rule is for: those for which every given condition holds.
+
+    A string or a list of strings stands for ``name``.
+    """
+
+    name: Words | None = Field(None, description="glob on the parameter's full name")
+    regex: str | None = Field(None, description="regular expression found in the full name")
+    type: Words | None = Field(None, description="module class, or a family: norm, linear, ...")
+    ndim: int | None = Field(None, ge=0, description="number of dimensions of the parameter")
+    any_: list[Match] | None = Field(None, alias="any", min_length=1)
+    all_: list[Match] | None = Field(None, alias="all", min_length=1)
+    not_: Match | None = Field(None, alias="not")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Match:
+        if not self.model_fields_set:
+            raise ValueError("must give at least one condition; for all parameters leave it out")
+        return self
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        return value
+
+    def __str__(self) -> str:
+        given = self.model_dump(exclude_unset=True, by_alias=True)
+        words = {k: ", ".join(map(repr, v)) for k, v in given.items() if k in ("name", "type")}
+        if list(given) == ["name"]:
+            return words["name"]
+        return ", ".join(f"{key}: {words.get(key, value)}" for key, value in given.items())
+
+
+class OptimizerSpec(_Spec):
+    """The optimizer and its hyperparameters; those not given keep the class's defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
+
+
+class RuleSpec(_Spec):
+    """Settings for the parameters that match; every other key is a hyperparameter."""
+
+    model_config = ConfigDict(extra="allow")
+
+    match: Match | None = Field(None, description="left out: every parameter")
+    layer_decay: float | None = Field(None, gt=0, description="lr x this ^ (distance from the top)")
+    lr_scale: float | None = Field(None, ge=0, description="lr x this")
+    freeze: bool | None = Field(None, description="leave the parameter as it is")
+
+
+class PhaseSpec(_Spec):
+    """One scheduler and how long it acts; every other key is an argument of the scheduler."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="a class of optimplug.optim.lr_scheduler")
+    for_: InstanceOf[Duration] | None = Field(
+        None, alias="for", description="left out: what the other phases leave"
+    )
+    floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
+
+    @field_validator("for_", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return Duration.parse(value)
+
+
+class RecipeSpec(_Spec):
+    """A whole recipe."""
+
+    optimizer: OptimizerSpec
+    groups: list[RuleSpec] = []
+    schedule: list[PhaseSpec] = []
+
+
+def problems(error: ValidationError) -> Iterable[Problem]:
+    """Turn what pydantic found into one line each, by the path of the recipe's own keys."""
+    errors = error.errors()
+    misspelt = {
+        (*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1])))
+        for loc in (found["loc"] for found in errors if found["type"] == "extra_forbidden")
+    }
+    for found in errors:
+        kind, loc = found["type"], found["loc"]
+        if kind == "extra_forbidden":
+            message = f"unknown key{did_you_mean(loc[-1], _keys_at(loc[:-1]))}"
+        elif kind == "missing":
+            if loc in misspelt:
+                continue  # its misspelling is reported already
+            message = "is required, but missing"
+        elif kind == "value_error":
+            message = str(found["ctx"]["error"])
+        elif kind.startswith("model_"):
+            message = f"must be a mapping (got {found['input']!r})"
+        else:
+            message = f"{_lower_first(found['msg'])} (got {found['input']!r})"
+        yield Problem(path_of(loc), message)
+
+
+def path_of(loc: Iterable[int | str]) -> str:
+    """Write a location as in code.
+
+    Example:
+        >>> path_of(("groups", 2, "match"))
+        'groups[2].match'
+    """
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return "".join(parts).removeprefix(".")
+
+
+def _keys_at(loc: Iterable[int | str]) -> list[str]:
+    """Return the keys that the model at a location knows."""
+    model: type[BaseModel] = RecipeSpec
+    for part in loc:
+        if isinstance(part, str):
+            fields = {field.alias or name: field for name, field in model.model_fields.items()}
+            model = next(_models_in(fields[part].annotation))
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _models_in(annotation: Any) -> typing.Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
