@@ -52,7 +52,12 @@ def configure_optimizers(
 def horizon_of(trainer: Trainer) -> Horizon:
     """Return how long the trainer will run, in optimizer updates; unknown where it cannot tell."""
     total = trainer.estimated_stepping_batches
+    trainer.fit_loop.setup_data()  # an endless run has not looked at its data yet
     batches = trainer.num_training_batches
+    if trainer.ckpt_path is not None:
+        # Lightning restores the place in the data only as it sets the data up, and the question
+        # above had it do so before the checkpoint was read. Without this it would start over.
+        trainer.fit_loop._combined_loader = None
     known = math.isfinite(total) and total > 0  # inf: endless; -1: data without a length
     return Horizon(
         total_steps=int(total) if known else None,

@@ -18,7 +18,9 @@ def draw_curves(
     curves: Mapping[str, Sequence[float]],
     phases: Sequence[tuple[str, int]],
 ) -> None:
-    """Draw one line per group, from the first group (dark) to the last (bright).
+    """Draw lr over time, from the first group (dark) to the last (bright).
+
+    Groups whose rates are the same share a line, and its label says how many they are.
 
     Args:
         path: the file to write; its ending says the format.
@@ -37,9 +39,10 @@ def draw_curves(
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="learning rate", xlim=(0, steps[-1]))
     colors = colormaps["viridis"]
-    for i, (name, values) in enumerate(curves.items()):
-        label = name if i < _MOST_NAMED else None
-        axes.plot(steps, values, label=label, color=colors(0.9 * i / max(1, len(curves) - 1)))
+    lines = _distinct(curves)
+    for i, (label, values) in enumerate(lines.items()):
+        shown = label if i < _MOST_NAMED else None
+        axes.plot(steps, values, label=shown, color=colors(0.9 * i / max(1, len(lines) - 1)))
     for name, start in phases:
         axes.axvline(start, color="0.6", linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -55,7 +58,18 @@ def draw_curves(
     if peaks and max(peaks) > 30 * min(peaks):
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
-    hidden = len(curves) - _MOST_NAMED
+    hidden = len(lines) - _MOST_NAMED
     title = f"and {hidden} more" if hidden > 0 else None
     figure.legend(loc="outside right upper", fontsize=7, frameon=False, title=title)
     figure.savefig(path, dpi=150)
+
+
+def _distinct(curves: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Keep each curve once, under its first name and the number of groups on it."""
+    names: dict[tuple[float, ...], list[str]] = {}
+    for name, values in curves.items():
+        names.setdefault(tuple(values), []).append(name)
+    return {
+        group[0] if len(group) == 1 else f"{group[0]} (and {len(group) - 1} more)": values
+        for values, group in names.items()
+    }

@@ -106,14 +106,15 @@ def read_csv(file: Path) -> list[tuple[str, str]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
+            columns = list(reader.fieldnames or ())
             rows = list(reader)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: is not CSV text in UTF-8: {error}") from None
-    missing = [name for name in ("text", "label") if name not in (reader.fieldnames or ())]
+    missing = [name for name in ("text", "label") if name not in columns]
     if missing:
-        found = ", ".join(reader.fieldnames or ()) or "none"
+        found = ", ".join(columns) or "none"
         raise DataError(
             f"{file}: must have the columns text,label (missing {missing[0]!r}; found: {found})"
         )

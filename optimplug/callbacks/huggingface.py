@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
+from optimplug.errors import MissingExtraError
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError:
+    raise MissingExtraError("optimplug.callbacks.huggingface", "huggingface") from None
 
 __all__ = ["LearningRateTrace"]
 

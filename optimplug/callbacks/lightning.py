@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
+from optimplug.errors import MissingExtraError
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    raise MissingExtraError("optimplug.callbacks.lightning", "lightning") from None
 
 __all__ = ["LearningRateTrace"]
 

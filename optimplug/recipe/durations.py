@@ -95,7 +95,8 @@ class Duration:
     def __str__(self) -> str:
         if self.unit == "rest":
             return "rest"
-        return f"{float(self.amount):g}{'' if self.unit == '%' else ' '}{self.unit}"
+        unit = "%" if self.unit == "%" else f" {self.unit}"
+        return f"{float(self.amount):g}{unit.removesuffix('s') if self.amount == 1 else unit}"
 
 
 def _suggestion(value: object) -> str:

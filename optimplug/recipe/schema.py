@@ -136,6 +136,12 @@ def problems(error: ValidationError) -> Iterable[Problem]:
         elif kind == "missing":
             if loc in misspelt:
                 continue  # its misspelling is reported already
+            close = nearest(loc[-1], map(str, found["input"]))
+            if close:  # taken for a hyperparameter
+                yield Problem(
+                    path_of((*loc[:-1], close)), f"unknown key; did you mean {loc[-1]!r}?"
+                )
+                continue
             message = "is required, but missing"
         elif kind == "value_error":
             message = str(found["ctx"]["error"])

@@ -45,8 +45,6 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
         # accelerate's wrapper hides the groups' owner and has no hooks of its own.
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.base_lrs = []
-        self._last_lr = []
         self.last_epoch = last_epoch
         if not hasattr(self.optimizer, "_opt_called"):
             self.optimizer.register_step_post_hook(_note_step)
@@ -58,16 +56,21 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def chained(self, lr: float, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` of a group that somebody else has set to ``lr``."""
-        before = base_lr if t == 0 else self.closed_form(base_lr, t - 1)
+        before = self._before(base_lr, t)
         return lr * (self.closed_form(base_lr, t) / before) if before else lr
+
+    def _before(self, base_lr: float, t: int) -> float:
+        """Return what this schedule alone left in the group before step ``t``."""
+        return self.closed_form(base_lr, t - 1) if t > 0 else base_lr
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
+        t = self.last_epoch
         return [
-            self.closed_form(base, self.last_epoch)
-            if lr == last
-            else self.chained(lr, base, self.last_epoch)
-            for lr, last, base in zip(self._rates(), self._last_lr, self.base_lrs, strict=True)
+            self.closed_form(base, t)
+            if _holds(group, self._before(base, t))
+            else self.chained(float(group["lr"]), base, t)
+            for group, base in zip(self._groups, self.base_lrs, strict=True)
         ]
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
@@ -103,14 +106,19 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             StateError: the state is of another class or another number of groups. Nothing has
                 changed then.
         """
+        state_dict = self._completed(state_dict)
         self._check_state(state_dict)
-        self._restore(copy.deepcopy(dict(state_dict)))
+        self._restore(copy.deepcopy(state_dict))
         for group, base, lr in zip(self._groups, self.base_lrs, self._last_lr, strict=True):
             group["initial_lr"] = base
             _set_rate(group, lr)
 
+    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a state, torch's included, with the keys that it has here."""
+        return {key: value for key, value in state_dict.items() if key not in _TORCH_FLAGS}
+
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        own, given = self.state_dict().keys(), state_dict.keys() - _TORCH_FLAGS
+        own, given = self.state_dict().keys(), state_dict.keys()
         if own != given:
             raise StateError(
                 f"this state is not of a {type(self).__name__}: "
@@ -123,21 +131,25 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             )
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        self.__dict__.update({k: v for k, v in state_dict.items() if k not in _TORCH_FLAGS})
+        self.__dict__.update(state_dict)
         self.base_lrs = [float(lr) for lr in self.base_lrs]
         self._last_lr = [float(lr) for lr in self._last_lr]
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
     def _initial_step(self) -> None:
-        self._step_count = 0
+        self._step_count = 1
         self.base_lrs = []
-        self.step()
+        self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
 
     def _update_lr(self, epoch: int | None = None) -> None:
+        known = len(self.base_lrs)
         self._admit_groups()
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        if epoch is None or type(self).closed_form is LRScheduler.closed_form:
+        if not self._has_closed_form:
+            rates = self.get_lr()
+        elif epoch is None:
+            self._catch_up(known)
             rates = self.get_lr()
         else:
             rates = [self.closed_form(base, epoch) for base in self.base_lrs]
@@ -145,13 +157,21 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             _set_rate(group, lr)
         self._last_lr = self._rates()
 
+    @property
+    def _has_closed_form(self) -> bool:
+        return type(self).closed_form is not LRScheduler.closed_form
+
     def _admit_groups(self) -> None:
         """Let every group that is new to this scheduler join, its own rate as its base."""
         for group in self._groups[len(self.base_lrs) :]:
             self.base_lrs.append(float(group.setdefault("initial_lr", float(group["lr"]))))
-        self._last_lr[len(self.base_lrs) :] = []
-        known = len(self._last_lr) if self._step_count > 1 else 0
-        self._last_lr[known:] = self.base_lrs[known:]
+
+    def _catch_up(self, known: int) -> None:
+        """Bring groups that joined in mid-run to where they would be from the start."""
+        for group, base in zip(self._groups[known:], self.base_lrs[known:], strict=True):
+            before = self._before(base, self.last_epoch)
+            if base:
+                _set_rate(group, before if _holds(group, base) else group["lr"] * before / base)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -173,6 +193,12 @@ def _set_rate(group: dict[str, Any], lr: float) -> None:
         group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
     else:
         group["lr"] = lr
+
+
+def _holds(group: dict[str, Any], lr: float) -> bool:
+    """Tell whether the group's rate is this one, as far as a tensor's precision can."""
+    held = group["lr"]
+    return bool(held == (held.new_tensor(lr) if isinstance(held, Tensor) else lr))
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

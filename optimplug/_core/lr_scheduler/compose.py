@@ -45,7 +45,7 @@ class SequentialLR(LRScheduler):
         ArgumentError: no schedulers, milestones that do not fit them, or another optimizer's.
 
     Example:
-        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> warmup = LinearLR(optimizer, start_factor=0.5, total_iters=2)
         >>> decay = CosineAnnealingLR(optimizer, T_max=2)
@@ -84,15 +84,24 @@ class SequentialLR(LRScheduler):
 
     def _update_lr(self, epoch: int | None = None) -> None:
         self._admit_groups()
-        jump = epoch is not None or self._step_count == 1
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         i, within = phase_at(self.last_epoch, self._milestones)
-        self._schedulers[i]._update_lr(within if jump or within == 0 else None)
+        self._schedulers[i]._update_lr(None if epoch is None and within > 0 else within)
         self._last_lr = self._rates()
 
     def state_dict(self) -> dict[str, Any]:
         children = [child.state_dict() for child in self._schedulers]
         return {**super().state_dict(), "_schedulers": children}
+
+    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        state = super()._completed(state_dict)
+        given = state.get("_schedulers", [])
+        children = [c._completed(s) for c, s in zip(self._schedulers, given, strict=False)]
+        state["_schedulers"] = [*children, *given[len(children) :]]
+        if children and "last_epoch" in state:  # torch's sequence leaves these two out
+            state.setdefault("base_lrs", children[0].get("base_lrs", []))
+            state.setdefault("_step_count", state["last_epoch"] + 1)
+        return state
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         super()._check_state(state_dict)

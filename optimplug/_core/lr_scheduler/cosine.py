@@ -38,7 +38,7 @@ class CosineAnnealingLR(LRScheduler):
         ArgumentError: ``T_max`` is not a positive int.
 
     Example:
-        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = CosineAnnealingLR(optimizer, T_max=4)
         >>> for _ in range(5):

@@ -41,7 +41,7 @@ class LinearLR(LRScheduler):
         ArgumentError: a value breaks its rule.
 
     Example:
-        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import LinearLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         >>> scheduler = LinearLR(optimizer, start_factor=0.5, total_iters=4)
         >>> for _ in range(5):

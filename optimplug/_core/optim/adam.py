@@ -28,16 +28,16 @@ class AdamRule(Rule):
         return (*names, "max_exp_avg_sq") if self.amsgrad else names
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, float]:
-        lr = float(hyper["lr"])
-        beta1, beta2 = (float(beta) for beta in hyper["betas"])
+        lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
+        # A tensor lr is computed with in its own precision, as in torch; hence float() only here.
         return {
-            "decay": 1 - lr * hyper["weight_decay"],
+            "decay": float(1 - lr * hyper["weight_decay"]),
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
             "sqrt_correction2": (1 - beta2**t) ** 0.5,
             "eps": hyper["eps"],
-            "minus_step_size": -(lr / (1 - beta1**t)),
+            "minus_step_size": float(-(lr / (1 - beta1**t))),
         }
 
     def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Scalar]) -> None:
@@ -85,6 +85,7 @@ class AdamW(Optimizer):
 
     Example:
         >>> import torch
+        >>> from optimplug.optim import AdamW
         >>> w = torch.tensor([1.0], requires_grad=True)
         >>> optimizer = AdamW([w], lr=0.1, weight_decay=0.0)
         >>> (3 * w).sum().backward()

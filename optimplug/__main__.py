@@ -1,0 +1,5 @@
+"""``python -m optimplug``."""
+
+from optimplug.cli import main
+
+main()

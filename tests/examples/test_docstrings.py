@@ -1,0 +1,129 @@
+"""The demo's code, on a slice of its data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import data
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
+SLICE = ["--train", "40", "--held-out", "24", "--batch-size", "8"]
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    done = run(FOLDER / "compare.py", *SLICE, "--out", folder / "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done, folder / "out"
+
+
+def test_the_three_runtimes_end_with_the_same_bits(demo):
+    summary = json.loads((demo[1] / "summary.json").read_text())
+    assert set(summary) == {"majority", "loop", "lightning", "huggingface"}
+    for runtime in ("loop", "lightning", "huggingface"):
+        row = summary[runtime]
+        assert set(row) == {"accuracy", "loss", "max_weight_difference", "lr_trace_equal"}
+        assert row["max_weight_difference"] == 0.0
+        assert row["lr_trace_equal"] is True
+        assert row == summary["loop"]
+
+
+def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
+    done, out = demo
+    plan = (out / "plan.txt").read_text()
+    assert "bert.encoder.layer.5" in plan
+    assert "5 steps" in plan
+    assert plan.splitlines()[0] in done.stdout
+    assert (out / "lr.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("loop", "lightning", "huggingface", "held-out accuracy", "majority"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("name", ["train_loop", "train_lightning", "train_huggingface"])
+def test_each_runtime_runs_alone_on_a_file_of_ones_own(tmp_path, name):
+    rows = [f"the number {i} is here,{'odd' if i % 2 else 'even'}" for i in range(24)]
+    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    done = run(FOLDER / f"{name}.py", "--data", "own.csv", "--batch-size", "8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held-out accuracy" in done.stdout
+
+
+BAD_FILES = {
+    "none.csv": (None, "none.csv: cannot be read: No such file or directory"),
+    "columns.csv": (
+        "txt,label\na,b\n",
+        "columns.csv: must have the columns text,label (missing 'text'; found: txt, label)",
+    ),
+    "empty.csv": ("", "empty.csv: must have the columns text,label (missing 'text'; found: none)"),
+    "gap.csv": ("text,label\na,b\nc,\n", "gap.csv: row 3 has no label"),
+    "short.csv": (
+        "text,label\na,b\n",
+        "short.csv: must hold at least 10 rows and 2 labels (got 1 rows)",
+    ),
+    "one.csv": ("text,label\n" + "a,b\n" * 20, "one.csv: must hold at least 10 rows and 2 labels"),
+    "binary.csv": (b"\xff\xfe\x00", "binary.csv: is not CSV text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_told_in_one_line(tmp_path, monkeypatch, name):
+    content, message = BAD_FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError) as error:
+        data.load(Path(name), 10, 10)
+    assert str(error.value).startswith(message)
+
+
+def test_the_command_line_tells_it_without_a_traceback(tmp_path):
+    done = run(FOLDER / "compare.py", "--data", "none.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "none.csv: cannot be read: No such file or directory"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_recipe_ends_the_demo_in_one_line(tmp_path):
+    text = (FOLDER / "recipe.yaml").read_text().replace("layer_decay", "layer_deacy")
+    (tmp_path / "bad.yaml").write_text(text)
+    done = run(FOLDER / "compare.py", *SLICE, "--recipe", "bad.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "bad.yaml: groups[0].layer_deacy: unknown key; did you mean 'layer_decay'?\n"
+    )
+
+
+def test_docstrings_are_found_where_they_are():
+    source = '"""The module here."""\nclass A:\n    """A class here."""\n    def f(self):\n        """Too short."""\n'
+    assert list(data.docstrings_in(source)) == ["The module here.", "A class here."]
+    assert list(data.docstrings_in("def broken(")) == []
+
+
+def test_the_standard_library_gives_enough_to_learn_from():
+    texts = data.load(None, 2000, 800)
+    assert len(texts.labels) == 8
+    assert len(texts.train) > 1500
+    assert len(texts.held_out) > 300
+    assert not {e.text for e in texts.train} & {e.text for e in texts.held_out}
+    assert 0.1 < texts.majority < 0.5
+
+
+@pytest.mark.slow
+def test_the_whole_demo_learns(tmp_path):
+    done = run(FOLDER / "compare.py", "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for runtime in ("loop", "lightning", "huggingface"):
+        assert summary[runtime]["accuracy"] >= 2 * summary["majority"]
+        assert summary[runtime]["max_weight_difference"] == 0.0
+        assert summary[runtime]["lr_trace_equal"] is True

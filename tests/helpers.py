@@ -1,0 +1,67 @@
+"""Small models, and runs of them, that several tests share."""
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+
+def tiny_bert(layers=2, labels=3):
+    """A BERT of random weights, without dropout, the same at every call."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        num_labels=labels,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForSequenceClassification(config)
+
+
+def tiny_rows(count=22):
+    """Rows for tiny_bert: random tokens of one length, and a label that they tell."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 40, (count, 8), generator=generator)
+    return [
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row[0] % 3}
+        for row in tokens
+    ]
+
+
+def collate(rows):
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def parameters(shapes=((3, 4), (7,), (5, 5, 2), ()), dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+
+
+def descend(optimizer, steps, skip=True, seed=2):
+    """Step with random gradients; every parameter lacks one now and then."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in range(steps):
+        for i, p in enumerate(params):
+            g = torch.randn(p.shape, generator=generator).to(p.dtype)
+            p.grad = None if skip and (step + i) % 5 == 0 else g
+        optimizer.step()
+    return [p.detach().clone() for p in params]
+
+
+def same_bits(a, b):
+    """Equal in every bit: a NaN equals the same NaN, and 0.0 is not -0.0."""
+    return a.dtype == b.dtype and a.shape == b.shape and bytes_of(a) == bytes_of(b)
+
+
+def bytes_of(tensor):
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def same_weights(model, other):
+    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(n == m and same_bits(a, b) for (n, a), (m, b) in pairs)

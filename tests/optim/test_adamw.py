@@ -1,0 +1,318 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from helpers import descend, parameters, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimplug import ArgumentError, GradientError
+from optimplug.optim import AdamW
+
+OPTIONS = [
+    {},
+    {"lr": 0.1, "betas": (0.7, 0.95), "eps": 1e-3},
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.3},
+    {"amsgrad": True},
+    {"maximize": True},
+    {"amsgrad": True, "maximize": True, "weight_decay": 0.1, "lr": torch.tensor(0.01)},
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def build(cls, dtype=torch.float32, **options):
+    params = parameters(dtype=dtype)
+    groups = [
+        {"params": params[:2], "lr": 1e-2, "weight_decay": 0.0},
+        {"params": params[2:], "betas": (0.8, 0.95)},
+    ]
+    return cls(groups, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_single_is_torchs_loop_bit_for_bit(options, dtype):
+    ours = descend(build(AdamW, dtype, foreach=False, **options), 50)
+    torchs = descend(build(torch.optim.AdamW, dtype, foreach=False, **options), 50)
+    assert all(map(same_bits, ours, torchs))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_foreach_is_within_2e_7_of_torchs_loop(options):
+    ours = descend(build(AdamW, foreach=True, **options), 50)
+    torchs = descend(build(torch.optim.AdamW, foreach=False, **options), 50)
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_complex_parameters_are_torchs(foreach, amsgrad):
+    def run(cls):
+        torch.manual_seed(3)
+        p = torch.nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        optimizer = cls([p], foreach=foreach, amsgrad=amsgrad)
+        for _ in range(10):
+            p.grad = torch.randn(4, dtype=torch.complex64)
+            optimizer.step()
+        return p
+
+    torch.testing.assert_close(run(AdamW), run(torch.optim.AdamW), rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_an_empty_tensor_is_no_trouble(foreach):
+    params = parameters(shapes=((0,), (2,)))
+    before = params[1].detach().clone()
+    descend(AdamW(params, foreach=foreach), 2, skip=False)
+    assert not torch.equal(params[1], before)
+
+
+def test_mixed_dtypes_step_together():
+    mixed = [p for dtype in DTYPES for p in parameters(shapes=((3,),), dtype=dtype)]
+    apart = [torch.nn.Parameter(p.detach().clone()) for p in mixed]
+    together = descend(AdamW(mixed, foreach=False), 5)
+    reference = descend(torch.optim.AdamW(apart, foreach=False), 5)
+    assert all(map(same_bits, together, reference))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 3), min_size=6, max_size=6), st.permutations(range(6)), st.booleans()
+)
+def test_splitting_and_permuting_groups_changes_nothing(owners, order, foreach):
+    shapes = [(2, 3), (4,), (), (1, 5), (3, 3), (2,)]
+
+    def run(grouped):
+        params = parameters(shapes)
+        groups = [
+            {"params": [params[i] for i in order if owners[i] == owner], "lr": 0.01}
+            for owner in sorted(set(owners))
+        ]
+        optimizer = AdamW(groups if grouped else params, lr=0.01, foreach=foreach)
+        for step in range(4):
+            for i, p in enumerate(params):
+                generator = torch.Generator().manual_seed(100 * step + i)
+                p.grad = torch.randn(p.shape, generator=generator) if (step + i) % 4 else None
+            optimizer.step()
+        return params
+
+    assert all(map(same_bits, run(True), run(False)))
+
+
+def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
+    calls = []
+    original = torch._foreach_lerp_
+    monkeypatch.setattr(
+        torch, "_foreach_lerp_", lambda ps, *rest: (calls.append(len(ps)), original(ps, *rest))
+    )
+    params = parameters(shapes=[(2,)] * 200)
+    descend(AdamW([{"params": [p], "lr": i / 1e4} for i, p in enumerate(params)]), 1, skip=False)
+    assert calls == [200]
+
+
+def test_large_batches_are_walked_in_parts(monkeypatch):
+    from optimplug._core.optim import execution
+
+    monkeypatch.setattr(execution, "SCRATCH_BYTES", 100)
+    params = parameters(shapes=[(10,), (10,), (30,), (5,), (20,)])
+    whole = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    parts = descend(AdamW(params), 3)
+    monkeypatch.undo()
+    assert all(map(same_bits, parts, descend(AdamW(whole), 3)))
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_max_grad_norm_is_clip_grad_norm_then_step(foreach, max_norm):
+    params = parameters()
+    optimizer = AdamW(params, foreach=foreach, max_grad_norm=max_norm)
+    references = parameters()
+    reference = torch.optim.AdamW(references, foreach=False)
+    for _ in range(10):
+        for p, q in zip(params, references, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        given = [p.grad.clone() for p in params]
+        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(references, max_norm)
+        reference.step()
+        assert torch.equal(optimizer.grad_norm, norm)
+        assert all(torch.equal(p.grad, g) for p, g in zip(params, given, strict=True))
+    for p, q in zip(params, references, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-7, atol=0)
+
+
+def test_the_closure_runs_once_with_gradients_and_its_value_comes_back():
+    p = torch.nn.Parameter(torch.ones(1))
+    optimizer = AdamW([p], lr=0.5, weight_decay=0.0)
+    calls = []
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = (p**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 1.0
+    assert calls == [True]
+    torch.testing.assert_close(p.detach(), torch.tensor([0.5]))
+
+
+def test_a_sparse_gradient_is_refused_before_anything_changes():
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    dense = torch.nn.Parameter(torch.ones(2))
+    dense.grad = torch.ones(2)
+    table(torch.tensor([1])).sum().backward()
+    optimizer = AdamW([("dense", dense), ("table.weight", table.weight)])
+    with pytest.raises(GradientError, match=r"table\.weight is sparse"):
+        optimizer.step()
+    assert not optimizer.state
+    assert torch.equal(dense, torch.ones(2))
+
+
+class TestState:
+    def interchange(self, first, second, steps=7):
+        """Train with one class, hand its state to the other, and go on."""
+        start = build(first, foreach=False, amsgrad=True)
+        descend(start, steps)
+        go_on = build(second, foreach=False, amsgrad=True)
+        with torch.no_grad():
+            for p, q in zip(self.params(go_on), self.params(start), strict=True):
+                p.copy_(q)
+        buffer = io.BytesIO()
+        torch.save(start.state_dict(), buffer)
+        buffer.seek(0)
+        go_on.load_state_dict(torch.load(buffer, weights_only=True))
+        return descend(start, 5, seed=9), descend(go_on, 5, seed=9)
+
+    def params(self, optimizer):
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    @pytest.mark.parametrize(
+        "classes",
+        [(torch.optim.AdamW, AdamW), (AdamW, torch.optim.AdamW), (AdamW, AdamW)],
+        ids=["torch to ours", "ours to torch", "ours to ours"],
+    )
+    def test_a_state_dict_goes_on_bit_for_bit(self, classes):
+        uninterrupted, resumed = self.interchange(*classes)
+        assert all(map(same_bits, uninterrupted, resumed))
+
+    def test_keys_shapes_and_dtypes_are_torchs(self):
+        ours, torchs = build(AdamW, amsgrad=True), build(torch.optim.AdamW, amsgrad=True)
+        descend(ours, 3)
+        descend(torchs, 3)
+        a, b = ours.state_dict()["state"], torchs.state_dict()["state"]
+        described = [
+            {i: {k: (v.shape, v.dtype) for k, v in s.items()} for i, s in x.items()} for x in (a, b)
+        ]
+        assert described[0] == described[1]
+
+    def test_a_checkpoint_of_another_execution_leaves_ours_as_it_is(self):
+        source = build(torch.optim.AdamW, fused=True)
+        descend(source, 2, skip=False)
+        optimizer = build(AdamW, foreach=False)
+        optimizer.load_state_dict(source.state_dict())
+        assert optimizer.param_groups[0]["foreach"] is False
+        assert "fused" not in optimizer.param_groups[0]
+
+    def test_a_checkpoint_without_newer_keys_is_filled_from_the_defaults(self):
+        optimizer = build(AdamW)
+        old = optimizer.state_dict()
+        for group in old["param_groups"]:
+            del group["amsgrad"], group["maximize"]
+        optimizer.load_state_dict(old)
+        descend(optimizer, 1)
+        assert optimizer.param_groups[0]["amsgrad"] is False
+
+    def test_amsgrad_switched_on_by_a_checkpoint_starts_its_maximum(self):
+        plain, peaked = build(AdamW), build(AdamW, amsgrad=True)
+        descend(plain, 3)
+        state = plain.state_dict()
+        for group in state["param_groups"]:
+            group["amsgrad"] = True
+        peaked.load_state_dict(state)
+        descend(peaked, 2)
+        assert all("max_exp_avg_sq" in s for s in peaked.state.values())
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])  # noqa: S301
+    def test_a_copy_steps_as_the_original(self, copied):
+        optimizer = build(AdamW, foreach=False, max_grad_norm=0.1)
+        descend(optimizer, 3)
+        twin = copied(optimizer)
+        assert twin.max_grad_norm == 0.1
+        assert all(map(same_bits, descend(optimizer, 3, seed=5), descend(twin, 3, seed=5)))
+
+    def test_zero_gradient_and_lr_zero_change_nothing(self):
+        params = parameters()
+        before = [p.detach().clone() for p in params]
+        optimizer = AdamW(params, lr=0.0)
+        for p in params:
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert all(map(same_bits, params, before))
+
+
+BAD = [
+    ({"lr": -1.0}, r"Invalid learning rate: -1\.0; must be >= 0"),
+    ({"lr": float("nan")}, "Invalid learning rate: nan"),
+    ({"lr": torch.ones(2)}, "Tensor lr must be 1-element"),
+    ({"betas": (1.0, 0.9)}, r"Invalid beta parameter at index 0: 1\.0"),
+    ({"betas": (0.9, -0.1)}, "Invalid beta parameter at index 1"),
+    ({"betas": (0.9,)}, "must be two numbers"),
+    ({"eps": -1e-8}, "Invalid epsilon value"),
+    ({"weight_decay": -0.1}, "Invalid weight_decay value"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=str)
+def test_a_bad_argument_is_named(options, message):
+    with pytest.raises(ArgumentError, match=message):
+        AdamW(parameters(), **options)
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=str)
+def test_a_bad_group_changes_nothing(options, message):
+    params = parameters()
+    optimizer = AdamW(params[:2])
+    group = {"params": params[2:], "name": "head", **options}
+    given = dict(group)
+    with pytest.raises(ArgumentError, match=rf"param_groups\[1\] \('head'\): .*{message}"):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    assert group.keys() == given.keys()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_max_grad_norm_must_be_positive(bad):
+    with pytest.raises(ArgumentError, match="max_grad_norm"):
+        AdamW(parameters(), max_grad_norm=bad)
+
+
+def test_a_misspelt_group_key_is_an_error_and_other_keys_are_kept():
+    params = parameters()
+    with pytest.raises(ArgumentError, match="'weigth_decay'; did you mean 'weight_decay'"):
+        AdamW([{"params": params, "weigth_decay": 0.0}])
+    optimizer = AdamW([{"params": params, "name": "all", "lr_scale": 0.5}])
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5
+
+
+@pytest.mark.parametrize("bad", [torch.ones(2), [], ["x"], [{"params": [3]}]], ids=repr)
+def test_what_is_no_parameter_is_refused_as_by_torch(bad):
+    with pytest.raises((TypeError, ValueError)) as torchs:
+        torch.optim.AdamW(bad)
+    with pytest.raises(torchs.type):
+        AdamW(bad)
+
+
+def test_step_hooks_run_once():
+    optimizer = AdamW(parameters())
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]

@@ -1,0 +1,129 @@
+import json
+import re
+import sys
+
+import pytest
+from helpers import tiny_bert
+from torch import nn
+
+from optimplug import Horizon, MissingExtraError, Recipe
+from optimplug.optim import AdamW
+
+RUN = Horizon(total_steps=100, steps_per_epoch=10)
+RECIPE = Recipe.load(
+    {
+        "optimizer": {"name": "AdamW", "lr": 1e-3, "weight_decay": 0.1},
+        "groups": [
+            {"layer_decay": 0.5},
+            {"match": "*.bias", "weight_decay": 0},
+            {"match": "*position_embeddings*", "freeze": True},
+        ],
+        "schedule": [
+            {"name": "LinearLR", "start_factor": 0.1, "for": "10%"},
+            {"name": "CosineAnnealingLR", "floor": 0.2},
+        ],
+    }
+)
+
+
+def test_the_plan_is_what_build_builds():
+    model = tiny_bert()
+    plan = RECIPE.plan(model, RUN)
+    optimizer, scheduler = RECIPE.build(model, RUN)
+    assert [group.name for group in plan.groups] == [g["name"] for g in optimizer.param_groups]
+    for t in range(101):
+        assert [plan.lr(group, t) for group in plan.groups] == scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+
+
+def test_the_dict_counts_everything_once():
+    model = tiny_bert()
+    found = RECIPE.plan(model, RUN).to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["frozen"] == ["bert.embeddings.position_embeddings.weight"]
+    frozen = model.bert.embeddings.position_embeddings.weight.numel()
+    counted = sum(group["parameters"] for group in found["groups"])
+    assert counted == sum(p.numel() for p in model.parameters()) - frozen
+    (top,) = (
+        g
+        for g in found["groups"]
+        if g["name"] == "classifier.bias" or "classifier.bias" in g["members"]
+    )
+    assert top["lr"] == pytest.approx({"start": 1e-4, "peak": 1e-3, "end": 2e-4})
+    assert top["settings"] == {"weight_decay": 0}
+    assert top["rules"] == ["groups[0]", "groups[1]"]
+    assert found["phases"] == [
+        {"name": "LinearLR", "start": 0, "steps": 10},
+        {"name": "CosineAnnealingLR", "start": 10, "steps": 90},
+    ]
+
+
+def test_the_table_shows_every_group_whole():
+    plan = RECIPE.plan(tiny_bert(), RUN)
+    text = str(plan)
+    for group in plan.groups:
+        (row,) = (line for line in text.splitlines() if line.split()[:1] == [group.name])
+        assert re.search(rf"\b{group.numel:,}\b", row)
+        assert f"{group.lr:.3g}" in row
+    assert "AdamW(lr=0.001, weight_decay=0.1), 100 steps" in text
+    assert "steps 10 to 100: CosineAnnealingLR" in text
+    assert "frozen: 1 tensors" in text
+
+
+def test_an_unknown_number_of_steps_still_gives_a_table():
+    recipe = Recipe.load(
+        {"optimizer": {"name": "AdamW"}, "schedule": [{"name": "LinearLR", "for": 5}]}
+    )
+    plan = recipe.plan(nn.Linear(2, 2), Horizon())
+    assert "unknown number of steps" in str(plan)
+    with pytest.raises(ValueError, match="total_steps"):
+        plan.plot("lr.png")
+
+
+@pytest.mark.parametrize(
+    ("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
+)
+def test_a_plot_is_a_picture_of_that_kind(tmp_path, ending, magic):
+    file = tmp_path / f"lr.{ending}"
+    RECIPE.plan(tiny_bert(), RUN).plot(file)
+    assert file.read_bytes().startswith(magic)
+
+
+def test_a_plot_has_a_line_for_every_group_and_names_the_phases(tmp_path):
+    file = tmp_path / "lr.svg"
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        RECIPE.plan(tiny_bert(), RUN).plot(file)
+    text = file.read_text()
+    plan = RECIPE.plan(tiny_bert(), RUN)
+    for lr in {group.lr for group in plan.groups}:
+        first = next(group.name for group in plan.groups if group.lr == lr)
+        others = sum(group.lr == lr for group in plan.groups) - 1
+        assert (f"{first} (and {others} more)" if others else first) in text
+    assert "LinearLR" in text
+    assert "CosineAnnealingLR" in text
+
+
+def test_a_plot_of_many_groups_says_how_many_it_does_not_name(tmp_path):
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(40)])
+    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "groups": [{"layer_decay": 0.9}]})
+    file = tmp_path / "lr.svg"
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        recipe.plan(model, RUN).plot(file)
+    assert "and 16 more" in file.read_text()
+
+
+def test_without_matplotlib_the_error_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "optimplug\[plot\]"'):
+        RECIPE.plan(tiny_bert(), RUN).plot(tmp_path / "lr.png")
+
+
+def test_plan_holds_for_the_optimizers_own_defaults():
+    recipe = Recipe.load({"optimizer": {"name": "AdamW"}})
+    plan = recipe.plan(nn.Linear(2, 2), RUN)
+    assert plan.groups[0].lr == AdamW(nn.Linear(2, 2).parameters()).defaults["lr"]

@@ -1,0 +1,77 @@
+import sys
+import types
+from collections import UserDict
+
+import pytest
+
+from optimplug import RecipeError
+from optimplug.recipe.reader import read
+
+
+def write(folder, text):
+    file = folder / "recipe.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "1.e-3", "0.1e-2", ".1e-2", "+1e-3", "0.001"])
+def test_a_number_in_scientific_notation_is_one(tmp_path, number):
+    content, _ = read(write(tmp_path, f"lr: {number}"))
+    assert content == {"lr": 1e-3}
+
+
+@pytest.mark.parametrize("text", ["1e", "e-3", "1e-3x", "v1e3", "6%", "2 epochs"])
+def test_what_only_looks_like_a_number_stays_text(tmp_path, text):
+    assert read(write(tmp_path, f"x: {text}"))[0] == {"x": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: duplicate key 'c', first given on line 3"),
+        ("a:\n\t- 1\n", "line 2: found character '\\\\t' that cannot start any token"),
+        ("a: [1\n", "line 2: "),
+        ("", "must be a mapping .*got nothing"),
+        ("- 1\n", "must be a mapping .*got a list"),
+        (
+            "a: !!python/object/apply:os.system ['true']\n",
+            "line 1: could not determine a constructor",
+        ),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(tmp_path, text, message):
+    file = write(tmp_path, text)
+    with pytest.raises(RecipeError, match=message) as error:
+        read(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"none\.yaml: cannot read the recipe: No such file"):
+        read(tmp_path / "none.yaml")
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(RecipeError, match="is not UTF-8 text"):
+        read(file)
+
+
+def test_a_mapping_is_copied_into_plain_values():
+    inner = UserDict({"name": "AdamW", "betas": (0.9, 0.99)})
+    content, source = read({"optimizer": inner})
+    assert content == {"optimizer": {"name": "AdamW", "betas": [0.9, 0.99]}}
+    assert type(content["optimizer"]) is dict
+    assert source is None
+
+
+def test_reading_runs_no_code(tmp_path):
+    sys.modules["trap"] = trap = types.ModuleType("trap")
+    trap.sprung = []
+    trap.spring = lambda: trap.sprung.append(1)
+    with pytest.raises(RecipeError):
+        read(write(tmp_path, "a: !!python/object/apply:trap.spring []\n"))
+    del sys.modules["trap"]
+    assert not trap.sprung

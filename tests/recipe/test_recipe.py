@@ -1,0 +1,521 @@
+import pickle
+
+import pytest
+import torch
+from helpers import collate, same_bits, tiny_bert, tiny_rows
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from optimplug import Horizon, Recipe, RecipeError, StateError
+from optimplug.optim import AdamW
+from optimplug.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+RUN = Horizon(total_steps=100, steps_per_epoch=10)
+ADAMW = {"name": "AdamW", "lr": 1e-3}
+FULL = {
+    "optimizer": {**ADAMW, "weight_decay": 0.1, "max_grad_norm": 1.0, "betas": [0.9, 0.98]},
+    "groups": [
+        {"layer_decay": 0.5},
+        {"match": {"type": "norm"}, "weight_decay": 0},
+        {"match": "*.bias", "weight_decay": 0},
+        {"match": "classifier.*", "lr_scale": 10},
+        {"match": "*position_embeddings*", "freeze": True},
+    ],
+    "schedule": [
+        {"name": "LinearLR", "start_factor": 0.1, "for": "10%"},
+        {"name": "CosineAnnealingLR", "floor": 0.1},
+    ],
+}
+
+
+def recipe_of(*groups, schedule=(), **optimizer):
+    return Recipe.load(
+        {"optimizer": {**ADAMW, **optimizer}, "groups": list(groups), "schedule": list(schedule)}
+    )
+
+
+def by_name(optimizer):
+    """Each parameter's group, by the parameter's name."""
+    return {name: group for group in optimizer.param_groups for name in group["param_names"]}
+
+
+class TestGroups:
+    def test_the_whole_recipe(self):
+        model = tiny_bert(layers=2)
+        optimizer, _ = Recipe.load(FULL).build(model, RUN)
+        found = by_name(optimizer)
+        expected = {  # name: (distance from the top, lr_scale, weight decay)
+            "bert.embeddings.word_embeddings.weight": (3, 1, 0.1),
+            "bert.embeddings.LayerNorm.weight": (3, 1, 0),
+            "bert.encoder.layer.0.attention.self.query.weight": (2, 1, 0.1),
+            "bert.encoder.layer.0.attention.self.query.bias": (2, 1, 0),
+            "bert.encoder.layer.1.output.LayerNorm.weight": (1, 1, 0),
+            "bert.pooler.dense.weight": (0, 1, 0.1),
+            "classifier.weight": (0, 10, 0.1),
+            "classifier.bias": (0, 10, 0),
+        }
+        for name, (distance, scale, decay) in expected.items():
+            assert found[name]["initial_lr"] == pytest.approx(
+                1e-3 * 0.5**distance * scale, rel=1e-15
+            )
+            assert found[name]["weight_decay"] == decay
+        assert optimizer.max_grad_norm == 1.0
+        assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
+
+    def test_every_parameter_is_in_one_group_or_frozen(self):
+        model = tiny_bert()
+        optimizer, _ = Recipe.load(FULL).build(model, RUN)
+        grouped = by_name(optimizer)
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        assert frozen == ["bert.embeddings.position_embeddings.weight"]
+        assert sorted([*grouped, *frozen]) == sorted(name for name, _ in model.named_parameters())
+        for name, group in grouped.items():
+            position = group["param_names"].index(name)
+            assert group["params"][position] is model.get_parameter(name)
+
+    def test_groups_have_unique_names_and_none_is_empty(self):
+        optimizer, _ = Recipe.load(FULL).build(tiny_bert(), RUN)
+        names = [group["name"] for group in optimizer.param_groups]
+        assert len(set(names)) == len(names)
+        assert all(group["params"] for group in optimizer.param_groups)
+        assert "bert.encoder.layer.1" in names
+        assert "bert.encoder.layer.1/weight_decay=0" in names
+
+    def test_without_rules_there_is_one_group(self):
+        optimizer, _ = recipe_of().build(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), RUN)
+        assert [group["name"] for group in optimizer.param_groups] == ["model"]
+
+    def test_later_rules_win_key_by_key(self):
+        recipe = recipe_of(
+            {"match": "0.*", "lr_scale": 2, "weight_decay": 0.5},
+            {"match": "*.weight", "lr_scale": 3},
+            {"match": "0.bias", "lr": 7.0},
+        )
+        found = by_name(recipe.build(nn.Sequential(nn.Linear(2, 2)), RUN)[0])
+        assert found["0.weight"]["lr"] == pytest.approx(3e-3)
+        assert found["0.weight"]["weight_decay"] == 0.5
+        assert found["0.bias"]["lr"] == 14.0
+
+    @pytest.mark.parametrize(
+        ("match", "expected"),
+        [
+            ("0.*", {"0.weight", "0.bias"}),
+            (["0.bias", "1.bias"], {"0.bias", "1.bias"}),
+            ({"name": "*.weight"}, {"0.weight", "1.weight", "2.weight", "3.weight"}),
+            ({"regex": r"^[01]\.b"}, {"0.bias", "1.bias"}),
+            ({"type": "norm"}, {"1.weight", "1.bias"}),
+            ({"type": "LayerNorm"}, {"1.weight", "1.bias"}),
+            ({"type": ["conv", "embedding"]}, {"2.weight", "2.bias", "3.weight"}),
+            ({"type": "linear"}, {"0.weight", "0.bias"}),
+            ({"ndim": 2}, {"0.weight", "3.weight"}),
+            ({"ndim": 2, "type": "Linear"}, {"0.weight"}),
+            ({"any": [{"type": "norm"}, "0.bias"]}, {"1.weight", "1.bias", "0.bias"}),
+            ({"all": ["*.bias", {"not": "0.*"}]}, {"1.bias", "2.bias"}),
+            ({"not": {"ndim": 1}}, {"0.weight", "2.weight", "3.weight"}),
+        ],
+        ids=str,
+    )
+    def test_match(self, match, expected):
+        model = nn.Sequential(
+            nn.Linear(2, 2), nn.LayerNorm(2), nn.Conv1d(2, 2, 1), nn.Embedding(3, 2)
+        )
+        optimizer, _ = recipe_of({"match": match, "lr": 5.0}).build(model, RUN)
+        assert {
+            name for name, group in by_name(optimizer).items() if group["lr"] == 5.0
+        } == expected
+
+    def test_a_norm_that_a_model_defines_itself_is_a_norm(self):
+        config = LlamaConfig(
+            vocab_size=20,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+        model = LlamaForCausalLM(config)
+        found = by_name(
+            recipe_of({"match": {"type": "norm"}, "weight_decay": 0}).build(model, RUN)[0]
+        )
+        exempt = {name for name, group in found.items() if group["weight_decay"] == 0}
+        assert exempt == {name for name, _ in model.named_parameters() if "norm" in name}
+
+    def test_what_the_model_has_frozen_stays_so(self):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].requires_grad_(False)
+        optimizer, _ = recipe_of({"match": "*.weight", "freeze": False}).build(model, RUN)
+        assert set(by_name(optimizer)) == {"1.weight", "1.bias"}
+
+    def test_planning_leaves_the_model_as_it_is(self):
+        model = tiny_bert()
+        Recipe.load(FULL).plan(model, RUN)
+        assert all(p.requires_grad for p in model.parameters())
+
+
+class TestTied:
+    def model(self):
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=8)
+        return GPT2LMHeadModel(config)
+
+    @pytest.mark.parametrize("name", ["transformer.wte.*", "lm_head.*"])
+    def test_a_rule_on_any_of_the_names_applies_once(self, name):
+        optimizer, _ = recipe_of({"match": name, "lr": 5.0}).build(self.model(), RUN)
+        hit = [
+            n
+            for group in optimizer.param_groups
+            if group["lr"] == 5.0
+            for n in group["param_names"]
+        ]
+        assert hit == ["transformer.wte.weight"]
+
+    def test_names_that_pull_apart_are_an_error(self):
+        recipe = recipe_of(
+            {"match": "transformer.wte.*", "lr_scale": 0.1}, {"match": "lm_head.*", "lr_scale": 10}
+        )
+        with pytest.raises(
+            RecipeError, match=r"groups\[1\]\.lr_scale: 10.* contradicts 0\.1.* tied"
+        ):
+            recipe.build(self.model(), RUN)
+
+    def test_a_wider_rule_may_be_overridden(self):
+        recipe = recipe_of({"match": "*", "lr_scale": 0.1}, {"match": "lm_head.*", "lr_scale": 10})
+        found = by_name(recipe.build(self.model(), RUN)[0])
+        assert found["transformer.wte.weight"]["lr"] == pytest.approx(1e-2)
+
+    def test_depth_is_that_of_the_first_name(self):
+        found = by_name(recipe_of({"layer_decay": 0.5}).build(self.model(), RUN)[0])
+        assert found["transformer.wte.weight"]["lr"] == pytest.approx(1e-3 / 8)
+
+
+class TestSchedule:
+    def rates(self, schedule, steps=101, groups=()):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        optimizer, scheduler = recipe_of(*groups, schedule=schedule, lr=1.0).build(model, RUN)
+        found = []
+        for _ in range(steps):
+            found.append(scheduler.get_last_lr())
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    def test_the_phases_are_the_schedulers_in_sequence(self):
+        found = self.rates(
+            [
+                {"name": "LinearLR", "start_factor": 0.1, "for": "10%"},
+                {"name": "CosineAnnealingLR", "for": "rest"},
+            ]
+        )
+        optimizer = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+        reference = SequentialLR(
+            optimizer,
+            [LinearLR(optimizer, 0.1, 1.0, 10), CosineAnnealingLR(optimizer, 90)],
+            [10],
+        )
+        for rate in found:
+            assert rate == reference.get_last_lr()
+            optimizer.step()
+            reference.step()
+
+    def test_a_floor_is_a_ratio_and_ratios_between_groups_hold(self):
+        rules = [{"match": "1.*", "lr_scale": 4}]
+        found = self.rates([{"name": "CosineAnnealingLR", "floor": 0.25}], groups=rules)
+        assert found[0] == [1.0, 4.0]
+        assert found[100] == [0.25, 1.0]
+        assert all(b == pytest.approx(4 * a, rel=1e-15) for a, b in found)
+
+    def test_past_the_end_the_last_value_holds(self):
+        found = self.rates([{"name": "CosineAnnealingLR", "floor": 0.1, "for": "50%"}], steps=140)
+        assert {rate for (rate,) in found[50:]} == {0.1}
+
+    def test_no_schedule_is_constant(self):
+        assert self.rates([]) == [[1.0]] * 101
+
+    def test_a_phase_of_no_steps_is_passed_over(self):
+        phases = [{"name": "LinearLR", "for": "0%"}, {"name": "CosineAnnealingLR"}]
+        assert self.rates(phases) == self.rates(phases[1:])
+
+    def test_epochs_and_a_length_of_its_own(self):
+        phases = [
+            {"name": "LinearLR", "start_factor": 0.5, "total_iters": "1 epoch", "for": "3 epochs"},
+            {"name": "CosineAnnealingLR"},
+        ]
+        found = [rate for (rate,) in self.rates(phases)]
+        assert found[0] == 0.5
+        assert found[10:31] == [1.0] * 21
+        assert found[100] == 0.0
+
+    def test_saved_and_loaded_it_goes_on_exactly(self):
+        recipe = Recipe.load(FULL)
+        optimizer, scheduler = recipe.build(tiny_bert(), RUN)
+        for _ in range(37):
+            optimizer.step()
+            scheduler.step()
+        again, resumed = recipe.build(tiny_bert(), RUN)
+        again.load_state_dict(optimizer.state_dict())
+        resumed.load_state_dict(scheduler.state_dict())
+        for _ in range(70):
+            assert resumed.get_last_lr() == scheduler.get_last_lr()
+            for o, s in ((optimizer, scheduler), (again, resumed)):
+                o.step()
+                s.step()
+
+    def test_the_state_of_another_schedule_is_refused(self):
+        _, scheduler = recipe_of(schedule=FULL["schedule"]).build(nn.Linear(2, 2), RUN)
+        _, other = recipe_of(schedule=FULL["schedule"]).build(nn.Linear(2, 2), Horizon(200))
+        with pytest.raises(StateError, match=r"saved under another schedule.*for 20.*for 10"):
+            scheduler.load_state_dict(other.state_dict())
+
+
+class TestTraining:
+    def test_it_trains_as_the_same_groups_by_hand(self):
+        def train(model, optimizer, scheduler=None):
+            for batch in 3 * [collate(tiny_rows(4))]:
+                model(**batch).loss.backward()
+                optimizer.step()
+                if scheduler:
+                    scheduler.step()
+                optimizer.zero_grad()
+            return list(model.parameters())
+
+        model, twin = tiny_bert(), tiny_bert()
+        recipe = recipe_of({"match": "*.bias", "weight_decay": 0}, lr=1e-2)
+        ours = train(model, *recipe.build(model, RUN))
+        plain = [p for n, p in twin.named_parameters() if not n.endswith(".bias")]
+        bias = [p for n, p in twin.named_parameters() if n.endswith(".bias")]
+        by_hand = torch.optim.AdamW(
+            [{"params": plain}, {"params": bias, "weight_decay": 0}], lr=1e-2, foreach=False
+        )
+        for p, q in zip(ours, train(twin, by_hand), strict=True):
+            torch.testing.assert_close(p, q, rtol=2e-7, atol=1e-9)
+
+    def test_any_torch_optimizer_by_its_import_path(self):
+        model = nn.Linear(2, 2)
+        recipe = Recipe.load(
+            {
+                "optimizer": {"name": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9},
+                "groups": [{"match": "bias", "momentum": 0.5}],
+                "schedule": FULL["schedule"],
+            }
+        )
+        optimizer, scheduler = recipe.build(model, RUN)
+        assert type(optimizer) is torch.optim.SGD
+        assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.5]
+        assert scheduler.get_last_lr() == pytest.approx([0.01, 0.01])
+
+    def test_the_same_recipe_builds_the_same_thing_twice(self):
+        recipe = Recipe.load(FULL)
+        built = [recipe.build(tiny_bert(), RUN)[0].state_dict()["param_groups"] for _ in range(2)]
+        assert built[0] == built[1]
+
+    def test_load_takes_a_recipe_as_it_is(self):
+        recipe = Recipe.load(FULL)
+        assert Recipe.load(recipe) is recipe
+
+    def test_frozen_weights_do_not_move(self):
+        model = tiny_bert()
+        frozen = model.bert.embeddings.position_embeddings.weight
+        before = frozen.detach().clone()
+        optimizer, scheduler = Recipe.load(FULL).build(model, RUN)
+        model(**collate(tiny_rows(4))).loss.backward()
+        optimizer.step()
+        scheduler.step()
+        assert same_bits(frozen, before)
+
+
+BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line that must come back
+    ({"optimzer": {}}, ["optimzer: unknown key; did you mean 'optimizer'?"]),
+    ({"optimizer": None}, ["optimizer: must be a mapping (got None)"]),
+    ({"schedule": [{"nam": "LinearLR"}]}, ["schedule[0].nam: unknown key; did you mean 'name'?"]),
+    ({"optimizer": {"lr": 1.0}}, ["optimizer.name: is required, but missing"]),
+    (
+        {"optimizer": {"name": "AdmW"}},
+        ["optimizer.name: no optimizer 'AdmW'; did you mean 'AdamW'?"],
+    ),
+    ({"optimizer": {**ADAMW, "lrr": 1}}, ["optimizer.lrr: unknown key; did you mean 'lr'?"]),
+    (
+        {"optimizer": {**ADAMW, "weigth_decay": 0, "beta": [0.9, 0.9]}},
+        [
+            "optimizer.weigth_decay: unknown key; did you mean 'weight_decay'?",
+            "optimizer.beta: unknown key; did you mean 'betas'?",
+        ],
+    ),
+    ({"optimizer": {**ADAMW, "lr": "fast"}}, ["optimizer.lr: must be a number (got 'fast')"]),
+    ({"optimizer": {**ADAMW, "lr": True}}, ["optimizer.lr: must be a number (got True)"]),
+    ({"optimizer": {**ADAMW, "amsgrad": 1}}, ["optimizer.amsgrad: must be true or false (got 1)"]),
+    (
+        {"optimizer": {**ADAMW, "betas": 0.9}},
+        ["optimizer.betas: must be a list of numbers (got 0.9)"],
+    ),
+    ({"optimizer": {**ADAMW, "lr": -1}}, ["optimizer: Invalid learning rate: -1; must be >= 0"]),
+    (
+        {"optimizer": {**ADAMW, "max_grad_norm": 0}},
+        ["optimizer: Invalid max_grad_norm: 0; must be > 0, or None for no clipping"],
+    ),
+    (
+        {"optimizer": {"name": "os.system"}},
+        ["optimizer.name: 'os.system' is not a torch.optim.Optimizer class"],
+    ),
+    (
+        {"optimizer": {"name": "torch.optim.lr_scheduler.LinearLR"}},
+        [
+            "optimizer.name: 'torch.optim.lr_scheduler.LinearLR' is not a torch.optim.Optimizer class"
+        ],
+    ),
+    ({"groups": [{"mtach": "*"}]}, ["groups[0].mtach: unknown key; did you mean 'match'?"]),
+    (
+        {"groups": [{"weigth_decay": 0}]},
+        ["groups[0].weigth_decay: unknown key; did you mean 'weight_decay'?"],
+    ),
+    (
+        {"groups": [{"match": {"nmae": "*"}}]},
+        ["groups[0].match.nmae: unknown key; did you mean 'name'?"],
+    ),
+    (
+        {"groups": [{"match": {"any": [{"typ": "norm"}]}}]},
+        ["groups[0].match.any[0].typ: unknown key; did you mean 'type'?"],
+    ),
+    (
+        {"groups": [{"match": {"regex": "("}}]},
+        ["groups[0].match.regex: is not a regular expression"],
+    ),
+    ({"groups": [{"match": {}}]}, ["groups[0].match: must give at least one condition"]),
+    ({"groups": [{"match": 3}]}, ["groups[0].match: must be a mapping (got 3)"]),
+    (
+        {"groups": [{"layer_decay": 0}]},
+        ["groups[0].layer_decay: input should be greater than 0 (got 0)"],
+    ),
+    (
+        {"groups": [{"lr_scale": "2"}]},
+        ["groups[0].lr_scale: input should be a valid number (got '2')"],
+    ),
+    (
+        {"groups": [{"weight_decay": -1}]},
+        ["groups[0]: Invalid weight_decay value: -1; must be >= 0"],
+    ),
+    (
+        {"groups": [{"max_grad_norm": 1.0}]},
+        ["groups[0].max_grad_norm: is for the whole optimizer; move it to 'optimizer'"],
+    ),
+    (
+        {"schedule": [{"name": "CosineAnealingLR"}]},
+        ["schedule[0].name: no scheduler 'CosineAnealingLR'; did you mean 'CosineAnnealingLR'?"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "for": "120%"}]},
+        ["schedule[0].for: '120%' is longer than the run; the most is '100%'"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "start_facter": 0.1}]},
+        ["schedule[0].start_facter: unknown key; did you mean 'start_factor'?"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "start_factor": 2}]},
+        ["schedule[0]: start_factor must be > 0 and <= 1 (got 2)"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "start_factor": "x"}]},
+        ["schedule[0].start_factor: must be a number (got 'x')"],
+    ),
+    (
+        {"schedule": [{"name": "CosineAnnealingLR", "eta_min": 1e-5}]},
+        ["schedule[0].eta_min: is absolute; use 'floor', a ratio of each group's own lr"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "floor": 0.1}]},
+        ["schedule[0].floor: LinearLR has no minimum; use 'end_factor'"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR"}, {"name": "CosineAnnealingLR", "T_max": "x"}]},
+        [
+            "schedule[0].for: only the last phase can take the rest; give a length",
+            "schedule[1].T_max: must be a number of steps",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "lines"), BAD_FORM, ids=[case[1][0] for case in BAD_FORM])
+def test_a_bad_recipe_is_told_in_lines_that_name_the_key(change, lines):
+    content = {**FULL, **change}
+    if "optimzer" in change:
+        del content["optimizer"]
+    with pytest.raises(RecipeError) as error:
+        Recipe.load(content)
+    found = str(error.value).splitlines()
+    assert len(found) == len(lines)
+    assert all(line.startswith(start) for line, start in zip(found, lines, strict=True)), found
+
+
+BAD_FIT = [
+    (
+        {"groups": [{"match": "clasifier.*", "lr": 1.0}]},
+        "groups[0].match: 'clasifier.*' matches no parameter; did you mean 'classifier.*'?",
+    ),
+    (
+        {"groups": [{"match": "*.biass", "lr": 1.0}]},
+        "groups[0].match: '*.biass' matches no parameter; did you mean '*.bias'?",
+    ),
+    (
+        {"groups": [{"match": {"type": "LayrNorm"}, "lr": 1.0}]},
+        "groups[0].match: type: 'LayrNorm' matches no parameter; did you mean 'LayerNorm'?",
+    ),
+    (
+        {"groups": [{"match": {"ndim": 7}, "lr": 1.0}]},
+        "groups[0].match: ndim: 7 matches no parameter",
+    ),
+    ({"groups": [{"freeze": True}]}, "groups: no parameter is left to train: all are frozen"),
+    (
+        {"schedule": [{"name": "LinearLR", "for": "101 steps"}]},
+        "schedule[0].for: '101 steps' is 101 steps, longer than the run of 100",
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "for": "60%"}, {"name": "LinearLR", "for": "5 epochs"}]},
+        "schedule: the phases take 110 steps, but the run has only 100",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "line"), BAD_FIT, ids=[case[1] for case in BAD_FIT])
+def test_a_recipe_that_does_not_fit_is_told_and_changes_nothing(change, line):
+    model = tiny_bert()
+    recipe = Recipe.load({**FULL, **change})
+    for attempt in (recipe.build, recipe.plan):
+        with pytest.raises(RecipeError) as error:
+            attempt(model, RUN)
+        assert str(error.value) == line
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("phase", "horizon", "message"),
+    [
+        ({"for": "6%"}, Horizon(steps_per_epoch=10), r"schedule\[0\]\.for: .*Horizon\.total_steps"),
+        ({}, Horizon(), r"schedule\[0\]\.for: .*Horizon\.total_steps"),
+        ({"for": "2 epochs"}, Horizon(100), r"schedule\[0\]\.for: .*Horizon\.steps_per_epoch"),
+    ],
+)
+def test_an_unknown_horizon_is_named_where_it_is_needed(phase, horizon, message):
+    recipe = recipe_of(schedule=[{"name": "LinearLR", **phase}])
+    with pytest.raises(RecipeError, match=message):
+        recipe.build(nn.Linear(2, 2), horizon)
+
+
+def test_an_unknown_horizon_is_no_trouble_where_nothing_needs_it():
+    recipe = recipe_of(schedule=[{"name": "LinearLR", "start_factor": 0.5, "for": 10}])
+    _, scheduler = recipe.build(nn.Linear(2, 2), Horizon())
+    assert scheduler.get_last_lr() == [5e-4]
+
+
+def test_the_file_is_named_in_every_line(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("optimizer: {name: AdamW}\ngroups: [{match: nothing, lr: 1}]\n")
+    with pytest.raises(RecipeError) as error:
+        Recipe.load(file).build(nn.Linear(2, 2), RUN)
+    assert str(error.value).startswith(f"{file}: groups[0].match: 'nothing' matches no parameter")
+
+
+def test_an_error_survives_pickling():
+    with pytest.raises(RecipeError) as error:
+        Recipe.load({"optimizer": {**ADAMW, "lrr": 1}})
+    again = pickle.loads(pickle.dumps(error.value))  # noqa: S301
+    assert (str(again), again.problems) == (str(error.value), error.value.problems)

@@ -1,0 +1,169 @@
+import pytest
+import torch
+from helpers import collate, same_weights, tiny_bert, tiny_rows
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+
+from optimplug import Horizon, Recipe, RecipeError
+from optimplug.callbacks.huggingface import LearningRateTrace
+from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
+from optimplug.huggingface import RecipeTrainer, with_recipe
+from optimplug.optim import AdamW
+
+RECIPE = {
+    "optimizer": {"name": "AdamW", "lr": 1e-2, "max_grad_norm": 0.5},
+    "groups": [{"layer_decay": 0.8}, {"match": "*.bias", "weight_decay": 0}],
+    "schedule": [
+        {"name": "LinearLR", "start_factor": 0.1, "for": "1 epoch"},
+        {"name": "CosineAnnealingLR", "floor": 0.1},
+    ],
+}
+UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
+
+
+def arguments(folder, **changes):
+    # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
+    settings = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "max_grad_norm": 1.0,
+    }
+    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
+
+
+def trainer_of(folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), **changes):
+    return cls(
+        model=tiny_bert(),
+        args=arguments(folder, **changes),
+        train_dataset=tiny_rows(),
+        data_collator=collate,
+        callbacks=list(callbacks),
+        recipe=recipe,
+    )
+
+
+def plain_loop(recipe, epochs=3, accumulate=1):
+    """What the Trainer has to equal: the same batches, each update the mean over its rows."""
+    model = tiny_bert()
+    rows = tiny_rows()
+    batches = [rows[i : i + 4] for i in range(0, len(rows), 4)]
+    windows = [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
+    horizon = Horizon(total_steps=epochs * len(windows), steps_per_epoch=len(windows))
+    optimizer, scheduler = Recipe.load(recipe).build(model, horizon)
+    trace = PlainTrace()
+    trace.attach(optimizer)
+    for _ in range(epochs):
+        for window in windows:
+            count = sum(map(len, window))
+            for batch in window:
+                # The Trainer sums the losses and divides by the number of labels.
+                model(**collate(batch), num_items_in_batch=torch.tensor(count)).loss.backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    return model, trace.rates
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("recipe", [RECIPE, UNCLIPPED], ids=["clipped", "unclipped"])
+def test_the_trainer_is_the_plain_loop_bit_for_bit(tmp_path, recipe, accumulate):
+    trace = LearningRateTrace()
+    trainer = trainer_of(
+        tmp_path, recipe, callbacks=[trace], gradient_accumulation_steps=accumulate
+    )
+    trainer.train()
+    model, rates = plain_loop(recipe, accumulate=accumulate)
+    assert same_weights(trainer.model, model)
+    assert trace.rates == rates
+
+
+def test_the_optimizer_is_the_recipes_and_the_trainers_clipping_does_not_apply(tmp_path):
+    """Guards the two private methods of the Trainer that are overridden."""
+    trainer = trainer_of(tmp_path, UNCLIPPED, max_grad_norm=1.0)
+    trainer.train()
+    assert type(trainer.optimizer.optimizer) is AdamW
+    assert same_weights(trainer.model, plain_loop(UNCLIPPED)[0])
+    clipped = trainer_of(
+        tmp_path, {**RECIPE, "optimizer": {**RECIPE["optimizer"], "max_grad_norm": 1e-3}}
+    )
+    clipped.train()
+    assert not same_weights(clipped.model, trainer.model)
+
+
+def test_the_logged_norm_is_that_of_the_gradients(tmp_path):
+    trainer = trainer_of(tmp_path, logging_strategy="steps", logging_steps=1, num_train_epochs=1)
+    trainer.train()
+    model = tiny_bert()
+    model(**collate(tiny_rows()[:4])).loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf"))
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert logged[0] == pytest.approx(norm.item(), rel=1e-6)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@pytest.mark.parametrize("stop", [2, 6, 11])
+def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, stop):
+    whole = LearningRateTrace()
+    uninterrupted = trainer_of(tmp_path / "whole", callbacks=[whole])
+    uninterrupted.train()
+    trainer_of(tmp_path / "part", callbacks=[StopAfter(stop)]).train()
+    rest = LearningRateTrace()
+    resumed = trainer_of(tmp_path / "part", callbacks=[rest])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop}"))
+    assert same_weights(resumed.model, uninterrupted.model)
+    assert rest.rates == {name: rates[stop:] for name, rates in whole.rates.items()}
+
+
+def test_a_second_train_starts_the_schedule_anew(tmp_path):
+    trace = LearningRateTrace()
+    trainer = trainer_of(tmp_path, callbacks=[trace])
+    trainer.train()
+    first = trainer.lr_scheduler
+    trainer.train()
+    assert trainer.lr_scheduler is not first
+    assert trainer.lr_scheduler.last_epoch == 18
+
+
+def test_any_trainer_can_take_a_recipe(tmp_path):
+    cls = with_recipe(Seq2SeqTrainer)
+    assert issubclass(cls, Seq2SeqTrainer)
+    assert cls.__name__ == "RecipeSeq2SeqTrainer"
+    assert issubclass(RecipeTrainer, Trainer)
+
+
+def test_arguments_that_the_recipe_replaces_are_named_once(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"replaces .*: learning_rate=0\.1, warmup_steps=7$"
+    ) as found:
+        trainer_of(tmp_path, learning_rate=0.1, warmup_steps=7)
+    assert len(found) == 1
+
+
+def test_recipe_and_optimizers_together_are_refused(tmp_path):
+    model = tiny_bert()
+    with pytest.raises(RecipeError, match="either recipe= or optimizers="):
+        RecipeTrainer(
+            model=model,
+            args=arguments(tmp_path),
+            recipe=RECIPE,
+            optimizers=(AdamW(model.parameters()), None),
+        )
+
+
+def test_a_bad_recipe_fails_before_anything_is_trained(tmp_path):
+    with pytest.raises(RecipeError, match="did you mean 'AdamW'"):
+        trainer_of(tmp_path, {"optimizer": {"name": "AdmW"}})

@@ -1,0 +1,109 @@
+"""Every snippet and command of the README runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import collate, tiny_bert, tiny_rows
+from torch.utils.data import DataLoader
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+)
+RECIPE = next(text for language, text in BLOCKS if language == "yaml")
+SNIPPETS = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [
+    line.removeprefix("$ ")
+    for language, text in BLOCKS
+    if language == "console"
+    for line in text.splitlines()
+]
+MODEL = "import sys; sys.path.insert(0, {!r}); from helpers import tiny_bert as build"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "mymodels.py").write_text(MODEL.format(str(ROOT / "tests")))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_recipe_has_ten_lines():
+    assert len(RECIPE.splitlines()) == 10
+
+
+# What the trainers say of their own defaults, which a first snippet leaves as they are.
+@pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.strip().splitlines()[-1])
+def test_snippet(folder, snippet):
+    names = {
+        "model": tiny_bert(),
+        "dataset": tiny_rows(),
+        "batches": DataLoader(tiny_rows(), 4, collate_fn=collate),
+    }
+    before = [p.detach().clone() for p in names["model"].parameters()]
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+    trains = ".fit(" in snippet or ".train()" in snippet or ".backward()" in snippet
+    moved = [
+        not torch.equal(p, b) for p, b in zip(names["model"].parameters(), before, strict=True)
+    ]
+    assert all(moved) if trains else not any(moved)
+
+
+def run(command, cwd, **variables):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, **variables}
+    shell = ["bash", "-c", command]
+    return subprocess.run(
+        shell, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("optimplug")])
+def test_optimplug(folder, command):
+    done = run(command, folder)
+    assert done.returncode == 0, done.stderr
+    if "--plot" in command:
+        assert (folder / "lr.png").exists()
+
+
+# `make` finds this environment ready (-o), and is given a small job through its own ARGS.
+SMALL_JOB = {
+    "make demo": "--train 16 --held-out 8 --batch-size 8 --out {}",
+    "make test": "--collect-only -q tests/test_errors.py -p no:cacheprovider --basetemp {}",
+}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_make(tmp_path, command):
+    ready = (
+        f"-o {sys.prefix}/.installed VENV={sys.prefix} ARGS='{SMALL_JOB[command].format(tmp_path)}'"
+    )
+    done = run(f"{command} {ready}", ROOT, MAKEFLAGS="")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pip install" not in done.stdout
+    if command == "make demo":
+        assert {file.name for file in tmp_path.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m pip")])
+def test_pip(command):
+    done = run(f"{command} --dry-run --no-deps --no-build-isolation", ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_kind_of_command_has_a_test():
+    assert all(c.startswith(("make", "optimplug", "python -m pip")) for c in COMMANDS)
+    assert {c.split()[0] for c in COMMANDS} == {"make", "optimplug", "python"}
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists()
