@@ -307,6 +307,12 @@ def test_a_bad_argument_is_named(name):
         build(optimizer_of())
 
 
+def test_the_optimizer_is_listened_to_once_however_many_schedulers_it_has():
+    optimizer = optimizer_of()
+    SCHEDULES["sequence of three"](ours, optimizer)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+
+
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="list is not an Optimizer"):
         ours.LinearLR([])
@@ -337,3 +343,8 @@ class TestBadState:
         state = SCHEDULES["sequence"](ours, optimizer_of()).state_dict()
         state["_schedulers"].reverse()
         self.loads(SCHEDULES["sequence"], state, "not of a LinearLR")
+
+    @pytest.mark.parametrize("key", ["last_epoch", "base_lrs", "_last_lr"])
+    def test_of_values_that_are_no_numbers(self, key):
+        state = {**SCHEDULES["linear"](ours, optimizer_of()).state_dict(), key: ["x", "y"]}
+        self.loads(SCHEDULES["linear"], state, key)

@@ -47,6 +47,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.last_epoch = last_epoch
         if not hasattr(self.optimizer, "_opt_called"):
+            self.optimizer._opt_called = False  # type: ignore[union-attr]
             self.optimizer.register_step_post_hook(_note_step)
         self._initial_step()
 
@@ -114,8 +115,12 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             _set_rate(group, lr)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state, torch's included, with the keys that it has here."""
-        return {key: value for key, value in state_dict.items() if key not in _TORCH_FLAGS}
+        """Return a state, torch's included, with the keys and number types that it has here."""
+        state = {key: value for key, value in state_dict.items() if key not in _TORCH_FLAGS}
+        for key in ("base_lrs", "_last_lr"):
+            if isinstance(state.get(key), list):
+                state[key] = [_as_float(lr) for lr in state[key]]
+        return state
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         own, given = self.state_dict().keys(), state_dict.keys()
@@ -124,16 +129,20 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
                 f"this state is not of a {type(self).__name__}: "
                 f"missing {sorted(own - given)}, unexpected {sorted(given - own)}"
             )
-        if len(state_dict["base_lrs"]) != len(self._groups):
-            raise StateError(
-                f"the state holds {len(state_dict['base_lrs'])} groups, "
-                f"but the optimizer has {len(self._groups)}"
-            )
+        if not isinstance(state_dict["last_epoch"], int):
+            raise StateError(f"last_epoch must be an int (got {state_dict['last_epoch']!r})")
+        for key in ("base_lrs", "_last_lr"):
+            rates = state_dict[key]
+            if not isinstance(rates, list) or not all(isinstance(lr, float) for lr in rates):
+                raise StateError(f"{key} must be a list of numbers (got {rates!r})")
+            if len(rates) != len(self._groups):
+                raise StateError(
+                    f"the state holds {len(rates)} groups, but the optimizer has "
+                    f"{len(self._groups)}"
+                )
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         self.__dict__.update(state_dict)
-        self.base_lrs = [float(lr) for lr in self.base_lrs]
-        self._last_lr = [float(lr) for lr in self._last_lr]
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
@@ -186,6 +195,12 @@ def require_count(name: str, value: int, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ArgumentError(f"{name} must be an int >= {least} (got {value!r})")
     return value
+
+
+def _as_float(value: Any) -> Any:
+    """Turn an int or a tensor of one element into a float; leave anything else to be refused."""
+    number = isinstance(value, int) or (isinstance(value, Tensor) and value.numel() == 1)
+    return float(value) if number else value
 
 
 def _set_rate(group: dict[str, Any], lr: float) -> None:
