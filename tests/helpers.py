@@ -41,13 +41,13 @@ def parameters(shapes=((3, 4), (7,), (5, 5, 2), ()), dtype=torch.float32):
     return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
 
 
-def descend(optimizer, steps, skip=True, seed=2):
-    """Step with random gradients; every parameter lacks one now and then."""
+def descend(optimizer, steps, skip=True, seed=2, rounding=torch.float32):
+    """Step with random gradients, that ``rounding`` can hold; each is missing now and then."""
     generator = torch.Generator().manual_seed(seed)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(steps):
         for i, p in enumerate(params):
-            g = torch.randn(p.shape, generator=generator).to(p.dtype)
+            g = torch.randn(p.shape, generator=generator).to(rounding).to(p.dtype)
             p.grad = None if skip and (step + i) % 5 == 0 else g
         optimizer.step()
     return [p.detach().clone() for p in params]

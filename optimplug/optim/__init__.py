@@ -3,8 +3,9 @@
 Change one import: ``import optimplug.optim as optim``.
 """
 
-from optimplug._core.optim.adam import AdamW
+from optimplug._core.optim.adam import Adam, AdamW
 from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.sgd import SGD
 from optimplug.optim import lr_scheduler
 
-__all__ = ["AdamW", "Optimizer", "lr_scheduler"]
+__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "lr_scheduler"]

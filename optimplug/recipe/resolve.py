@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
@@ -102,7 +103,7 @@ def _expected(default: object) -> str | None:
     """Say what kind of value stands where this default does; None if that cannot be told."""
     if isinstance(default, bool):
         return "true or false"
-    if isinstance(default, int | float):
+    if isinstance(default, int | float) or default is required:
         return "a number"
     return "a list of numbers" if isinstance(default, tuple) else None
 

@@ -1,51 +1,57 @@
-"""AdamW: adaptive moments, with weight decay apart from the gradient."""
+"""Adam and AdamW: adaptive moments, with weight decay in the gradient or apart from it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from optimplug._core.optim.optimizer import Optimizer
-from optimplug._core.optim.rule import Hyper, Rule, Scalar, T
+from optimplug._core.optim.optimizer import Optimizer, check_rate
+from optimplug._core.optim.rule import Hyper, Rule, T
 from optimplug.errors import ArgumentError
 
-__all__ = ["AdamRule", "AdamW"]
+__all__ = ["Adam", "AdamRule", "AdamW"]
 
 
 @dataclass(frozen=True)
 class AdamRule(Rule):
-    """The math of :class:`AdamW`, and its two variants."""
+    """The math of :class:`Adam` and :class:`AdamW`, with its variants."""
 
     amsgrad: bool = False
     maximize: bool = False
+    decoupled: bool = False
+    """Whether weight decay acts on the parameter, apart from the gradient."""
+
+    fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     @property
     def state(self) -> tuple[str, ...]:
         names = ("exp_avg", "exp_avg_sq")
         return (*names, "max_exp_avg_sq") if self.amsgrad else names
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, float]:
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
-        # A tensor lr is computed with in its own precision, as in torch; hence float() only here.
         return {
-            "decay": float(1 - lr * hyper["weight_decay"]),
+            "decay": 1 - lr * hyper["weight_decay"] if self.decoupled else hyper["weight_decay"],
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
             "sqrt_correction2": (1 - beta2**t) ** 0.5,
             "eps": hyper["eps"],
-            "minus_step_size": float(-(lr / (1 - beta1**t))),
+            "minus_step_size": -(lr / (1 - beta1**t)),
         }
 
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Scalar]) -> None:
+    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         if self.maximize:
             g = g.neg()
-        if k["decay"] != 1:
+        if self.decoupled and k["decay"] != 1:
             p.mul_(k["decay"])
+        elif not self.decoupled and k["decay"] != 0:
+            g = g.add(p, alpha=k["decay"])
         m.lerp_(g, k["one_minus_beta1"])
         v.mul_(k["beta2"]).addcmul_(g, g, value=k["one_minus_beta2"])
         if self.amsgrad:
@@ -53,15 +59,46 @@ class AdamRule(Rule):
         denom = v.sqrt().div_(k["sqrt_correction2"]).add_(k["eps"])
         p.addcdiv_(m, denom, value=k["minus_step_size"])
 
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        state: Mapping[str, list[Tensor]],
+        hyper: Hyper,
+        *,
+        steps: list[Tensor],
+        first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        operator = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        operator(
+            params,
+            grads,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state.get("max_exp_avg_sq", []),
+            steps,
+            lr=hyper["lr"],
+            beta1=float(hyper["betas"][0]),
+            beta2=float(hyper["betas"][1]),
+            weight_decay=float(hyper["weight_decay"]),
+            eps=float(hyper["eps"]),
+            amsgrad=self.amsgrad,
+            maximize=self.maximize,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
 
-class AdamW(Optimizer):
-    r"""AdamW: Adam whose weight decay does not pass through the moments.
+
+class Adam(Optimizer):
+    r"""Adam: steps scaled by running means of the gradient and of its square.
 
     .. math::
-        \theta_t &= (1 - \gamma \lambda)\, \theta_{t-1}
-            - \gamma\, \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon} \\
+        g_t &\leftarrow g_t + \lambda\, \theta_{t-1} \\
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad \hat m_t = m_t / (1 - \beta_1^t) \\
-        v_t &= \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad \hat v_t = v_t / (1 - \beta_2^t)
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2, \qquad \hat v_t = v_t / (1 - \beta_2^t) \\
+        \theta_t &= \theta_{t-1} - \gamma\, \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
 
     with :math:`\gamma` = ``lr``, :math:`(\beta_1, \beta_2)` = ``betas``, :math:`\epsilon` =
     ``eps``, :math:`\lambda` = ``weight_decay``, :math:`g_t` the gradient (its negative with
@@ -70,14 +107,135 @@ class AdamW(Optimizer):
     Args:
         params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
         lr: learning rate, >= 0; a number or a tensor of one element.
-        betas: decay of the two moments per step, each in [0, 1).
+        betas: decay of the two means per step, each in [0, 1); two numbers or two tensors.
         eps: added to the denominator, >= 0.
-        weight_decay: decay per step relative to ``lr``, >= 0.
+        weight_decay: added to the gradient per unit of the parameter, >= 0.
         amsgrad: divide by the largest second moment so far.
+        foreach: True: all tensors together through ``torch._foreach_*``. False: one tensor after
+            the other, bit for bit as ``torch.optim.Adam(foreach=False)``. None: the fastest
+            execution that is right for each tensor.
         maximize: ascend instead of descend.
-        foreach: True or None: all tensors together through ``torch._foreach_*``; False: one tensor
-            after the other, bit for bit as ``torch.optim.AdamW(foreach=False)``.
+        capturable: the step can be captured in a CUDA graph; runs fused.
+        differentiable: autograd flows through the step.
+        fused: True: one pass over the memory, as in torch with gradient scaling inside. False:
+            never. None: as for ``foreach``.
+        decoupled_weight_decay: apply the decay to the parameter instead, as :class:`AdamW` does.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
+        skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+        GradientError: at a step, a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim import Adam
+        >>> w = torch.tensor([1.0], requires_grad=True)
+        >>> optimizer = Adam([w], lr=0.1)
+        >>> (3 * w).sum().backward()
+        >>> optimizer.step()
+        >>> w
+        tensor([0.9000], requires_grad=True)
+
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization",
+    https://arxiv.org/abs/1412.6980. AMSGrad: https://openreview.net/forum?id=ryQu7f-RZ.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(
+            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+        )
+
+    @staticmethod
+    def rule(hyper: Hyper) -> AdamRule:
+        return AdamRule(
+            amsgrad=bool(hyper["amsgrad"]),
+            maximize=bool(hyper["maximize"]),
+            decoupled=bool(hyper["decoupled_weight_decay"]),
+        )
+
+    @staticmethod
+    def check(hyper: Hyper) -> None:
+        check_rate(hyper)
+        if not hyper["eps"] >= 0.0:
+            raise ArgumentError(f"Invalid epsilon value: {hyper['eps']}; must be >= 0")
+        if not hyper["weight_decay"] >= 0.0:
+            raise ArgumentError(
+                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
+            )
+        _check_betas(hyper)
+
+
+def _check_betas(hyper: Hyper) -> None:
+    betas = hyper["betas"]
+    if len(betas) != 2:
+        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
+    if len({isinstance(beta, Tensor) for beta in betas}) == 2:
+        raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
+        if not 0.0 <= beta < 1.0:
+            raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
+        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper["capturable"]:
+            raise ArgumentError(
+                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
+            )
+
+
+class AdamW(Adam):
+    r"""AdamW: Adam whose weight decay does not pass through the moments.
+
+    .. math::
+        \theta_t = (1 - \gamma \lambda)\, \theta_{t-1}
+            - \gamma\, \frac{\hat m_t}{\sqrt{\hat v_t} + \epsilon}
+
+    with :math:`\lambda` = ``weight_decay``, and the moments of :class:`Adam` on the bare gradient.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
+        lr: as in :class:`Adam`, like all that is not listed here.
+        betas: as in :class:`Adam`.
+        eps: as in :class:`Adam`.
+        weight_decay: decay per step relative to ``lr``, >= 0.
+        amsgrad: as in :class:`Adam`.
+        maximize: as in :class:`Adam`.
+        foreach: as in :class:`Adam`.
+        capturable: as in :class:`Adam`.
+        differentiable: as in :class:`Adam`.
+        fused: as in :class:`Adam`.
+        max_grad_norm: as in :class:`Adam`.
+        skip_nonfinite: as in :class:`Adam`.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -95,52 +253,44 @@ class AdamW(Optimizer):
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
     https://arxiv.org/abs/1711.05101. As in torch and unlike the paper, the decay is multiplied by
-    ``lr``. AMSGrad: https://openreview.net/forum?id=ryQu7f-RZ.
+    ``lr``.
     """
 
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-        }
-        super().__init__(params, defaults, max_grad_norm=max_grad_norm)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+        )
 
-    @staticmethod
-    def rule(hyper: Hyper) -> AdamRule:
-        return AdamRule(amsgrad=bool(hyper["amsgrad"]), maximize=bool(hyper["maximize"]))
-
-    @staticmethod
-    def check(hyper: Hyper) -> None:
-        lr, eps, weight_decay = hyper["lr"], hyper["eps"], hyper["weight_decay"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-        if not lr >= 0.0:
-            raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
-        if not eps >= 0.0:
-            raise ArgumentError(f"Invalid epsilon value: {eps}; must be >= 0")
-        if not weight_decay >= 0.0:
-            raise ArgumentError(f"Invalid weight_decay value: {weight_decay}; must be >= 0")
-        if len(hyper["betas"]) != 2:
-            raise ArgumentError(f"Invalid betas: {hyper['betas']}; must be two numbers in [0, 1)")
-        for i, beta in enumerate(hyper["betas"]):
-            if not 0.0 <= beta < 1.0:
-                raise ArgumentError(
-                    f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)"
-                )
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True  # also where the state is Adam's

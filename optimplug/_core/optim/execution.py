@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.functional import Functional
 from optimplug._core.optim.tensorlist import TensorList
 
-__all__ = ["SCRATCH_BYTES", "Execution", "foreach", "single"]
+__all__ = ["SCRATCH_BYTES", "Execution", "differentiable", "foreach", "single"]
 
 SCRATCH_BYTES = 64 * 2**20
-"""Parameters are walked in parts of this size: each temporary of a foreach step is as large."""
+"""The temporaries of a foreach step stay under this."""
 
-
-class Execution(Protocol):
-    """Update a batch; ``scale`` multiplies every gradient first and leaves it as it is."""
-
-    def __call__(self, batch: Batch, scale: Tensor | None) -> None: ...
+Execution: TypeAlias = Callable[[Batch, Tensor | None], None]
+"""Update a batch; the second argument multiplies every gradient first."""
 
 
 def single(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other: the reference, bit for bit what torch's loop does."""
-    for p, g, state, k in zip(
-        batch.params, batch.grads, batch.states, batch.coefficients, strict=True
-    ):
-        batch.rule.update(p, g if scale is None else g.mul(scale.to(g.device)), state, k)
+    for cell, hyper, part in batch.parts():
+        k = {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
+        for i in range(part.start, part.stop):
+            g = batch.grads[i]
+            state = {name: tensors[i] for name, tensors in batch.states.items()}
+            batch.rule.update(batch.params[i], g if scale is None else _scaled(g, scale), state, k)
 
 
 def foreach(batch: Batch, scale: Tensor | None) -> None:
-    """All tensors of a part together, through TensorList."""
-    for part in batch.slices(SCRATCH_BYTES):
-        g = TensorList(part.grads)
-        part.rule.update(
-            TensorList(part.params),
-            g if scale is None else g.mul(scale.to(part.grads[0].device)),
-            {name: TensorList([s[name] for s in part.states]) for name in part.rule.state},
-            part.scalars(),
-        )
+    """All tensors together, through TensorList, in parts that keep temporaries small."""
+    per_cell = [
+        {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
+        for cell, hyper, _ in batch.parts()
+    ]
+    shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
+    cell_of = [i for i, cell in enumerate(batch.cells) for _ in cell.params]
+    for pieces, owners in _parts(batch, SCRATCH_BYTES // (batch.rule.temporaries + 1)):
+        k = {
+            name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
+            for name, same in shared.items()
+        }
+        params, grads, *states = (TensorList(column) for column in pieces)
+        if scale is not None:
+            grads = grads.mul(scale.to(grads.tensors[0].device))
+        batch.rule.update(params, grads, dict(zip(batch.states, states, strict=True)), k)
+
+
+def differentiable(batch: Batch, scale: Tensor | None) -> None:
+    """One tensor after the other, with autograd flowing through."""
+    for cell, hyper, part in batch.parts():
+        k = batch.rule.coefficients(hyper, cell.t)
+        for i in range(part.start, part.stop):
+            p, g = batch.params[i], batch.grads[i]
+            value = Functional(p.clone())
+            state = {name: Functional(tensors[i].clone()) for name, tensors in batch.states.items()}
+            g = g if scale is None else _scaled(g, scale)
+            batch.rule.update(value, Functional(g), state, k)
+            p.copy_(value.tensor)
+            for name, tensors in batch.states.items():
+                tensors[i].copy_(state[name].tensor)
+
+
+def _scaled(g: Tensor, scale: Tensor) -> Tensor:
+    return g.mul(scale.to(g.device))
+
+
+def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[int]]]:
+    """Walk all columns (parameters, gradients, states) in parts of at most ``limit`` bytes.
+
+    Yields:
+        The columns of a part, and for each of its tensors the place that it has in the batch.
+    """
+    columns: Sequence[Sequence[Tensor]] = [batch.params, batch.grads, *batch.states.values()]
+    part: list[list[Tensor]] = [[] for _ in columns]
+    owners: list[int] = []
+    size = 0
+    for i, row in enumerate(zip(*columns, strict=True)):
+        for pieces in _split(row, limit):
+            if owners and size + pieces[0].nbytes > limit:
+                yield part, owners
+                part, owners, size = [[] for _ in columns], [], 0
+            for column, piece in zip(part, pieces, strict=True):
+                column.append(piece)
+            owners.append(i)
+            size += pieces[0].nbytes
+    yield part, owners
+
+
+def _split(row: Sequence[Tensor], limit: int) -> Iterator[Sequence[Any]]:
+    """Cut a tensor and what belongs to it into flat views, if it is too large and they allow it."""
+    if row[0].nbytes <= limit or not all(t.is_contiguous() for t in row) or _is_sharded(row[0]):
+        return iter([row])
+    length = max(1, limit // row[0].element_size())
+    return zip(*(torch.split(t.view(-1), length) for t in row), strict=True)
+
+
+def _is_sharded(p: Tensor) -> bool:
+    return hasattr(p, "placements")

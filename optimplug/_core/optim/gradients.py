@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch
-
 __all__ = ["clip_coefficient", "global_norm"]
 
 
-def global_norm(grads: Iterable[Tensor]) -> Tensor:
+def global_norm(grads: Sequence[Tensor]) -> Tensor:
     r"""Return :math:`\lVert g \rVert_2` over all gradients as if they were one vector.
 
     The result is a zero-dimensional tensor: reading its value is what waits for the device.
@@ -26,8 +24,3 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     The factor of :func:`torch.nn.utils.clip_grad_norm_`, its small constant included.
     """
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)
-
-
-def batches_norm(batches: Iterable[Batch]) -> Tensor:
-    """Return the global norm of all gradients that a step is about to use."""
-    return global_norm([g for batch in batches for g in batch.grads])

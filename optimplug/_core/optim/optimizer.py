@@ -8,16 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import required
 
-from optimplug._core.optim.batch import gather
-from optimplug._core.optim.execution import Execution, foreach, single
-from optimplug._core.optim.gradients import batches_norm, clip_coefficient
+from optimplug._core.optim.batch import Batch, Layout
+from optimplug._core.optim.execution import differentiable, foreach, single
+from optimplug._core.optim.fused import FUSED_DEVICES, can_fuse, fused, lies_alike
+from optimplug._core.optim.gradients import clip_coefficient, global_norm
 from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer"]
+__all__ = ["Optimizer", "check_rate", "required"]
 
-# How a step is executed is a choice of the running process, so it is not taken from a checkpoint.
+# How a step is executed is a choice of the running process: it is not taken from a checkpoint, and
+# one group cannot choose another way than the others.
 _EXECUTION_KEYS = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -30,27 +34,43 @@ class Optimizer(torch.optim.Optimizer, ABC):
     Args:
         params: tensors, ``(name, tensor)`` pairs, or dicts of either under ``"params"`` with the
             hyperparameters of that group.
-        defaults: values for the hyperparameters that a group does not give.
+        defaults: values for the hyperparameters that a group does not give, and among them, where
+            the subclass has them, the choices of execution: ``foreach``, ``fused``,
+            ``capturable``, ``differentiable``.
         max_grad_norm: clip the global norm of all gradients to this inside the step, as
-            :func:`torch.nn.utils.clip_grad_norm_` before it would, except that the gradients
-            themselves are left as they are. None: no clipping.
+            :func:`torch.nn.utils.clip_grad_norm_` before it would. Gradients are left as they are,
+            or hold the clipped values after a fused step. None: no clipping.
+        skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
 
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
-            tensor; None before the first step and where ``max_grad_norm`` is None.
+            tensor; None before the first step, and where neither of the two above asks for it.
+        skipped_steps: how many steps ``skip_nonfinite`` has left out.
     """
 
     def __init__(
-        self, params: Any, defaults: dict[str, Any], *, max_grad_norm: float | None = None
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ArgumentError(
                 f"Invalid max_grad_norm: {max_grad_norm}; must be > 0, or None for no clipping"
             )
         self.max_grad_norm = max_grad_norm
+        self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
-        self.check(defaults)
+        self.skipped_steps = 0
+        self._layout: Layout | None = None
+        _check_execution(defaults)
+        if defaults.get("lr") is not required:
+            self.check(defaults)
         super().__init__(params, defaults)
+        # GradScaler then leaves it to the step to unscale, and to skip where it found_inf.
+        self._step_supports_amp_scaling = bool(defaults.get("fused"))
 
     @staticmethod
     @abstractmethod
@@ -62,7 +82,6 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def check(hyper: Hyper) -> None:
         """Raise ArgumentError if a hyperparameter breaks its rule."""
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
 
@@ -76,19 +95,97 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = gather(
-            self.param_groups, [self.rule(group) for group in self.param_groups], self.state
-        )
-        scale = None
-        if self.max_grad_norm is not None:
-            self.grad_norm = batches_norm(batches)
-            scale = clip_coefficient(self.grad_norm, self.max_grad_norm)
-        for batch in batches:
-            self._execution()(batch, scale)
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+            self._update()
         return loss
 
-    def _execution(self) -> Execution:
-        return single if self.defaults["foreach"] is False else foreach
+    def _update(self) -> None:
+        groups = self.param_groups
+        grads = [p.grad for group in groups for p in group["params"]]
+        rules = [self.rule(group) for group in groups]
+        # GradScaler lends these two for the time of a step.
+        amp_scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        layout = self._layout
+        if layout is None or not layout.fits(groups, grads, rules, self.state):
+            on_device = self._may_fuse() and not torch.compiler.is_compiling()
+            layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)
+            self._layout = layout
+        batches = layout.batches(groups, grads)
+        if not batches:
+            return
+        scale = self._gradient_scale(batches, amp_scale)
+        if self._skips():
+            return
+        layout.advance(1)
+        for batch in batches:
+            self._execute(batch, scale, found_inf)
+        if found_inf is not None:
+            layout.advance(-found_inf)
+
+    def _gradient_scale(self, batches: list[Batch], amp_scale: Tensor | None) -> Tensor | None:
+        """Return what every gradient is to be multiplied by; None for one."""
+        scale = None if amp_scale is None else 1.0 / amp_scale
+        if self.max_grad_norm is None and not self.skip_nonfinite:
+            return scale
+        norm = global_norm([g for batch in batches for g in batch.grads])
+        self.grad_norm = norm if scale is None else norm * scale.to(norm.device)
+        if self.max_grad_norm is None:
+            return scale
+        clip = clip_coefficient(self.grad_norm, self.max_grad_norm)
+        return clip if scale is None else clip * scale.to(clip.device)
+
+    def _skips(self) -> bool:
+        if not self.skip_nonfinite or self.grad_norm is None:
+            return False
+        skips = not bool(torch.isfinite(self.grad_norm))
+        self.skipped_steps += skips
+        return skips
+
+    def _execute(self, batch: Batch, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        if self._may_fuse() and can_fuse(batch.rule, batch.params[0]) and lies_alike(batch):
+            fused(batch, None if scale is None else 1.0 / scale, found_inf)
+        elif found_inf is not None and bool(found_inf):
+            return
+        elif self.defaults.get("differentiable"):
+            differentiable(batch, scale)
+        elif self.defaults.get("foreach") is False or batch.has_sparse:
+            single(batch, scale)
+        else:
+            foreach(batch, scale)
+
+    def _may_fuse(self) -> bool:
+        choice = self.defaults
+        if choice.get("fused") is None:
+            return choice.get("foreach") is None and not choice.get("differentiable")
+        return bool(choice["fused"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``."""
+        found = super().state_dict()
+        # Parameters share a step counter here; whoever loads this may count each on its own.
+        found["state"] = {
+            i: {k: v.clone() if k == "step" else v for k, v in kept.items()}
+            for i, kept in found["state"].items()
+        }
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this package or of ``torch.optim``.
+
+        Every tensor keeps its dtype. Hyperparameters that an older state lacks keep their defaults,
+        and how a step is executed stays as it is.
+
+        Raises:
+            StateError: the state does not fit the parameters. Nothing has changed then.
+        """
+        state_dict = dict(state_dict)
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = pre_hook(self, state_dict) or state_dict
+        state, groups = checked_state(state_dict, self.param_groups)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with its own hyperparameters.
@@ -96,8 +193,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         Keys that are not hyperparameters (``name``, say) are the user's own and are kept.
 
         Raises:
-            ArgumentError: a value breaks its rule, or a key nearly spells a hyperparameter.
-                The optimizer and the dict are as they were.
+            ArgumentError: a value breaks its rule, a key nearly spells a hyperparameter, or the
+                group asks for an execution of its own. The optimizer and the dict are as they were.
         """
         if isinstance(param_group, dict):
             param_group = dict(param_group)
@@ -112,19 +209,84 @@ class Optimizer(torch.optim.Optimizer, ABC):
             meant = nearest(key, self.defaults, cutoff=0.85)
             if meant is not None:
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
+        hyper = {**self.defaults, **group}
+        for key in _EXECUTION_KEYS:
+            if key in group and group[key] != self.defaults.get(key):
+                raise ArgumentError(
+                    f"{where}: {key} is a choice for all groups together (got {group[key]}, but "
+                    f"the optimizer has {self.defaults.get(key)})"
+                )
+        if hyper.get("lr") is required:
+            raise ArgumentError(
+                f"{where}: lr is required: give it to the optimizer or to every group"
+            )
         try:
-            self.check({**self.defaults, **group})
+            self.check(hyper)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
+        if self.defaults.get("fused") or self.defaults.get("capturable"):
+            self._check_fusable(group, where)
+
+    def _check_fusable(self, group: dict[str, Any], where: str) -> None:
+        """Refuse at once what the fused execution could not do at a step."""
+        params = group["params"]
+        group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+        devices = ("cuda",) if self.defaults.get("capturable") else FUSED_DEVICES
+        for p in (p[1] if isinstance(p, tuple) else p for p in params):
+            if isinstance(p, Tensor) and not (
+                torch.is_floating_point(p) and p.device.type in devices
+            ):
+                asked = "capturable" if self.defaults.get("capturable") else "fused"
+                raise ArgumentError(
+                    f"{where}: {asked}=True needs floating point parameters on "
+                    f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "max_grad_norm": self.max_grad_norm, "grad_norm": None}
+        own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
+        return {
+            **super().__getstate__(),
+            **{name: getattr(self, name) for name in own},
+            "grad_norm": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._layout = None
         for group in self.param_groups:
             for key in _EXECUTION_KEYS:
-                group.pop(key, None)
+                group.pop(key, None)  # then, if this class has it, back from the defaults
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+
+
+def check_rate(hyper: Hyper) -> None:
+    """Raise ArgumentError unless ``lr`` is what every optimizer here takes."""
+    lr = hyper["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
+        if hyper["foreach"] and not hyper.get("capturable", True):
+            raise ArgumentError(
+                "lr as a Tensor is not supported for capturable=False and foreach=True"
+            )
+    if not lr >= 0.0:
+        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
+
+
+def _check_execution(defaults: Hyper) -> None:
+    """Refuse choices of execution that contradict each other, as torch does."""
+    fuse, many = defaults.get("fused"), defaults.get("foreach")
+    if fuse and defaults.get("differentiable"):
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fuse and many:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if many and defaults.get("differentiable"):
+        raise ArgumentError("foreach=True does not support differentiable=True; leave it out")
+    if defaults.get("capturable") and (fuse is False or many is not None):
+        raise ArgumentError(
+            "capturable=True needs the fused execution; leave foreach and fused out"
+        )
+    if defaults.get("capturable") and defaults.get("differentiable"):
+        raise ArgumentError("capturable=True does not support differentiable=True")

@@ -1,14 +1,18 @@
 """What an update rule is: the state it keeps, its scalars, its math.
 
-A rule is written once, in Tensor's own method names. What it is run on decides how it executes:
-a Tensor is the reference, a TensorList maps the same names onto ``torch._foreach_*``.
+A rule is written once, in Tensor's own method names. What it is run on decides how it executes: a
+Tensor is the reference, a TensorList maps the same names onto ``torch._foreach_*``, a Functional
+lets autograd flow through.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
 
 __all__ = ["Hyper", "Operand", "Rule", "Scalar"]
 
@@ -22,14 +26,15 @@ Self = TypeVar("Self", bound="Operand")
 
 
 class Operand(Protocol):
-    """The methods that a rule may use, on a Tensor and on a TensorList alike.
+    """The methods that a rule may use, on a Tensor, a TensorList and a Functional alike.
 
     Scalar arguments are typed Any, because Tensor's own methods take no sequence.
     """
 
     def neg(self: Self) -> Self: ...
     def sqrt(self: Self) -> Self: ...
-    def add_(self: Self, other: Any) -> Self: ...
+    def add(self: Self, other: Self, *, alpha: Any) -> Self: ...
+    def add_(self: Self, other: Any, *, alpha: Any = 1) -> Self: ...
     def mul_(self: Self, other: Any) -> Self: ...
     def div_(self: Self, other: Any) -> Self: ...
     def lerp_(self: Self, end: Self, weight: Any) -> Self: ...
@@ -47,18 +52,59 @@ class Rule(ABC):
     Rules are values: two groups whose rules are equal can share a batch.
     """
 
+    counts_steps: ClassVar[bool] = True
+    """Whether the state has torch's ``step``, and ``t`` is its count.
+
+    Where not, ``t`` only tells a parameter's first update (1) from its later ones (2).
+    """
+
+    takes_sparse: ClassVar[bool] = False
+    """Whether gradients may be sparse."""
+
+    temporaries: ClassVar[int] = 2
+    """How many operands as large as the parameters an update holds at once, at the most."""
+
+    fused_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
+    """For which types :meth:`fused` is right; none where the rule has no such operator."""
+
     @property
     @abstractmethod
     def state(self) -> tuple[str, ...]:
-        """Names of the tensors kept per parameter, each starting as zeros of its shape and dtype.
+        """Names of the tensors kept per parameter; each starts as zeros of its shape and dtype."""
 
-        The step counter, ``step``, is kept beside them for every rule.
+    @abstractmethod
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        """Return the scalars of update number ``t`` (from 1) for a group's hyperparameters.
+
+        They are numbers, or tensors where a hyperparameter is one.
         """
 
     @abstractmethod
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, float]:
-        """Return the scalars of update number ``t`` (from 1) for a group's hyperparameters."""
-
-    @abstractmethod
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Scalar]) -> None:
+    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
         """Update ``p`` and ``state`` in place from the gradient ``g``; leave ``g`` as it is."""
+
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        state: Mapping[str, list[Tensor]],
+        hyper: Hyper,
+        *,
+        steps: list[Tensor],
+        first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Do the whole update of tensors that share their hyperparameters in one call.
+
+        Args:
+            params: what is updated, in place.
+            grads: divided by ``grad_scale`` and overwritten with the quotient, if it is given.
+            state: for each name in :attr:`state`, one tensor per parameter.
+            hyper: the hyperparameters of their group.
+            steps: for each parameter the number of this update, on its device.
+            first: whether this is the first update of these parameters.
+            grad_scale: what the gradients are too large by.
+            found_inf: where it holds 1, nothing is changed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no fused operator")

@@ -39,8 +39,18 @@ class TensorList:
         """Multiply every tensor by the same zero-dimensional tensor."""
         return TensorList(torch._foreach_mul(self.tensors, other))
 
-    def add_(self, other: Scalar) -> TensorList:
-        torch._foreach_add_(self.tensors, other)
+    def add(self, other: TensorList, *, alpha: Scalar) -> TensorList:
+        if isinstance(alpha, Sequence):  # there is no overload with one alpha for each
+            return TensorList(torch._foreach_mul(other.tensors, alpha)).add_(self)
+        return TensorList(torch._foreach_add(self.tensors, other.tensors, alpha=alpha))
+
+    def add_(self, other: TensorList | Scalar, *, alpha: Scalar = 1) -> TensorList:
+        if not isinstance(other, TensorList):
+            torch._foreach_add_(self.tensors, other)
+        elif isinstance(alpha, Sequence):
+            torch._foreach_add_(self.tensors, torch._foreach_mul(other.tensors, alpha))
+        else:
+            torch._foreach_add_(self.tensors, other.tensors, alpha=alpha)
         return self
 
     def mul_(self, other: Scalar) -> TensorList:

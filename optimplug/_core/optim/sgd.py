@@ -1,0 +1,185 @@
+"""SGD: stochastic gradient descent, with momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import required
+
+from optimplug._core.optim.optimizer import Optimizer, check_rate
+from optimplug._core.optim.rule import Hyper, Rule, T
+from optimplug.errors import ArgumentError
+
+__all__ = ["SGD", "SGDRule"]
+
+
+@dataclass(frozen=True)
+class SGDRule(Rule):
+    """The math of :class:`SGD`, with its variants."""
+
+    momentum: bool = False
+    nesterov: bool = False
+    maximize: bool = False
+
+    counts_steps: ClassVar = False
+    takes_sparse: ClassVar = True
+    # In bfloat16 torch's operator rounds at every step of its arithmetic: 5 times the error.
+    fused_dtypes: ClassVar = (torch.float32, torch.float64)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        first = t == 1  # the buffer starts as the gradient itself, undampened
+        return {
+            "weight_decay": hyper["weight_decay"],
+            "keep": 0.0 if first else hyper["momentum"],
+            "take": 1.0 if first else 1 - hyper["dampening"],
+            "momentum": hyper["momentum"],
+            "minus_lr": -hyper["lr"],
+        }
+
+    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
+        if self.maximize:
+            g = g.neg()
+        if k["weight_decay"] != 0:
+            g = g.add(p, alpha=k["weight_decay"])
+        if self.momentum:
+            buffer = state["momentum_buffer"].mul_(k["keep"]).add_(g, alpha=k["take"])
+            g = g.add(buffer, alpha=k["momentum"]) if self.nesterov else buffer
+        p.add_(g, alpha=k["minus_lr"])
+
+    def fused(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        state: Mapping[str, list[Tensor]],
+        hyper: Hyper,
+        *,
+        steps: list[Tensor],
+        first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        torch._fused_sgd_(
+            params,
+            grads,
+            state.get("momentum_buffer", []),
+            weight_decay=float(hyper["weight_decay"]),
+            momentum=float(hyper["momentum"]),
+            lr=hyper["lr"],
+            dampening=float(hyper["dampening"]),
+            nesterov=self.nesterov,
+            maximize=self.maximize,
+            is_first_step=first,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
+        )
+
+
+class SGD(Optimizer):
+    r"""SGD: steps along the gradient, or along a running sum of it.
+
+    .. math::
+        g_t &\leftarrow g_t + \lambda\, \theta_{t-1} \\
+        b_1 &= g_1, \qquad b_t = \mu\, b_{t-1} + (1 - \tau)\, g_t \\
+        \theta_t &= \theta_{t-1} - \gamma\, b_t
+
+    with :math:`\gamma` = ``lr``, :math:`\mu` = ``momentum``, :math:`\tau` = ``dampening``,
+    :math:`\lambda` = ``weight_decay``, :math:`g_t` the gradient (its negative with ``maximize``).
+    Without momentum the step is along :math:`g_t`; with ``nesterov``, along :math:`g_t + \mu b_t`.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
+        lr: learning rate, >= 0; a number or a tensor of one element. Required, here or in every
+            group.
+        momentum: how much of the running sum stays, >= 0.
+        dampening: how much of the gradient is left out of the sum.
+        weight_decay: added to the gradient per unit of the parameter, >= 0.
+        nesterov: look ahead along the sum; needs ``momentum`` and no ``dampening``.
+        maximize: ascend instead of descend.
+        foreach: True: all tensors together through ``torch._foreach_*``. False: one tensor after
+            the other, bit for bit as ``torch.optim.SGD(foreach=False)``. None: the fastest
+            execution that is right for each tensor.
+        differentiable: autograd flows through the step.
+        fused: True: one pass over the memory, as in torch with gradient scaling inside. False:
+            never. None: as for ``foreach``.
+        max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
+        skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim import SGD
+        >>> w = torch.tensor([1.0], requires_grad=True)
+        >>> optimizer = SGD([w], lr=0.1, momentum=0.9)
+        >>> (3 * w).sum().backward()
+        >>> optimizer.step()
+        >>> w
+        tensor([0.7000], requires_grad=True)
+
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning",
+    https://proceedings.mlr.press/v28/sutskever13.html. As in torch and unlike the paper, the rate
+    multiplies the whole sum.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = required,  # type: ignore[assignment] # torch's sentinel
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(
+            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+        )
+
+    @staticmethod
+    def rule(hyper: Hyper) -> SGDRule:
+        return SGDRule(
+            momentum=hyper["momentum"] != 0,
+            nesterov=bool(hyper["nesterov"]),
+            maximize=bool(hyper["maximize"]),
+        )
+
+    @staticmethod
+    def check(hyper: Hyper) -> None:
+        check_rate(hyper)
+        if not hyper["momentum"] >= 0.0:
+            raise ArgumentError(f"Invalid momentum value: {hyper['momentum']}; must be >= 0")
+        if not hyper["weight_decay"] >= 0.0:
+            raise ArgumentError(
+                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
+            )
+        if hyper["nesterov"] and (hyper["momentum"] <= 0 or hyper["dampening"] != 0):
+            raise ArgumentError(
+                "Nesterov momentum requires a momentum and zero dampening "
+                f"(got momentum={hyper['momentum']}, dampening={hyper['dampening']})"
+            )

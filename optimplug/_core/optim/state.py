@@ -1,0 +1,91 @@
+"""Loading a state dict: checked whole before anything changes."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug.errors import StateError
+
+__all__ = ["checked_state"]
+
+
+def checked_state(
+    state_dict: Mapping[str, Any], groups: Sequence[dict[str, Any]]
+) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
+    """Return the state by parameter and the groups that a state dict gives to these parameters.
+
+    Tensors go to their parameter's device and keep their dtype; ``step`` becomes a tensor.
+
+    Raises:
+        StateError: something does not fit; it says where and what is expected.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise StateError(f"a state dict must have the key {key!r} (got {sorted(state_dict)})")
+    saved = state_dict["param_groups"]
+    if len(saved) != len(groups):
+        raise StateError(
+            "loaded state dict has a different number of parameter groups "
+            f"(got {len(saved)}, the optimizer has {len(groups)})"
+        )
+    for i, (theirs, ours) in enumerate(zip(saved, groups, strict=True)):
+        if len(theirs["params"]) != len(ours["params"]):
+            raise StateError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group: param_groups[{i}] has {len(theirs['params'])} parameters, "
+                f"the optimizer's has {len(ours['params'])}"
+            )
+    names = {
+        p: _name(i, group, n)
+        for i, group in enumerate(groups)
+        for n, p in enumerate(group["params"])
+    }
+    owners = {
+        number: p
+        for theirs, ours in zip(saved, groups, strict=True)
+        for number, p in zip(theirs["params"], ours["params"], strict=True)
+    }
+    state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+    for number, kept in state_dict["state"].items():
+        p = owners.get(number)
+        if p is None:
+            state[number] = kept
+            continue
+        state[p] = {key: _fit(value, p, key, names[p]) for key, value in kept.items()}
+    return state, [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
+
+
+def _fit(value: Any, p: Tensor, key: str, name: str) -> Any:
+    """Return a state's value as the parameter needs it."""
+    if key == "step":
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return value.detach().clone()
+        if isinstance(value, int | float):
+            return torch.tensor(float(value))
+        raise StateError(f"step of {name} must be a number (got {value!r})")
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if value.shape != p.shape:
+        raise StateError(
+            f"{key} of {name} must have the shape {tuple(p.shape)} (got {tuple(value.shape)})"
+        )
+    if value.is_floating_point() and not (p.is_floating_point() or p.is_complex()):
+        raise StateError(f"{key} of {name} must be of a type like {p.dtype} (got {value.dtype})")
+    return value.to(device=p.device)
+
+
+def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    group = copy.deepcopy({key: value for key, value in theirs.items() if key != "params"})
+    if "param_names" in ours:
+        group.setdefault("param_names", ours["param_names"])
+    return {**group, "params": ours["params"]}
+
+
+def _name(i: int, group: Mapping[str, Any], n: int) -> str:
+    return group["param_names"][n] if "param_names" in group else f"param_groups[{i}] parameter {n}"
