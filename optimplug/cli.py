@@ -18,7 +18,7 @@ from torch import nn
 from optimplug.errors import MissingExtraError, OptimplugError
 from optimplug.recipe import Horizon, Recipe
 
-__all__ = ["app", "main"]
+__all__ = ["app", "check", "main", "plan"]
 
 app = typer.Typer(
     name="optimplug",
@@ -64,26 +64,30 @@ def plan(
     if plot is not None and steps is None:
         raise typer.BadParameter("a plot needs --steps", param_hint="--plot")
     found = loaded.plan(_build_model(model), Horizon(steps, steps_per_epoch))
-    # In a pipe there is no terminal to ask for its width.
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(found)
+    if sys.stdout.isatty():
+        Console().print(found)
+    else:
+        typer.echo(str(found))
     if plot is not None:
-        found.plot(plot)
+        try:
+            found.plot(plot)
+        except (ValueError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--plot") from None
 
 
 def _build_model(path: str) -> nn.Module:
-    """Import ``package.module:factory``, also from the current folder, and call it."""
+    """Import ``package.module:factory`` and call it."""
     module_name, _, factory_name = path.partition(":")
     if not module_name or not factory_name:
         raise typer.BadParameter(
             f"must be package.module:factory (got {path!r})", param_hint="--model"
         )
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a plain string is what sys.path holds)
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise typer.BadParameter(f"cannot import {path!r}: {error}", param_hint="--model") from None
-    model = factory if isinstance(factory, nn.Module) else factory()
+        model = factory if isinstance(factory, nn.Module) else factory()
+    except Exception as error:  # the user's own code, which can fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise typer.BadParameter(f"{path!r} failed: {reason}", param_hint="--model") from None
     if not isinstance(model, nn.Module):
         raise typer.BadParameter(
             f"{path!r} gave a {type(model).__name__}, not a torch.nn.Module", param_hint="--model"
@@ -93,6 +97,7 @@ def _build_model(path: str) -> nn.Module:
 
 def main() -> None:
     """Run the command line."""
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a plain string is what sys.path holds)
     try:
         app()
     except MissingExtraError as error:

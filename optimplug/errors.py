@@ -6,7 +6,7 @@
     ├── ArgumentError (ValueError)      an optimizer or scheduler argument breaks its rule
     ├── GradientError (RuntimeError)    a gradient is of a kind that the optimizer cannot use
     ├── StateError (ValueError)         a state dict does not fit what it is loaded into
-    ├── RecipeError (ValueError)        a recipe says what cannot be done; lists every problem found
+    ├── RecipeError (ValueError)        a recipe says what cannot be done; a line for each problem
     └── MissingExtraError (ImportError) an optional dependency is needed; names the pip command
 
 They also derive from the built-in error that torch raises in the same place, so code written for
@@ -67,7 +67,8 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        line = f"{self.path}: {self.message}" if self.path else self.message
+        return line.replace("\n", "\\n")
 
 
 class RecipeError(OptimplugError, ValueError):

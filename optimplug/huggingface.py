@@ -16,6 +16,7 @@ from optimplug.recipe.reader import Source
 
 try:
     from transformers import Trainer, TrainingArguments
+    from transformers.trainer_utils import has_length
 except ImportError:
     raise MissingExtraError("optimplug.huggingface", "huggingface") from None
 
@@ -53,6 +54,12 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
     """
+    for name in ("set_initial_training_values", "_clip_grad_norm", "_get_grad_norm"):
+        if not hasattr(trainer_class, name):
+            raise ImportError(
+                f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
+                'pip install "transformers>=5.20"'
+            )
 
     class WithRecipe(trainer_class):  # type: ignore[valid-type, misc]
         __doc__ = f"{trainer_class.__name__} whose optimizer and schedule come from ``recipe=``."
@@ -61,16 +68,16 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
         lr_scheduler: Any
 
         def __init__(self, *args: Any, recipe: Source | Recipe, **kwargs: Any) -> None:
-            if any(part is not None for part in kwargs.get("optimizers", ())):
-                raise RecipeError.at("recipe", "give either recipe= or optimizers=, not both")
             self.recipe = Recipe.load(recipe)
             self._steps_per_epoch: int | None = None
             super().__init__(*args, **kwargs)
+            _refuse_other_optimizers(self)
             _report_replaced(self.args)
 
-        def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
-            values = super().set_initial_training_values(*args, **kwargs)
-            self._steps_per_epoch = values[1]
+        def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+            values = super().set_initial_training_values(args, dataloader)
+            # For data without a length the Trainer puts the whole run in the epoch's place.
+            self._steps_per_epoch = values[1] if has_length(dataloader) else None
             return values
 
         def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -89,6 +96,9 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
                 self._created_lr_scheduler = True
             return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
 
+        # These two are private to the Trainer, which has no public place to keep it from clipping;
+        # the check above and a test say so if they go.
+
         def _clip_grad_norm(self, model: nn.Module) -> None:
             """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
 
@@ -104,6 +114,14 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
 RecipeTrainer = with_recipe(Trainer)
 
 
+def _refuse_other_optimizers(trainer: Trainer) -> None:
+    """Raise if the trainer was also given an optimizer or a scheduler by another way."""
+    for name in ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs"):
+        if getattr(trainer, name, None) is not None:
+            argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
+            raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
+
+
 def _report_replaced(args: TrainingArguments) -> None:
     """Warn, once, of every argument that was set although the recipe replaces it."""
     defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
@@ -116,5 +134,5 @@ def _report_replaced(args: TrainingArguments) -> None:
         warnings.warn(
             f"the recipe replaces these training arguments: {', '.join(changed)}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -36,9 +36,12 @@ def configure_optimizers(
         module: attached to a trainer, from which the length of the run is taken.
         recipe: a recipe, or what :meth:`Recipe.load` takes.
 
+    The recipe is the whole truth: clipping is its ``max_grad_norm``; the trainer's
+    ``gradient_clip_val`` does not apply.
+
     Raises:
-        RecipeError: the recipe does not fit the module or the run, or both it and the trainer would
-            clip the gradients.
+        RecipeError: the recipe does not fit the module or the run, or both it and the module's own
+            ``configure_gradient_clipping`` would clip the gradients.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
@@ -70,8 +73,8 @@ def horizon_of(trainer: Trainer) -> Horizon:
 class RecipeMixin:
     """Lets a recipe configure a LightningModule; put it before LightningModule in the bases.
 
-    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`. The recipe is the whole
-    truth: clipping is its ``max_grad_norm``; the trainer's ``gradient_clip_val`` does not apply.
+    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`. See
+    :func:`configure_optimizers` for what that does.
 
     Example::
 
@@ -91,14 +94,6 @@ class RecipeMixin:
             name = type(self).__name__
             raise RecipeError.at("recipe", f"{name} must set self.recipe to a path or a mapping")
         return configure_optimizers(self, self.recipe)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
 
 
 def _build(
@@ -124,19 +119,29 @@ def _wrapped_model(module: nn.Module) -> nn.Module:
 
 
 def _settle_clipping(module: LightningModule, recipe: Recipe) -> None:
-    """Let one of recipe and trainer clip, never both, and say which."""
-    value = module.trainer.gradient_clip_val
-    if value is None:
+    """Let the recipe alone decide on clipping, and say so if the trainer was to clip."""
+    method = "configure_gradient_clipping"
+    if getattr(type(module), method) is not getattr(LightningModule, method):
+        if recipe.max_grad_norm is not None:
+            raise RecipeError.at(
+                "optimizer.max_grad_norm",
+                f"{type(module).__name__}.{method} clips as well; keep only one of the two",
+            )
         return
-    if isinstance(module, RecipeMixin):
+    value = module.trainer.gradient_clip_val
+    if value:
         warnings.warn(
             f"Trainer(gradient_clip_val={value}) does not apply: the recipe decides, by "
             f"optimizer.max_grad_norm, here {recipe.max_grad_norm}",
             UserWarning,
             stacklevel=2,
         )
-    elif recipe.max_grad_norm is not None:
-        raise RecipeError.at(
-            "optimizer.max_grad_norm",
-            f"Trainer(gradient_clip_val={value}) would clip as well; give only one of the two",
-        )
+    setattr(module, method, _leave_gradients)
+
+
+def _leave_gradients(
+    optimizer: torch.optim.Optimizer,
+    gradient_clip_val: float | None = None,
+    gradient_clip_algorithm: str | None = None,
+) -> None:
+    """Stand in for the module's clipping: the optimizer clips, where the recipe says so."""

@@ -15,6 +15,7 @@ schedule:
 MODELS = """\
 from torch import nn
 def build(): return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+def needs(argument): return build()
 ready = build()
 text = str
 """
@@ -104,7 +105,16 @@ def test_a_bad_recipe_is_one_line_and_status_1(folder, old, new, line):
 BAD_USAGE = [
     (["plan", "recipe.yaml"], "--model"),
     (["plan", "recipe.yaml", "--model", "models"], "must be package.module:factory"),
-    (["plan", "recipe.yaml", "--model", "nowhere:build"], "No module named"),
+    (["plan", "recipe.yaml", "--model", "nowhere:build"], "ModuleNotFoundError"),
+    (["plan", "recipe.yaml", "--model", "models:needs"], "TypeError"),
+    (
+        ["plan", "recipe.yaml", "--model", "models:build", "--steps", "9", "--plot", "no/x.png"],
+        "--plot",
+    ),
+    (
+        ["plan", "recipe.yaml", "--model", "models:build", "--steps", "9", "--plot", "x.foo"],
+        "--plot",
+    ),
     (["plan", "recipe.yaml", "--model", "models:nothing"], "nothing"),
     (["plan", "recipe.yaml", "--model", "models:text"], "not a torch.nn.Module"),
     (["plan", "recipe.yaml", "--model", "models:build", "--steps", "0"], "--steps"),
@@ -119,6 +129,12 @@ def test_bad_usage_is_status_2_without_a_traceback(folder, arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_optimizer_in_the_current_folder_can_be_named(folder):
+    (folder / "mine.py").write_text("import torch\nclass Mine(torch.optim.SGD): pass\n")
+    (folder / "recipe.yaml").write_text("optimizer: {name: mine.Mine, lr: 0.1}\n")
+    assert run(folder, "check", "recipe.yaml").returncode == 0
 
 
 def test_a_missing_recipe_is_status_1(folder):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
+from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
 
 from optimplug import Horizon, Recipe, RecipeError
@@ -136,6 +137,7 @@ def test_a_second_train_starts_the_schedule_anew(tmp_path):
     trainer.train()
     assert trainer.lr_scheduler is not first
     assert trainer.lr_scheduler.last_epoch == 18
+    assert {len(rates) for rates in trace.rates.values()} == {36}
 
 
 def test_any_trainer_can_take_a_recipe(tmp_path):
@@ -155,13 +157,34 @@ def test_arguments_that_the_recipe_replaces_are_named_once(tmp_path):
 
 def test_recipe_and_optimizers_together_are_refused(tmp_path):
     model = tiny_bert()
+    common = {"model": model, "args": arguments(tmp_path), "recipe": RECIPE}
     with pytest.raises(RecipeError, match="either recipe= or optimizers="):
-        RecipeTrainer(
-            model=model,
-            args=arguments(tmp_path),
-            recipe=RECIPE,
-            optimizers=(AdamW(model.parameters()), None),
-        )
+        RecipeTrainer(**common, optimizers=(AdamW(model.parameters()), None))
+    with pytest.raises(RecipeError, match="either recipe= or optimizer_cls_and_kwargs="):
+        RecipeTrainer(**common, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1.0}))
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(tiny_rows())
+
+
+def test_an_epoch_of_data_without_a_length_is_unknown(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=12)
+    trainer.train_dataset = Endless()
+    with pytest.raises(RecipeError, match=r"schedule\[0\]\.for: .*Horizon\.steps_per_epoch"):
+        trainer.train()
+
+
+def test_a_transformers_without_what_is_overridden_is_refused():
+    class Old:
+        """A Trainer that clips in line."""
+
+        def set_initial_training_values(self):
+            pass
+
+    with pytest.raises(ImportError, match=r"no Trainer\._clip_grad_norm.*transformers>="):
+        with_recipe(Old)
 
 
 def test_a_bad_recipe_fails_before_anything_is_trained(tmp_path):

@@ -180,16 +180,36 @@ def test_lightnings_monitor_logs_every_group_by_name(tmp_path):
     assert {f"lr-AdamW/{name}" for name in names} <= header
 
 
-def test_the_trainers_own_clipping_does_not_apply_and_that_is_said(tmp_path):
-    module = Module(UNCLIPPED)
+@pytest.mark.parametrize("recipe", [RECIPE, UNCLIPPED], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize("cls", [Module, ByFunction])
+def test_the_trainers_own_clipping_does_not_apply_and_that_is_said(tmp_path, cls, recipe):
+    module = cls(recipe)
     with pytest.warns(UserWarning, match=r"gradient_clip_val=0\.1\) does not apply"):
         trainer_of(tmp_path, gradient_clip_val=0.1).fit(module, loader())
+    assert same_weights(module.model, plain_loop(recipe)[0])
+
+
+def test_no_clipping_by_the_trainer_is_nothing_to_say(tmp_path):
+    module = Module(UNCLIPPED)
+    trainer_of(tmp_path, gradient_clip_val=0.0).fit(module, loader())
     assert same_weights(module.model, plain_loop(UNCLIPPED)[0])
 
 
-def test_recipe_and_trainer_never_both_clip(tmp_path):
-    with pytest.raises(RecipeError, match=r"max_grad_norm: .*would clip as well"):
-        trainer_of(tmp_path, gradient_clip_val=0.1).fit(ByFunction(), loader())
+class OwnClipping(ByFunction):
+    def configure_gradient_clipping(
+        self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ):
+        self.clip_gradients(optimizer, 0.01, "norm")
+
+
+def test_a_module_that_clips_by_itself_and_a_recipe_never_both_clip(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"max_grad_norm: OwnClipping\.configure_gradient_clipping clips as well"
+    ):
+        trainer_of(tmp_path).fit(OwnClipping(), loader())
+    module = OwnClipping(UNCLIPPED)
+    trainer_of(tmp_path).fit(module, loader())
+    assert not same_weights(module.model, plain_loop(UNCLIPPED)[0])
 
 
 @pytest.mark.parametrize(

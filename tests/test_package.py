@@ -1,4 +1,6 @@
 import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -6,27 +8,26 @@ import pytest
 
 import optimplug
 
-PUBLIC = [
-    "optimplug",
-    "optimplug.callbacks.huggingface",
-    "optimplug.callbacks.lightning",
-    "optimplug.callbacks.trace",
-    "optimplug.cli",
-    "optimplug.errors",
-    "optimplug.huggingface",
-    "optimplug.lightning",
-    "optimplug.optim",
-    "optimplug.optim.lr_scheduler",
-    "optimplug.plot",
-    "optimplug.recipe",
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(optimplug.__path__, "optimplug.")
+    if not module.name.endswith("__main__")
 ]
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_all_is_sorted_whole_and_true(name):
+@pytest.mark.parametrize("name", ["optimplug", *MODULES])
+def test_all_names_what_is_public_and_exists(name):
     module = importlib.import_module(name)
-    assert len(set(module.__all__)) == len(module.__all__)
-    assert all(hasattr(module, member) for member in module.__all__)
+    own = {
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", None) == name
+        if isinstance(value, type) or inspect.isfunction(value)
+    }
+    listed = getattr(module, "__all__", [])
+    assert own <= set(listed)
+    assert all(hasattr(module, member) for member in listed)
+    assert len(set(listed)) == len(listed)
 
 
 @pytest.mark.parametrize("name", ["optimplug.optim", "optimplug.optim.lr_scheduler"])

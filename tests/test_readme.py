@@ -74,23 +74,41 @@ def test_optimplug(folder, command):
         assert (folder / "lr.png").exists()
 
 
-# `make` finds this environment ready (-o), and is given a small job through its own ARGS.
+# `make` finds this environment ready (-o), and is given a small job.
 SMALL_JOB = {
-    "make demo": "--train 16 --held-out 8 --batch-size 8 --out {}",
-    "make test": "--collect-only -q tests/test_errors.py -p no:cacheprovider --basetemp {}",
+    "make demo": 'ARGS="--train 16 --held-out 8 --batch-size 8 --out {out}"',
+    "make test": 'ARGS="--collect-only -q tests/test_errors.py -p no:cacheprovider"',
+    'make demo ARGS="--data file.csv"': 'ARGS="--data {file} --batch-size 8 --out {out}"',
 }
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
 def test_make(tmp_path, command):
-    ready = (
-        f"-o {sys.prefix}/.installed VENV={sys.prefix} ARGS='{SMALL_JOB[command].format(tmp_path)}'"
-    )
-    done = run(f"{command} {ready}", ROOT, MAKEFLAGS="")
+    file, out = tmp_path / "file.csv", tmp_path / "out"
+    file.write_text("text,label\n" + "".join(f"some text {i},{i % 2}\n" for i in range(12)))
+    job = SMALL_JOB[command].format(file=file, out=out)
+    done = run(f"{command} -o {sys.prefix}/.installed VENV={sys.prefix} {job}", ROOT, MAKEFLAGS="")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pip install" not in done.stdout
-    if command == "make demo":
-        assert {file.name for file in tmp_path.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
+    if command.startswith("make demo"):
+        assert {found.name for found in out.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
+
+
+@pytest.mark.parametrize(("marker", "installs"), [(None, True), (0, True), (2**31, False)])
+@pytest.mark.parametrize("target", ["demo", "test", "test-slow"])
+def test_make_installs_what_is_missing_and_nothing_twice(tmp_path, target, marker, installs):
+    if marker is not None:
+        (tmp_path / ".installed").touch()
+        os.utime(tmp_path / ".installed", (marker, marker))
+    done = run(f"make -n {target} VENV={tmp_path}", ROOT, MAKEFLAGS="")
+    assert done.returncode == 0, done.stderr
+    assert ("pip install" in done.stdout) is installs
+
+
+def test_the_error_shown_is_the_one_that_comes(folder):
+    (shown,) = (text.strip() for language, text in BLOCKS if language == "text")
+    (folder / "recipe.yaml").write_text(RECIPE.replace("classifier", "clasifier"))
+    done = run("optimplug plan recipe.yaml --model mymodels:build --steps 10", folder)
+    assert (done.returncode, done.stderr.strip()) == (1, shown)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m pip")])

@@ -32,7 +32,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     given = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 120)  # a pipe has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else 150)  # a pipe has no width of its own
     task = task_from(parser, given)
     texts = task.texts
     console.print(
@@ -81,7 +81,8 @@ def summarize(task: Task, outcomes: dict[str, Outcome]) -> dict[str, Any]:
 def largest_difference(model: torch.nn.Module, other: torch.nn.Module) -> float:
     """Return the largest difference between two weights in the same place."""
     pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
+    differences = [(a.double() - b.double()).abs().max() for a, b in pairs]
+    return torch.stack(differences).max().item()  # a NaN stays one
 
 
 def table_of(summary: dict[str, Any]) -> Table:

@@ -48,8 +48,8 @@ def load(csv_file: Path | None, train: int, held_out: int, seed: int = 0) -> Tex
 
     Args:
         csv_file: a file with the columns ``text`` and ``label``; None for docstrings.
-        train: number of examples to train on, at most; a fifth of all is held out in any case.
-        held_out: number of examples to judge by, at most.
+        train: number of examples to train on, at most.
+        held_out: number of examples to judge by, at most, and at most a fifth of all.
         seed: of the shuffle.
 
     Raises:

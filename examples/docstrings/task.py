@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
+
+from optimplug import RecipeError
 
 HERE = Path(__file__).parent
 MAX_TOKENS = 48
@@ -134,5 +137,9 @@ def run_alone(train: Any, description: str) -> None:
     """Train in one runtime and print how well it went."""
     parser = arguments(description)
     task = task_from(parser, parser.parse_args())
-    accuracy, loss = task.judge(train(task).model)
+    try:
+        outcome = train(task)
+    except RecipeError as error:
+        sys.exit(str(error))
+    accuracy, loss = task.judge(outcome.model)
     print(f"held-out accuracy {accuracy:.3f}, loss {loss:.3f}; majority {task.texts.majority:.3f}")

@@ -30,4 +30,14 @@ class LearningRateTrace(_Trace, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Listen to the trainer's optimizer."""
-        self.attach(kwargs["optimizer"])
+        self._handle = self.attach(kwargs["optimizer"])
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Stop listening: another ``train`` may go on with the same optimizer."""
+        self._handle.remove()

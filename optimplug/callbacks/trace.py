@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 __all__ = ["LearningRateTrace"]
 
@@ -21,7 +22,7 @@ class LearningRateTrace:
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         >>> trace = LearningRateTrace()
-        >>> trace.attach(optimizer)
+        >>> handle = trace.attach(optimizer)
         >>> optimizer.step()
         >>> trace.rates
         {'0': [0.1]}
@@ -30,9 +31,14 @@ class LearningRateTrace:
     def __init__(self) -> None:
         self.rates: dict[str, list[float]] = {}
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Listen to an optimizer (accelerate's wrapper is looked through)."""
-        getattr(optimizer, "optimizer", optimizer).register_step_pre_hook(self._record)
+    def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+        """Listen to an optimizer (accelerate's wrapper is looked through).
+
+        Returns:
+            A handle whose ``remove()`` ends the listening.
+        """
+        owner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return owner.register_step_pre_hook(self._record)
 
     def _record(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for i, group in enumerate(optimizer.param_groups):

@@ -36,6 +36,8 @@ def _layers(model: nn.Module) -> list[str]:
     # Lists of whole blocks are the tower; a list of bare layers beside them is a part (heads, ...).
     stacks = {n: m for n, m in stacks.items() if _holds_blocks(m)} or stacks
     if not stacks:
+        stacks = _outermost({n: m for n, m in model.named_modules() if _is_single_block(m)})
+    if not stacks:
         if isinstance(model, nn.Sequential):
             return [f"{n}." for n, child in model.named_children() if _has_parameters(child)]
         raise ValueError(
@@ -63,6 +65,10 @@ def _is_stack(module: nn.Module) -> bool:
         and len(layers) >= 2
         and len({type(layer) for layer in layers}) == 1
     )
+
+
+def _is_single_block(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) == 1 and _holds_blocks(module)
 
 
 def _holds_blocks(stack: nn.Module) -> bool:

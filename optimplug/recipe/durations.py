@@ -80,16 +80,20 @@ class Duration:
         Raises:
             ValueError: the horizon lacks what the unit needs, or ``rest`` is asked for.
         """
+        return math.ceil(self.exact(horizon))
+
+    def exact(self, horizon: Horizon) -> Fraction:
+        """Return the length in optimizer steps and parts of steps; raises as :meth:`steps`."""
         if self.unit == "steps":
-            return int(self.amount)
+            return self.amount
         if self.unit == "epochs":
             if horizon.steps_per_epoch is None:
                 raise ValueError("epochs need to know Horizon.steps_per_epoch")
-            return math.ceil(self.amount * horizon.steps_per_epoch)
+            return self.amount * horizon.steps_per_epoch
         if self.unit == "%":
             if horizon.total_steps is None:
                 raise ValueError("a percentage needs to know Horizon.total_steps")
-            return math.ceil(self.amount * horizon.total_steps / 100)
+            return self.amount * horizon.total_steps / 100
         raise ValueError("'rest' is what the other phases leave, not a length of its own")
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,13 +67,16 @@ class _Vote:
 
 
 def group_parameters(
-    model: nn.Module, lr: float, rules: Sequence[RuleSpec], values: Sequence[Mapping[str, Any]]
+    model: nn.Module,
+    defaults: Mapping[str, Any],
+    rules: Sequence[RuleSpec],
+    values: Sequence[Mapping[str, Any]],
 ) -> Grouping:
     """Apply every rule to every parameter and put those that end up equal together.
 
     Args:
         model: whose parameters are grouped; it is not changed.
-        lr: the optimizer's learning rate.
+        defaults: the optimizer's hyperparameters, where no rule says otherwise.
         rules: the recipe's rules, in order.
         values: the hyperparameters that each rule sets.
 
@@ -84,6 +88,12 @@ def group_parameters(
     for place in places(model):
         by_parameter.setdefault(place.parameter, []).append(place)
 
+    if not by_parameter:
+        raise RecipeError.at("", f"{type(model).__name__} has no parameters to train")
+    for parameter, named in by_parameter.items():
+        if nn.parameter.is_lazy(parameter):
+            message = f"{named[0].name} has no shape yet; run the model on one batch first"
+            raise RecipeError.at("", message)
     wrong = _unmatched(model, rules, [p for named in by_parameter.values() for p in named])
     depth = _depths(model, rules, wrong)
     frozen: dict[str, nn.Parameter] = {}
@@ -98,9 +108,13 @@ def group_parameters(
             frozen[name] = parameter
             continue
         distance = depth.get("", 0) - depth.get(name, 0)
-        scale = said.pop("lr_scale", 1.0) * said.pop("layer_decay", 1.0) ** distance
-        said["lr"] = said.get("lr", lr) * scale
-        key = repr(sorted(said.items()))
+        decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
+        rate = math.prod([said.get("lr", defaults["lr"]), scale, *[decay] * distance])
+        if not math.isfinite(rate):
+            wrong.append(Problem("groups", f"lr of {name} comes to {rate}; it must be finite"))
+        said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
+        said["lr"] = rate
+        key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
         members[key].append((name, parameter))
         settings[key] = said
         winners[key] |= {vote.rule for vote in votes.values()}
@@ -149,23 +163,31 @@ def _vote(
     wrong: list[Problem],
 ) -> dict[str, _Vote]:
     """Let every rule that matches one of a parameter's names speak; later ones win key by key."""
-    votes: dict[str, _Vote] = {}
+    votes: dict[str, list[_Vote]] = defaultdict(list)
     for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
-        names = frozenset(place.name for place in named if matches(rule.match, place))
+        names = frozenset(place.name for place in named if matches(rule.match, place, named))
         own = rule.model_dump(include={"layer_decay", "lr_scale", "freeze"}, exclude_none=True)
         for key, value in {**own, **hyper}.items() if names else ():
-            before = votes.get(key)
-            if before and before.value != value and names.isdisjoint(before.names):
+            votes[key].append(_Vote(value, i, names))
+    for key, (*before, winner) in votes.items():
+        for vote in before:
+            if vote.value != winner.value and vote.names.isdisjoint(winner.names):
                 wrong.append(
                     Problem(
-                        f"groups[{i}].{key}",
-                        f"{value!r} for {min(names)} contradicts {before.value!r} of "
-                        f"groups[{before.rule}] for {min(before.names)}: they are one tied "
-                        "parameter; let a single rule speak for it",
+                        f"groups[{winner.rule}].{key}",
+                        f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "
+                        f"groups[{vote.rule}] for {min(vote.names)}: they are one tied parameter; "
+                        "let a single rule speak for it",
                     )
                 )
-            votes[key] = _Vote(value, i, names)
-    return votes
+    return {key: said[-1] for key, said in votes.items()}
+
+
+def _comparable(value: object) -> object:
+    """Return a value such that equal ones look equal: 0 as 0.0, lists as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_comparable, value))
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _group_names(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -23,7 +23,7 @@ _FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
     ),
     "embedding": (nn.Embedding, nn.EmbeddingBag),
     "linear": (nn.Linear, nn.Bilinear),
-    "conv": (nn.modules.conv._ConvNd,),
+    "conv": (nn.modules.conv._ConvNd,),  # every one, transposed ones too
 }
 
 
@@ -45,8 +45,14 @@ def places(model: nn.Module) -> Iterator[Place]:
         yield Place(name, parameter, tuple(around))
 
 
-def matches(match: Match | None, place: Place) -> bool:
-    """Tell whether every condition that ``match`` gives holds; without one, all do."""
+def matches(match: Match | None, place: Place, tied: Sequence[Place] = ()) -> bool:
+    """Tell whether every condition that ``match`` gives holds; without one, all do.
+
+    Args:
+        match: what a rule says.
+        place: the name of a parameter that is asked for.
+        tied: all the names of that parameter; ``not`` holds only if its part does for none of them.
+    """
     if match is None:
         return True
     return all(
@@ -55,9 +61,9 @@ def matches(match: Match | None, place: Place) -> bool:
             match.regex is None or re.search(match.regex, place.name) is not None,
             match.type is None or any(_is_type(place, word) for word in match.type),
             match.ndim is None or place.parameter.ndim == match.ndim,
-            match.any_ is None or any(matches(part, place) for part in match.any_),
-            match.all_ is None or all(matches(part, place) for part in match.all_),
-            match.not_ is None or not matches(match.not_, place),
+            match.any_ is None or any(matches(part, place, tied) for part in match.any_),
+            match.all_ is None or all(matches(part, place, tied) for part in match.all_),
+            match.not_ is None or not any(matches(match.not_, p, tied) for p in tied or (place,)),
         )
     )
 
@@ -78,10 +84,11 @@ def suggestion(match: Match | None, model: nn.Module) -> str:
         return ""
     if match.name is not None:
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        prefixes = {".".join(name.split(".")[:n]) for name in names for n in range(1, 20)}
-        globs = [*names, *(f"{prefix}.*" for prefix in prefixes - set(names))]
-        globs += [f"*.{last}" for last in {name.rpartition(".")[2] for name in names}]
-        globs += [f"*{part}*" for part in {part for name in names for part in name.split(".")}]
+        paths = [name.split(".") for name in names]
+        prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
+        globs = [*names, *(f"{prefix}.*" for prefix in prefixes)]
+        globs += [f"*.{last}" for last in {path[-1] for path in paths}]
+        globs += [f"*{part}*" for part in {part for path in paths for part in path}]
         return _quoted(nearest(match.name[0], sorted(globs)))
     if match.type is not None:
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}

@@ -21,7 +21,7 @@ from optimplug.recipe.schedule import Curve
 
 __all__ = ["Plan"]
 
-_WIDTH = 120
+_WIDTH = 10_000  # as text, the table is as wide as it needs
 _POINTS = 2000  # enough for a curve on paper; the phases' own boundaries are added
 
 
@@ -34,6 +34,9 @@ class Plan:
 
     optimizer: str
     settings: Mapping[str, Any]
+    """The hyperparameters that the recipe gives to the whole optimizer."""
+    defaults: Mapping[str, Any]
+    """The same, with the optimizer's own defaults."""
     grouping: Grouping
     curve: Curve
     horizon: Horizon
@@ -103,8 +106,9 @@ class Plan:
     def _factors(self) -> tuple[float, float, float]:
         """Return the factor on lr at the first update, at its peak, and after the last update."""
         if self.horizon.total_steps is None:
-            return self.curve(0), 1.0, self.curve(self.curve.end)
-        factors = [self.curve(t) for t in self._times()]
+            factors = [self.curve(t) for t in range(self.curve.end + 1)]
+        else:
+            factors = [self.curve(t) for t in self._times()]
         return factors[0], max(factors), factors[-1]
 
     def __rich__(self) -> RenderableType:
@@ -114,10 +118,10 @@ class Plan:
         start, peak, end = self._factors()
         others = sorted({key for group in self.groups for key in group.settings if key != "lr"})
         table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
-        table.add_column("group", no_wrap=True)
+        table.add_column("group", overflow="fold", min_width=16)
         columns = ["tensors", "parameters", "lr start", "peak", "end", *others]
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=True)
         table.add_column("rules")
         for group in self.groups:
             table.add_row(
@@ -125,7 +129,7 @@ class Plan:
                 str(len(group.parameters)),
                 f"{group.numel:,}",
                 *(f"{group.lr * factor:.3g}" for factor in (start, peak, end)),
-                *(str(group.settings.get(key, self.settings.get(key, "·"))) for key in others),
+                *(str(group.settings.get(key, self.defaults.get(key))) for key in others),
                 ", ".join(map(str, group.rules)),
             )
         return table

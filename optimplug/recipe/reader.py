@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import yaml
 
 from optimplug.errors import Problem, RecipeError
 
 __all__ = ["Source", "read"]
+
+_REPLACED = ("int", "float", "timestamp")  # how PyYAML reads these is not how YAML 1.2 does
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """A path to a YAML file, or a mapping: a dict, an OmegaConf node, ..."""
@@ -36,6 +38,10 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
         loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
     except yaml.YAMLError as error:
         raise RecipeError([Problem("", _yaml_message(error))], name) from None
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        # What PyYAML lets through: a tag that does not fit its value, nesting without end.
+        message = f"not valid YAML: {type(error).__name__}: {error}"
+        raise RecipeError([Problem("", message)], name) from None
     if not isinstance(loaded, dict):
         given = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         message = f"a recipe must be a mapping with the key 'optimizer' (got {given})"
@@ -53,26 +59,47 @@ def _plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (``1e-3`` is one) on the safe loader, and no key twice."""
+    """The safe loader, with YAML 1.2's numbers, no dates, and no key twice.
+
+    In YAML 1.1, which PyYAML reads, ``1e-3`` is text, ``010`` is 8 and ``1:30`` is 90.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc] # the stubs have it per instance
+        first: [(tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in _REPLACED]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+        seen: dict[str, int] = {}
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # what a merge brings in may be said again
             key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if isinstance(key, str) and key in seen:
-                message = f"duplicate key {key!r}, first given on line {seen[key]}"
-                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-            if isinstance(key, str):
-                seen[key] = line
+            problem = None
+            if not isinstance(key, str):
+                problem = f"a key must be text (got {key!r}); put it in quotes"
+            elif key in seen:
+                problem = f"duplicate key {key!r}, first given on line {seen[key]}"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        text = self.construct_scalar(node).lower()
+        if node.tag.endswith(":int"):
+            return int(text) if text.lstrip("+-").isdigit() else int(text, 0)
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+
+for _tag, _form in (
+    ("int", r"[-+]?\d+$|0o[0-7]+$|0x[0-9a-fA-F]+$"),
+    ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
+    )
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
 
 
 def _yaml_message(error: yaml.YAMLError) -> str:

@@ -10,13 +10,13 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from optimplug.errors import RecipeError
+from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
-from optimplug.recipe.schedule import RecipeScheduler, compile_schedule, phase_problems
+from optimplug.recipe.schedule import Curve, RecipeScheduler, compile_schedule, phase_problems
 from optimplug.recipe.schema import RecipeSpec, RuleSpec, problems
 
 __all__ = ["Recipe"]
@@ -44,17 +44,18 @@ class Recipe:
     def __init__(self, spec: RecipeSpec, source: str | None = None) -> None:
         self.spec = spec
         self.source = source
-        with self._located():
+        wrong = phase_problems(spec.schedule)
+        try:
             self._optimizer_class = optimizer_class(spec.optimizer.name)
+        except RecipeError as error:
+            raise RecipeError([*error.problems, *wrong], source) from None
         self._settings = self._tuples(spec.optimizer.model_extra or {})
         self._rule_values = [self._tuples(rule.model_extra or {}) for rule in spec.groups]
         rule_keys = [field.alias or name for name, field in RuleSpec.model_fields.items()]
-        wrong = [
-            *optimizer_problems(
-                self._optimizer_class, self._settings, list(self._rule_values), rule_keys
-            ),
-            *phase_problems(spec.schedule),
-        ]
+        found = optimizer_problems(
+            self._optimizer_class, self._settings, list(self._rule_values), rule_keys
+        )
+        wrong = [*found, *wrong]
         if wrong:
             raise RecipeError(wrong, source)
 
@@ -67,7 +68,8 @@ class Recipe:
                 which is returned as it is.
 
         Raises:
-            RecipeError: everything found wrong, each with its path in the recipe.
+            RecipeError: everything found wrong, each with its path in the recipe: in its form, or,
+                where that is right, in its meaning.
         """
         if isinstance(source, Recipe):
             return source
@@ -83,10 +85,11 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
-        with self._located():
-            curve = compile_schedule(self.spec.schedule, horizon)
-            grouping = self._group(model)
-        return Plan(self.spec.optimizer.name, self._settings, grouping, curve, horizon)
+        grouping, curve = self._resolve(model, horizon)
+        self._construct(grouping)  # what it refuses, a plan must not promise
+        return Plan(
+            self.spec.optimizer.name, self._settings, self._defaults, grouping, curve, horizon
+        )
 
     def build(
         self, model: nn.Module, horizon: Horizon
@@ -99,20 +102,15 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
-        with self._located():
-            compile_schedule(self.spec.schedule, horizon)
-        optimizer = self.build_optimizer(model)
-        return optimizer, self.build_scheduler(optimizer, horizon)
+        grouping, curve = self._resolve(model, horizon)
+        optimizer = self._optimizer(grouping)
+        return optimizer, RecipeScheduler(optimizer, curve)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
         with self._located():
             grouping = self._group(model)
-        groups = [group.as_param_group() for group in grouping.groups]
-        optimizer = self._optimizer_class(groups, **self._settings)
-        for parameter in grouping.frozen.values():
-            parameter.requires_grad_(False)
-        return optimizer
+        return self._optimizer(grouping)
 
     def build_scheduler(
         self, optimizer: torch.optim.Optimizer, horizon: Horizon
@@ -127,9 +125,43 @@ class Recipe:
         """The clipping threshold that the recipe asks for, if any."""
         return self._settings.get("max_grad_norm")
 
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        """The optimizer's hyperparameters where no rule says otherwise."""
+        known = parameters_of(self._optimizer_class, without=("params",))
+        return {**{name: p.default for name, p in known.items()}, **self._settings}
+
+    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Curve]:
+        """Fit the rules to the model and the phases to the horizon; report on both together."""
+        wrong: list[Problem] = []
+        grouping = curve = None
+        try:
+            grouping = self._group(model)
+        except RecipeError as error:
+            wrong += error.problems
+        try:
+            curve = compile_schedule(self.spec.schedule, horizon)
+        except RecipeError as error:
+            wrong += error.problems
+        if grouping is None or curve is None:
+            raise RecipeError(wrong, self.source)
+        return grouping, curve
+
     def _group(self, model: nn.Module) -> Grouping:
-        lr = self._settings.get("lr", parameters_of(self._optimizer_class, ())["lr"].default)
-        return group_parameters(model, lr, self.spec.groups, self._rule_values)
+        return group_parameters(model, self._defaults, self.spec.groups, self._rule_values)
+
+    def _optimizer(self, grouping: Grouping) -> torch.optim.Optimizer:
+        optimizer = self._construct(grouping)
+        for parameter in grouping.frozen.values():
+            parameter.requires_grad_(False)
+        return optimizer
+
+    def _construct(self, grouping: Grouping) -> torch.optim.Optimizer:
+        groups = [group.as_param_group() for group in grouping.groups]
+        try:
+            return self._optimizer_class(groups, **self._settings)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise RecipeError([Problem("optimizer", str(error))], self.source) from error
 
     def _tuples(self, given: dict[str, Any]) -> dict[str, Any]:
         """Turn a YAML list into a tuple where the optimizer's own default is one: betas."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
 from optimplug.optim import lr_scheduler
 
-__all__ = ["optimizer_class", "optimizer_problems", "parameters_of", "scheduler_class"]
+__all__ = ["blame", "optimizer_class", "optimizer_problems", "parameters_of", "scheduler_class"]
 
 # These choose how the whole optimizer runs; a group cannot differ in them.
 _WHOLE_OPTIMIZER = frozenset(
@@ -36,8 +37,10 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise RecipeError.at("optimizer.name", f"no optimizer {name!r}{did_you_mean(name, known)}")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError.at("optimizer.name", f"cannot import {name!r}: {error}") from None
+    except Exception as error:
+        # Importing runs the module, and a module can fail in any way.
+        reason = f"{type(error).__name__}: {error}"
+        raise RecipeError.at("optimizer.name", f"cannot import {name!r}: {reason}") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise RecipeError.at("optimizer.name", f"{name!r} is not a torch.optim.Optimizer class")
     return found
@@ -73,11 +76,15 @@ def optimizer_problems(
         rule_keys: what a rule may say besides hyperparameters.
     """
     known = parameters_of(cls, without=("params",))
-    wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"]))
+    wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"], ()))
     of_group = {name: p for name, p in known.items() if name not in _WHOLE_OPTIMIZER}
+    whole = known.keys() - of_group.keys()
+    rate = settings.get("lr", known["lr"].default if "lr" in known else None)
+    if rate is None or rate is required or rate is inspect.Parameter.empty:
+        wrong.append(Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it"))
     for i, rule in enumerate(rules):
         valid = [*of_group, *rule_keys]
-        wrong += _argument_problems(f"groups[{i}]", rule, of_group, valid)
+        wrong += _argument_problems(f"groups[{i}]", rule, of_group, valid, whole)
     yield from wrong or _value_problems(cls, settings, rules)
 
 
@@ -86,34 +93,43 @@ def _argument_problems(
     given: Mapping[str, Any],
     known: Mapping[str, inspect.Parameter],
     valid: list[str],
+    whole: Collection[str],
 ) -> Iterator[Problem]:
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in given.items():
         if key in known:
-            kind = _expected(known[key].default)
+            kind = _expected(key, known[key].default)
             if kind and not _is_kind(value, kind):
                 yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
-        elif key in _WHOLE_OPTIMIZER and path != "optimizer":
+        elif key in whole:
             yield Problem(f"{path}.{key}", "is for the whole optimizer; move it to 'optimizer'")
         elif not takes_any:
             yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
 
 
-def _expected(default: object) -> str | None:
+def _expected(key: str, default: object) -> str | None:
     """Say what kind of value stands where this default does; None if that cannot be told."""
-    if isinstance(default, bool):
+    if isinstance(default, bool) or key in ("foreach", "fused"):
         return "true or false"
-    if isinstance(default, int | float) or default is required:
-        return "a number"
-    return "a list of numbers" if isinstance(default, tuple) else None
+    if isinstance(default, int | float) or default is required or key in ("lr", "max_grad_norm"):
+        return "a finite number"
+    return f"a list of {len(default)} finite numbers" if isinstance(default, tuple) else None
 
 
 def _is_kind(value: object, kind: str) -> bool:
     if kind == "true or false":
         return isinstance(value, bool)
-    if kind == "a list of numbers":
-        return isinstance(value, list | tuple) and all(_is_kind(v, "a number") for v in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "a finite number":
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
+    return (
+        isinstance(value, list | tuple)
+        and kind == f"a list of {len(value)} finite numbers"
+        and all(_is_kind(item, "a finite number") for item in value)
+    )
 
 
 def _value_problems(
@@ -122,15 +138,45 @@ def _value_problems(
     """Let the optimizer itself judge the values, on a parameter of its own."""
 
     def probe(**kwargs: Any) -> None:
-        cls([torch.nn.Parameter(torch.zeros(1))], **kwargs)
+        # A matrix, because some optimizers take nothing else.
+        cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": settings.get("lr", 1e-3), **kwargs})
 
-    try:
-        probe(**settings)
-    except (ValueError, TypeError, RuntimeError) as error:
-        yield Problem("optimizer", str(error))
-        return
+    def safe(**kwargs: Any) -> None:
+        cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": 1e-3, **kwargs})
+
+    yield from blame("optimizer", probe, safe, settings)
     for i, rule in enumerate(rules):
-        try:
-            probe(**{**settings, **rule})
-        except (ValueError, TypeError, RuntimeError) as error:
-            yield Problem(f"groups[{i}]", str(error))
+        yield from blame(f"groups[{i}]", safe, safe, rule)
+
+
+def blame(
+    path: str,
+    attempt: Callable[..., object],
+    alone: Callable[..., object],
+    arguments: Mapping[str, Any],
+) -> Iterator[Problem]:
+    """Call with all arguments; if that fails, find those that fail by themselves.
+
+    Args:
+        path: where the arguments stand in the recipe.
+        attempt: what takes all of them.
+        alone: what takes any one of them.
+        arguments: by their names.
+    """
+    try:
+        attempt(**arguments)
+    except Exception as error:  # whatever a constructor raises, it refuses these arguments
+        found = False
+        for key, value in arguments.items():
+            try:
+                alone(**{key: value})
+            except Exception as own:  # the same
+                found = True
+                yield Problem(f"{path}.{key}", _text(own))
+        if not found:
+            yield Problem(path, _text(error))
+
+
+def _text(error: Exception) -> str:
+    known = isinstance(error, ValueError | TypeError | RuntimeError)
+    return str(error) if known else f"{type(error).__name__}: {error}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from optimplug.errors import ArgumentError, Problem, RecipeError, StateError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, SequentialLR
 from optimplug.recipe.durations import Duration, Horizon
-from optimplug.recipe.resolve import parameters_of, scheduler_class
+from optimplug.recipe.resolve import blame, parameters_of, scheduler_class
 from optimplug.recipe.schema import PhaseSpec
 
 __all__ = ["Curve", "Phase", "RecipeScheduler", "compile_schedule", "phase_problems"]
@@ -122,18 +124,28 @@ def compile_schedule(phases: Sequence[PhaseSpec], horizon: Horizon) -> Curve:
     """Resolve every duration and return the curve of the whole run.
 
     Raises:
-        RecipeError: a duration needs what the horizon lacks, or the phases do not fit into the run.
+        RecipeError: a duration needs what the horizon lacks, the phases do not fit into the run, or
+            a length is none that its scheduler takes.
     """
     wrong: list[Problem] = []
     compiled: list[Phase] = []
-    start = 0
+    start, exact = 0, Fraction(0)
     for i, spec in enumerate(phases):
+        path = f"schedule[{i}]"
+        key = "for"
         try:
-            steps = _steps(spec.for_, start, horizon)
-            compiled.append(Phase(spec.name, start, steps, _arguments(spec, steps, horizon)))
+            # Each boundary is rounded by itself, so that parts of a step do not add up.
+            exact += _length(spec.for_, exact, horizon)
+            steps = math.ceil(exact) - start
+            key = _LENGTH[spec.name]
+            phase = Phase(spec.name, start, steps, _arguments(spec, steps, horizon))
             start += steps
+            compiled.append(phase)
+            Curve([phase])
+        except ArgumentError as error:
+            wrong.append(Problem(path, str(error)))
         except ValueError as error:
-            wrong.append(Problem(f"schedule[{i}].for", str(error)))
+            wrong.append(Problem(f"{path}.{key}", str(error)))
     total = horizon.total_steps
     if not wrong and total is not None and start > total:
         wrong.append(
@@ -144,17 +156,19 @@ def compile_schedule(phases: Sequence[PhaseSpec], horizon: Horizon) -> Curve:
     return Curve(compiled)
 
 
-def _steps(duration: Duration | None, start: int, horizon: Horizon) -> int:
+def _length(duration: Duration | None, start: Fraction, horizon: Horizon) -> Fraction:
+    """Return a phase's length in steps and parts of steps."""
+    total = horizon.total_steps
     if duration is not None and duration.unit != "rest":
-        steps = duration.steps(horizon)
-        if horizon.total_steps is not None and steps > horizon.total_steps:
+        length = duration.exact(horizon)
+        if total is not None and math.ceil(length) > total:
             raise ValueError(
-                f"'{duration}' is {steps} steps, longer than the run of {horizon.total_steps}"
+                f"'{duration}' is {math.ceil(length)} steps, longer than the run of {total}"
             )
-        return steps
-    if horizon.total_steps is None:
+        return length
+    if total is None:
         raise ValueError("the rest of the run needs to know Horizon.total_steps")
-    return max(0, horizon.total_steps - start)
+    return max(Fraction(0), total - start)
 
 
 def _arguments(spec: PhaseSpec, steps: int, horizon: Horizon) -> dict[str, Any]:
@@ -180,7 +194,8 @@ def _argument_problems(phase: PhaseSpec, cls: type[LRScheduler], path: str) -> l
             wrong.append(Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}"))
         elif key == _LENGTH[phase.name]:
             try:
-                Duration.parse(value)
+                if Duration.parse(value).unit == "rest":
+                    raise ValueError("must be a length of its own; for the rest leave it out")
             except ValueError as error:
                 wrong.append(Problem(f"{path}.{key}", str(error)))
         elif not isinstance(value, int | float) or isinstance(value, bool):
@@ -192,14 +207,18 @@ def _argument_problems(phase: PhaseSpec, cls: type[LRScheduler], path: str) -> l
 
 def _value_problems(phase: PhaseSpec, path: str) -> list[Problem]:
     """Let the scheduler itself judge the values, over a phase of one step."""
-    given = {**(phase.model_extra or {}), _LENGTH[phase.name]: 1}
+    length = _LENGTH[phase.name]
+    given = {k: v for k, v in (phase.model_extra or {}).items() if k != length}
+    own = Duration.parse((phase.model_extra or {}).get(length, 1))
+    if own.unit == "steps":
+        given[length] = int(own.amount)
     if phase.floor is not None:
         given[_FLOOR[phase.name]] = phase.floor
-    try:
-        Curve([Phase(phase.name, 0, 1, given)])
-    except ArgumentError as error:
-        return [Problem(path, str(error))]
-    return []
+
+    def attempt(**arguments: Any) -> None:
+        Curve([Phase(phase.name, 0, 1, {length: 1, **arguments})])
+
+    return list(blame(path, attempt, attempt, given))
 
 
 def _instead(name: str) -> str:

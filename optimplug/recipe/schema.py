@@ -21,7 +21,7 @@ from pydantic import (
 from optimplug.errors import Problem, did_you_mean, nearest
 from optimplug.recipe.durations import Duration
 
-__all__ = ["Match", "OptimizerSpec", "PhaseSpec", "RecipeSpec", "RuleSpec", "problems"]
+__all__ = ["Match", "OptimizerSpec", "PhaseSpec", "RecipeSpec", "RuleSpec", "path_of", "problems"]
 
 
 def _as_list(value: Any) -> Any:
@@ -33,7 +33,7 @@ Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Match(_Spec):
@@ -59,6 +59,9 @@ class Match(_Spec):
     def _some_condition(self) -> Match:
         if not self.model_fields_set:
             raise ValueError("must give at least one condition; for all parameters leave it out")
+        for name, field in type(self).model_fields.items():
+            if name in self.model_fields_set and getattr(self, name) in (None, ""):
+                raise ValueError(f"{field.alias or name} must not be empty")
         return self
 
     @field_validator("regex")
@@ -95,6 +98,16 @@ class RuleSpec(_Spec):
     layer_decay: float | None = Field(None, gt=0, description="lr x this ^ (distance from the top)")
     lr_scale: float | None = Field(None, ge=0, description="lr x this")
     freeze: bool | None = Field(None, description="leave the parameter as it is")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RuleSpec:
+        given = {*self.model_fields_set, *(self.model_extra or {})}
+        empty = sorted(name for name in given if getattr(self, name) is None)
+        if empty:
+            raise ValueError(f"{empty[0]} must not be empty; leave it out")
+        if given <= {"match"}:
+            raise ValueError("must set something: a hyperparameter, lr_scale, layer_decay, freeze")
+        return self
 
 
 class PhaseSpec(_Spec):

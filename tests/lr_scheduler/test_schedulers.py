@@ -203,13 +203,62 @@ def test_a_group_added_in_mid_run_joins_with_its_own_rate(name):
     ]
 
 
-def test_a_tensor_rate_is_written_in_place_and_read_as_float():
-    rate = torch.tensor(1.0)
+@pytest.mark.parametrize("name", ALL)
+def test_a_tensor_rate_is_written_in_place_and_read_as_float(name):
+    rate = torch.tensor(1.0, dtype=torch.float64)
     optimizer = optimizer_of(AdamW, lrs=(rate,))
-    scheduler = ours.LinearLR(optimizer, 0.5, 1.0, 2)
+    scheduler = ALL[name](ours, optimizer)
+    found = trace(optimizer, scheduler, 40)
     assert optimizer.param_groups[0]["lr"] is rate
-    assert rate.item() == 0.5
     assert [type(lr) for lr in scheduler.get_last_lr()] == [float]
+    assert found == [[scheduler.closed_form(1.0, t)] for t in range(41)]
+
+
+@pytest.mark.parametrize("wait", [0, 5])
+@pytest.mark.parametrize("name", ALL)
+def test_a_run_with_a_group_added_in_mid_run_resumes(name, wait):
+    optimizer = optimizer_of(AdamW, lrs=(1.0,))
+    scheduler = ALL[name](ours, optimizer)
+    trace(optimizer, scheduler, 12)
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.5})
+    trace(optimizer, scheduler, wait) if wait else None
+    states = saved(optimizer.state_dict()), saved(scheduler.state_dict())
+    again = optimizer_of(AdamW, lrs=(1.0, 0.5))
+    again.load_state_dict(states[0])
+    resumed = ALL[name](ours, again)
+    resumed.load_state_dict(states[1])
+    assert trace(again, resumed, 60)[1:] == trace(optimizer, scheduler, 60)[1:]
+
+
+def test_a_rate_set_by_hand_survives_a_resume():
+    optimizer, again = optimizer_of(lrs=(1.0,)), optimizer_of(lrs=(1.0,))
+    scheduler, resumed = ours.LinearLR(optimizer, 0.5, 1.0, 20), ours.LinearLR(again, 0.5, 1.0, 20)
+    trace(optimizer, scheduler, 7)
+    optimizer.param_groups[0]["lr"] = 0.1
+    resumed.load_state_dict(scheduler.state_dict())
+    assert trace(again, resumed, 9) == trace(optimizer, scheduler, 9)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_schedulers_on_one_optimizer_resume_in_either_order(order):
+    def build(optimizer):
+        return ours.LinearLR(optimizer, 0.1, 0.9, 20), ours.CosineAnnealingLR(optimizer, 30, 0.01)
+
+    def run_both(optimizer, both, steps):
+        found = []
+        for _ in range(steps):
+            optimizer.step()
+            for scheduler in both:
+                scheduler.step()
+            found.append(rates(optimizer))
+        return found
+
+    optimizer, again = optimizer_of(), optimizer_of()
+    both, resumed = build(optimizer), build(again)
+    run_both(optimizer, both, 7)
+    for i in order:
+        resumed[i].load_state_dict(both[i].state_dict())
+    assert run_both(again, resumed, 30) == run_both(optimizer, both, 30)
 
 
 def test_last_epoch_starts_in_the_middle_with_no_initial_lr_given():
@@ -282,6 +331,8 @@ BAD = {
     "start_factor 2": (lambda o: ours.LinearLR(o, start_factor=2), "start_factor must be > 0"),
     "end_factor": (lambda o: ours.LinearLR(o, end_factor=-1), "end_factor must be between"),
     "total_iters": (lambda o: ours.LinearLR(o, total_iters=-1), "total_iters must be an int >= 0"),
+    "eta_min": (lambda o: ours.CosineAnnealingLR(o, 5, float("nan")), "eta_min must be a finite"),
+    "eta_min text": (lambda o: ours.CosineAnnealingLR(o, 5, "x"), "eta_min must be a finite"),
     "T_max": (lambda o: ours.CosineAnnealingLR(o, 0), "T_max must be an int >= 1"),
     "no schedulers": (lambda o: ours.SequentialLR(o, [], []), "at least one"),
     "milestones": (lambda o: ours.SequentialLR(o, [ours.LinearLR(o)], [3]), "one fewer"),
@@ -344,7 +395,27 @@ class TestBadState:
         state["_schedulers"].reverse()
         self.loads(SCHEDULES["sequence"], state, "not of a LinearLR")
 
-    @pytest.mark.parametrize("key", ["last_epoch", "base_lrs", "_last_lr"])
-    def test_of_values_that_are_no_numbers(self, key):
-        state = {**SCHEDULES["linear"](ours, optimizer_of()).state_dict(), key: ["x", "y"]}
-        self.loads(SCHEDULES["linear"], state, key)
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("last_epoch", "x"), ("last_epoch", -5), ("last_epoch", True), ("last_epoch", 1.5),
+            ("base_lrs", ["x", "y"]), ("_last_lr", "xy"), ("_last_lr", [0.1]), ("total_iters", "x"),
+            ("start_factor", None), ("_step_count", "x"),
+        ],
+    )  # fmt: skip
+    def test_of_values_of_another_kind(self, key, value):
+        state = {**SCHEDULES["linear"](ours, optimizer_of()).state_dict(), key: value}
+        self.loads(SCHEDULES["linear"], state, key if value != [0.1] else "holds 1 groups")
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("_schedulers", None),
+            ("_schedulers", [3, 4]),
+            ("_milestones", "x"),
+            ("_milestones", [1, 2]),
+        ],
+    )
+    def test_of_a_sequence_of_another_kind(self, key, value):
+        state = {**SCHEDULES["sequence"](ours, optimizer_of()).state_dict(), key: value}
+        self.loads(SCHEDULES["sequence"], state, key)

@@ -26,8 +26,28 @@ def test_what_only_looks_like_a_number_stays_text(tmp_path, text):
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12", 12), ("-3", -3), ("010", 10), ("0x1F", 31), ("0o17", 15), ("1:30", "1:30"), ("1_000", "1_000"),
+        (".inf", float("inf")), ("2020-13-45", "2020-13-45"), ("yes", True), ("null", None), ("0x_", "0x_"),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(tmp_path, text, value):
+    assert read(write(tmp_path, f"x: {text}"))[0] == {"x": value}
+
+
+def test_merged_keys_may_be_said_again(tmp_path):
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n"
+    assert read(write(tmp_path, text))[0]["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("yes: 1\n", "line 1: a key must be text .got True.; put it in quotes"),
+        ("a: !!int foo\n", "not valid YAML"),
+        ("a: !!bool foo\n", "not valid YAML"),
+        ("a: " + 3000 * "[" + 3000 * "]", "not valid YAML: RecursionError"),
         ("a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: duplicate key 'c', first given on line 3"),
         ("a:\n\t- 1\n", "line 2: found character '\\\\t' that cannot start any token"),
         ("a: [1\n", "line 2: "),

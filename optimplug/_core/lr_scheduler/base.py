@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optimplug.errors import ArgumentError, StateError
 
-__all__ = ["LRScheduler", "require_count"]
+__all__ = ["LRScheduler", "require_count", "set_rate"]
 
 # torch saves these flags of its own; they say nothing about the schedule.
 _TORCH_FLAGS = frozenset({"_get_lr_called_within_step", "_is_initial", "verbose"})
@@ -46,7 +46,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         # accelerate's wrapper hides the groups' owner and has no hooks of its own.
         self.optimizer = getattr(optimizer, "optimizer", optimizer)
         self.last_epoch = last_epoch
-        if not hasattr(self.optimizer, "_opt_called"):
+        if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
             self.optimizer._opt_called = False  # type: ignore[union-attr]
             self.optimizer.register_step_post_hook(_note_step)
         self._initial_step()
@@ -97,8 +97,14 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self._update_lr(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as copies: primitives, and lists of them."""
-        return copy.deepcopy({k: v for k, v in self.__dict__.items() if k not in self._not_saved})
+        """Return the state as copies: primitives, and lists of them.
+
+        The rates in it are those that the groups hold now, whoever has set them.
+        """
+        own = {k: v for k, v in self.__dict__.items() if k not in self._not_saved}
+        to_come = [None] * (len(self._groups) - len(self.base_lrs))  # they join at the next step
+        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": self._rates()}
+        return copy.deepcopy(own)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the schedule and the optimizer's rates; the argument is left as it is.
@@ -110,9 +116,10 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         state_dict = self._completed(state_dict)
         self._check_state(state_dict)
         self._restore(copy.deepcopy(state_dict))
-        for group, base, lr in zip(self._groups, self.base_lrs, self._last_lr, strict=True):
+        for group, base in zip(self._groups, self.base_lrs, strict=False):
             group["initial_lr"] = base
-            _set_rate(group, lr)
+        for group, lr in zip(self._groups, self._last_lr, strict=True):
+            set_rate(group, lr)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state, torch's included, with the keys and number types that it has here."""
@@ -123,26 +130,33 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         return state
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        own, given = self.state_dict().keys(), state_dict.keys()
-        if own != given:
+        own = self.state_dict()
+        if own.keys() != state_dict.keys():
             raise StateError(
                 f"this state is not of a {type(self).__name__}: "
-                f"missing {sorted(own - given)}, unexpected {sorted(given - own)}"
+                f"missing {sorted(own.keys() - state_dict.keys())}, "
+                f"unexpected {sorted(state_dict.keys() - own.keys())}"
             )
-        if not isinstance(state_dict["last_epoch"], int):
-            raise StateError(f"last_epoch must be an int (got {state_dict['last_epoch']!r})")
+        for key, value in own.items():
+            given = state_dict[key]
+            if _kind(given) is not _kind(value):
+                kind = _kind(value).__name__
+                raise StateError(f"{key} must be of the kind {kind} (got {given!r})")
+        if state_dict["last_epoch"] < -1 or type(state_dict["last_epoch"]) is not int:
+            raise StateError(f"last_epoch must be an int >= -1 (got {state_dict['last_epoch']!r})")
         for key in ("base_lrs", "_last_lr"):
             rates = state_dict[key]
-            if not isinstance(rates, list) or not all(isinstance(lr, float) for lr in rates):
-                raise StateError(f"{key} must be a list of numbers (got {rates!r})")
             if len(rates) != len(self._groups):
                 raise StateError(
                     f"the state holds {len(rates)} groups, but the optimizer has "
                     f"{len(self._groups)}"
                 )
+            if not all(isinstance(lr, float) for lr in rates if lr is not None):
+                raise StateError(f"{key} must be a list of numbers (got {rates!r})")
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        self.__dict__.update(state_dict)
+        known = [base for base in state_dict["base_lrs"] if base is not None]
+        self.__dict__.update({**state_dict, "base_lrs": known})
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
@@ -163,7 +177,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         else:
             rates = [self.closed_form(base, epoch) for base in self.base_lrs]
         for group, lr in zip(self._groups, rates, strict=True):
-            _set_rate(group, lr)
+            set_rate(group, lr)
         self._last_lr = self._rates()
 
     @property
@@ -180,7 +194,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         for group, base in zip(self._groups[known:], self.base_lrs[known:], strict=True):
             before = self._before(base, self.last_epoch)
             if base:
-                _set_rate(group, before if _holds(group, base) else group["lr"] * before / base)
+                set_rate(group, before if _holds(group, base) else group["lr"] * before / base)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -197,13 +211,19 @@ def require_count(name: str, value: int, least: int = 0) -> int:
     return value
 
 
+def _kind(value: object) -> type:
+    """Return the type of a value, one for all numbers."""
+    return float if type(value) is int else type(value)
+
+
 def _as_float(value: Any) -> Any:
     """Turn an int or a tensor of one element into a float; leave anything else to be refused."""
     number = isinstance(value, int) or (isinstance(value, Tensor) and value.numel() == 1)
     return float(value) if number else value
 
 
-def _set_rate(group: dict[str, Any], lr: float) -> None:
+def set_rate(group: dict[str, Any], lr: float) -> None:
+    """Write a group's rate where it stands."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
     else:

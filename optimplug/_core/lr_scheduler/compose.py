@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optimplug._core.lr_scheduler.base import LRScheduler, require_count
+from optimplug._core.lr_scheduler.base import LRScheduler, require_count, set_rate
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["SequentialLR", "phase_at"]
@@ -75,7 +75,7 @@ class SequentialLR(LRScheduler):
         self._milestones = list(milestones)
         # Each child has set the rates as it was built; this schedule starts from the bases.
         for group in schedulers[0]._groups:
-            group["lr"] = group["initial_lr"]
+            set_rate(group, group["initial_lr"])
         super().__init__(optimizer, last_epoch)
 
     def closed_form(self, base_lr: float, t: int) -> float:
@@ -95,7 +95,9 @@ class SequentialLR(LRScheduler):
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         state = super()._completed(state_dict)
-        given = state.get("_schedulers", [])
+        given = state.get("_schedulers")
+        if not isinstance(given, list) or not all(isinstance(s, Mapping) for s in given):
+            raise StateError(f"_schedulers must be a list of states (got {given!r})")
         children = [c._completed(s) for c, s in zip(self._schedulers, given, strict=False)]
         state["_schedulers"] = [*children, *given[len(children) :]]
         if children and "last_epoch" in state:  # torch's sequence leaves these two out
@@ -109,6 +111,10 @@ class SequentialLR(LRScheduler):
             raise StateError(
                 f"the state holds a sequence of {len(state_dict['_schedulers'])} schedulers, "
                 f"but this one has {len(self._schedulers)}"
+            )
+        if len(state_dict["_milestones"]) != len(self._milestones):
+            raise StateError(
+                f"_milestones must be {len(self._milestones)} (got {state_dict['_milestones']})"
             )
         for child, state in zip(self._schedulers, state_dict["_schedulers"], strict=True):
             child._check_state(state)

@@ -7,6 +7,7 @@ import math
 import torch
 
 from optimplug._core.lr_scheduler.base import LRScheduler, require_count
+from optimplug.errors import ArgumentError
 
 __all__ = ["CosineAnnealingLR", "cosine"]
 
@@ -35,7 +36,7 @@ class CosineAnnealingLR(LRScheduler):
         last_epoch: number of steps already taken, minus one; -1 starts anew.
 
     Raises:
-        ArgumentError: ``T_max`` is not a positive int.
+        ArgumentError: ``T_max`` is not a positive int, or ``eta_min`` no finite number.
 
     Example:
         >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR
@@ -63,6 +64,8 @@ class CosineAnnealingLR(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.T_max = require_count("T_max", T_max, least=1)
+        if not isinstance(eta_min, int | float) or not math.isfinite(eta_min):
+            raise ArgumentError(f"eta_min must be a finite number (got {eta_min!r})")
         self.eta_min = eta_min
         super().__init__(optimizer, last_epoch)
 

@@ -209,6 +209,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             meant = nearest(key, self.defaults, cutoff=0.85)
             if meant is not None:
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
+        for key in ("max_grad_norm", "skip_nonfinite"):
+            if key in group:
+                raise ArgumentError(f"{where}: {key} is for the whole optimizer, not for a group")
         hyper = {**self.defaults, **group}
         for key in _EXECUTION_KEYS:
             if key in group and group[key] != self.defaults.get(key):
@@ -278,6 +281,9 @@ def check_rate(hyper: Hyper) -> None:
 def _check_execution(defaults: Hyper) -> None:
     """Refuse choices of execution that contradict each other, as torch does."""
     fuse, many = defaults.get("fused"), defaults.get("foreach")
+    for key in _EXECUTION_KEYS:
+        if not isinstance(defaults.get(key), bool | None):
+            raise ArgumentError(f"{key} must be True, False or None (got {defaults[key]!r})")
     if fuse and defaults.get("differentiable"):
         raise RuntimeError("`fused` does not support `differentiable`")
     if fuse and many:
