@@ -7,7 +7,7 @@ ARGS ?=
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow bench check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
@@ -17,6 +17,9 @@ test: $(READY) check  ## Lint, types, import directions, and every test that is 
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
+	$(BIN)/python benchmarks/optimizers.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

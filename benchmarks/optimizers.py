@@ -1,0 +1,213 @@
+"""AdamW here against torch's, as ratios of times taken side by side.
+
+Every contender takes its turn in one process, on parameters of its own with the same shapes: a step
+that is not timed, which brings its memory back into the caches, then a few that are. A ratio is
+taken in every round, between turns that follow each other, and its median is reported: so other
+work on the machine, which comes and goes, weighs on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from optimplug.optim import AdamW
+
+Shapes = list[tuple[int, ...]]
+Step = Callable[[], object]
+
+
+def transformer(layers: int, width: int, vocabulary: int, positions: int) -> Shapes:
+    """Return the shapes of a BERT-like model: 16 tensors a layer, and embeddings if it has any."""
+    layer: Shapes = [(width, width), (width,)] * 4  # query, key, value, output
+    layer += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
+    layer += [(width,)] * 4  # two norms
+    embeddings: Shapes = [(vocabulary, width), (positions, width)] if vocabulary else []
+    return embeddings + layer * layers
+
+
+MODELS = {
+    "tiny": transformer(48, 64, 0, 0),
+    "MiniLM": transformer(6, 384, 30522, 512),
+    "BERT-base": transformer(12, 768, 30522, 512),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a model, in how many groups, clipped or not, against which of torch's ways."""
+
+    model: str
+    groups: int
+    clipped: bool
+    rival: str
+
+
+CASES = [
+    Case("tiny", 200, False, "fused"),
+    Case("tiny", 1, False, "fused"),
+    Case("tiny", 200, True, "fused"),
+    Case("tiny", 1, True, "fused"),
+    Case("tiny", 200, False, "foreach"),
+    Case("tiny", 200, False, "default"),
+    Case("tiny", 1, False, "default"),
+    Case("MiniLM", 1, False, "fused"),
+    Case("MiniLM", 52, False, "fused"),
+    Case("MiniLM", 52, True, "fused"),
+    Case("BERT-base", 2, False, "fused"),
+    Case("BERT-base", 2, True, "fused"),
+    Case("BERT-base", 52, False, "default"),
+]
+RIVALS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+MAX_NORM = 1.0
+STEPS_A_TURN = 4
+
+
+def parameters(shapes: Shapes, device: str) -> list[torch.nn.Parameter]:
+    """Return parameters with gradients, the same at every call."""
+    torch.manual_seed(0)
+    found = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
+    for p in found:
+        p.grad = torch.randn_like(p) * 1e-2
+    return found
+
+
+def grouped(params: list[torch.nn.Parameter], count: int) -> list[dict[str, Any]]:
+    """Split into groups of neighbours, each with its own rate, every other one without decay."""
+    size = -(-len(params) // count)
+    parts = [params[i : i + size] for i in range(0, len(params), size)]
+    if count > len(parts):  # as many groups as asked for, some with one tensor less
+        cuts = [round(i * len(params) / count) for i in range(count + 1)]
+        parts = [params[a:b] for a, b in pairwise(cuts)]
+    return [
+        {"params": part, "lr": 1e-4 * (1 + i / count), "weight_decay": 0.01 * (i % 2)}
+        for i, part in enumerate(parts)
+    ]
+
+
+def ours(case: Case, device: str, groups: int | None = None) -> Step:
+    """Return a step of ours."""
+    params = parameters(MODELS[case.model], device)
+    clip = MAX_NORM if case.clipped else None
+    return AdamW(grouped(params, groups or case.groups), max_grad_norm=clip).step
+
+
+def torchs(case: Case, device: str) -> Step:
+    """Return a step of torch's, with clipping before it where the case asks for it."""
+    params = parameters(MODELS[case.model], device)
+    optimizer = torch.optim.AdamW(grouped(params, case.groups), **RIVALS[case.rival])
+    if not case.clipped:
+        return optimizer.step
+
+    def clip_and_step() -> None:
+        torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
+        optimizer.step()
+
+    return clip_and_step
+
+
+def race(contenders: list[Step], rounds: int, synchronize: Step) -> list[list[float]]:
+    """Let everyone take turns; return the seconds a step of each took, round by round."""
+    taken: list[list[float]] = [[] for _ in contenders]
+    for _ in range(rounds):
+        for step, times in zip(contenders, taken, strict=True):
+            step()
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(STEPS_A_TURN):
+                step()
+            synchronize()
+            times.append((time.perf_counter() - start) / STEPS_A_TURN)
+    return [times[1:] for times in taken]  # the first turn makes the state
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Return the median of the ratios taken round by round."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def measure(device: str, rounds: int) -> Iterator[tuple[str, str, float, float, float]]:
+    """Yield a row for each case: what, against what, both times in milliseconds, the ratio."""
+    synchronize: Step = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for case in CASES:
+        here, there = race([ours(case, device), torchs(case, device)], rounds, synchronize)
+        clipped = ", clipped" if case.clipped else ""
+        name = f"{case.model}, {case.groups} groups{clipped}"
+        rival = f"torch {case.rival}" + (" after clip_grad_norm_" if case.clipped else "")
+        yield name, rival, _ms(there), _ms(here), ratio(there, here)
+    for model, many in (("tiny", 200), ("MiniLM", 52)):
+        case = Case(model, many, False, "")
+        several, one = race([ours(case, device), ours(case, device, 1)], rounds, synchronize)
+        name = f"{model}, cost of {many} groups / cost of 1"
+        yield name, "ours in 1 group", _ms(one), _ms(several), ratio(several, one)
+
+
+def _ms(times: list[float]) -> float:
+    return 1e3 * statistics.median(times)
+
+
+def machine(device: str) -> str:
+    """Describe where this runs, without naming the machine."""
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    gpu = f"{torch.cuda.get_device_name()}, " if device == "cuda" else ""
+    return f"{gpu}{cpu}, torch {torch.__version__.partition('+')[0]}"
+
+
+def draw(rows: list[tuple[str, str, float, float, float]], path: Path, title: str) -> None:
+    """Draw the ratios as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
+    axes = figure.add_subplot(xlabel="time of the other / time of ours", title=title)
+    labels = [f"{name} ({rival})" for name, rival, *_ in rows][::-1]
+    bars = axes.barh(labels, [row[-1] for row in rows][::-1], color="#31688e")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    axes.axvline(1.0, color="0.4", linewidth=0.8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure everything, print the table, and leave it with a plot in the folder given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    given = parser.parse_args()
+    table = Table(title=machine(given.device), title_justify="left")
+    table.add_column("case")
+    table.add_column("against")
+    for column in ("other, ms", "ours, ms", "ratio"):
+        table.add_column(column, justify="right")
+    rows = []
+    for row in measure(given.device, given.rounds):
+        rows.append(row)
+        table.add_row(row[0], row[1], *(f"{value:.2f}" for value in row[2:]))
+        print(f"{row[0]} ({row[1]}): {row[-1]:.2f}", flush=True)
+    Console(width=120).print(table)
+    given.out.mkdir(parents=True, exist_ok=True)
+    lines = ["| case | against | other, ms | ours, ms | ratio |", "|---|---|---|---|---|"]
+    lines += [f"| {a} | {b} | {c:.2f} | {d:.2f} | {e:.2f} |" for a, b, c, d, e in rows]
+    (given.out / "optimizers.md").write_text("\n".join([machine(given.device), "", *lines, ""]))
+    draw(rows, given.out / "optimizers.png", machine(given.device))
+
+
+if __name__ == "__main__":
+    main()

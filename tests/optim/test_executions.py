@@ -1,0 +1,501 @@
+"""Which execution runs, and that each is right where torch's own is not."""
+
+import pytest
+import torch
+from helpers import descend, parameters, same_bits
+from torch.testing._internal.common_optimizers import optim_db
+
+from optimplug import ArgumentError
+from optimplug._core.optim import execution
+from optimplug.optim import SGD, Adam, AdamW
+
+CLASSES = [SGD, Adam, AdamW]
+TORCHS = {SGD: torch.optim.SGD, Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
+CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
+LR = {"lr": 0.05}
+
+
+def pair(cls, params, **options):
+    """An optimizer of ours, and torch's loop on copies of the same parameters."""
+    copies = [
+        torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params
+    ]
+    loop = {k: v for k, v in options.items() if k not in ("foreach", "fused", "max_grad_norm")}
+    return cls(params, **options), TORCHS[cls](copies, **loop, foreach=False)
+
+
+def flat(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def step_both(ours, theirs, grads):
+    for p, q, g in zip(flat(ours), flat(theirs), grads, strict=True):
+        p.grad = g
+        q.grad = None if g is None else g.clone()
+    ours.step()
+    theirs.step()
+
+
+def assert_close(ours, theirs, rtol=1e-5, atol=1e-7):
+    for p, q in zip(flat(ours), flat(theirs), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=rtol, atol=atol)
+
+
+class TestTorchsOwnTable:
+    """The inputs that torch tests its optimizers with; SGD is given an lr where its row has none."""
+
+    ROWS = {info.optim_cls.__name__: info for info in optim_db}
+
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_inputs(self, cls, dtype, choice):
+        for given in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
+            options = {**(LR if cls is SGD else {}), **given.kwargs, **choice}
+            if (
+                choice.get("foreach")
+                and isinstance(options.get("lr"), torch.Tensor)
+                and cls is not SGD
+            ):
+                continue  # torch refuses it, and so do we: see the error inputs
+            ours, theirs = pair(cls, parameters(dtype=dtype), **options)
+            for _ in range(5):
+                step_both(ours, theirs, [torch.randn_like(p) for p in flat(ours)])
+            assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_error_inputs(self, cls):
+        found = self.ROWS[cls.__name__].optim_error_inputs_func(device="cpu", dtype=torch.float32)
+        assert len(found) >= 6
+        for error in found:
+            given = error.optimizer_error_input
+            params = (
+                [torch.nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params
+            )
+            options = {**(LR if cls is SGD else {}), **given.kwargs}
+            if issubclass(error.error_type, Warning):
+                with pytest.warns(error.error_type, match=error.error_regex):
+                    cls(params, **options)
+            else:
+                with pytest.raises(error.error_type, match=error.error_regex):
+                    cls(params, **options)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"fused": True, "foreach": True}, "cannot be `True` together"),
+            ({"fused": True, "differentiable": True}, "does not support `differentiable`"),
+            ({"foreach": True, "differentiable": True}, "does not support differentiable"),
+            ({"foreach": "x"}, "foreach must be True, False or None"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_contradictions_raise_at_once(self, cls, options, error):
+        with pytest.raises((RuntimeError, ArgumentError), match=error):
+            cls(parameters(), **LR, **options)
+
+    @pytest.mark.parametrize(
+        ("options", "error"),
+        [
+            ({"capturable": True}, "capturable=True needs floating point parameters on cuda"),
+            ({"capturable": True, "foreach": False}, "capturable=True needs the fused execution"),
+            ({"capturable": True, "differentiable": True}, "capturable=True does not support"),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("cls", [Adam, AdamW])
+    def test_capturing_what_cannot_be_raises_at_once(self, cls, options, error):
+        with pytest.raises(ArgumentError, match=error):
+            cls(parameters(), **options)
+
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_fusing_what_cannot_be_raises_at_once(self, cls):
+        with pytest.raises(ArgumentError, match=r"fused=True needs floating point .*complex64"):
+            cls([torch.nn.Parameter(torch.randn(2, dtype=torch.complex64))], **LR, fused=True)
+
+    @pytest.mark.parametrize("key", ["foreach", "fused", "differentiable"])
+    def test_a_group_cannot_choose_for_itself(self, key):
+        with pytest.raises(ArgumentError, match=f"{key} is a choice for all groups together"):
+            SGD([{"params": parameters(), key: True}], **LR)
+
+    @pytest.mark.parametrize("key", ["max_grad_norm", "skip_nonfinite"])
+    def test_a_group_cannot_clip_for_itself(self, key):
+        with pytest.raises(ArgumentError, match=f"{key} is for the whole optimizer"):
+            SGD([{"params": parameters(), key: 1.0}], **LR)
+
+    def test_amp_scaling_is_promised_as_by_torch(self):
+        assert AdamW(parameters(), fused=True)._step_supports_amp_scaling
+        assert not AdamW(parameters())._step_supports_amp_scaling
+
+
+class TestSGDNeedsARate:
+    def test_from_the_argument_or_from_every_group(self):
+        a, b = parameters(shapes=((2,), (3,)))
+        assert (
+            SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 2.0}]).param_groups[1]["lr"]
+            == 2.0
+        )
+
+    def test_a_group_without_one_is_named(self):
+        a, b = parameters(shapes=((2,), (3,)))
+        with pytest.raises(ArgumentError, match=r"param_groups\[1\]: lr is required"):
+            SGD([{"params": [a], "lr": 1.0}, {"params": [b]}])
+
+    def test_the_worked_example_of_two_groups(self):
+        w = torch.tensor([1.0], requires_grad=True)
+        b = torch.tensor([1.0], requires_grad=True)
+        ((w @ torch.tensor([2.0]) + b - torch.tensor([4.0])) ** 2).sum().backward()
+        optimizer = SGD([{"params": w}, {"params": b, "lr": 1e-3}], lr=1e-2)
+        optimizer.step()
+        torch.testing.assert_close(w.detach(), torch.tensor([1.04]))
+        torch.testing.assert_close(b.detach(), torch.tensor([1.002]))
+        assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-3]
+
+
+LAYOUTS = {
+    "gradient laid out unlike": lambda: (torch.randn(3, 4).t(), torch.randn(4, 3)),
+    "both transposed": lambda: (torch.randn(3, 4).t(), torch.randn(3, 4).t()),
+    "expanded gradient": lambda: (torch.randn(4, 3), torch.randn(1, 3).expand(4, 3)),
+    "parameter with gaps": lambda: (torch.randn(4, 6)[:, ::2], torch.randn(4, 3)),
+    "channels last": lambda: (
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.randn(2, 3, 4, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_any_layout_in_memory_is_right(cls, layout, choice):
+    value, grad = LAYOUTS[layout]()
+    p = torch.nn.Parameter(value)
+    reference = torch.nn.Parameter(value.clone())
+    ours, theirs = cls([p], **LR, **choice), TORCHS[cls]([reference], **LR, foreach=False)
+    for _ in range(3):
+        p.grad, reference.grad = grad, grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(p.detach(), reference.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_momentum_whose_first_gradient_comes_late_is_right(choice):
+    ours, theirs = pair(SGD, parameters(), **LR, momentum=0.9, dampening=0.5, **choice)
+    for step in range(6):
+        grads = [
+            torch.randn_like(p) if i < 2 or step > 2 else None for i, p in enumerate(flat(ours))
+        ]
+        step_both(ours, theirs, grads)
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}], ids=str)
+def test_sgd_takes_sparse_gradients(options, choice):
+    def run(cls, **choice):
+        torch.manual_seed(0)
+        table, dense = torch.nn.Embedding(6, 2, sparse=True), torch.nn.Linear(2, 1)
+        optimizer = cls([*table.parameters(), *dense.parameters()], **LR, **options, **choice)
+        for step in range(4):
+            optimizer.zero_grad()
+            dense(table(torch.tensor([step, 1]))).sum().backward()
+            optimizer.step()
+        return table.weight.detach(), dense.weight.detach()
+
+    for a, b in zip(run(SGD, **choice), run(torch.optim.SGD, foreach=False), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class TestChangesBehindTheBack:
+    """What is laid out once must notice everything that frameworks and users do to it."""
+
+    def run(self, change, cls=AdamW, **options):
+        ours, theirs = pair(cls, parameters(), **LR, **options)
+        for step in range(8):
+            if step == 4:
+                change(ours)
+                change(theirs)
+            generator = torch.Generator().manual_seed(step)
+            grads = [torch.randn(p.shape, generator=generator) for p in flat(ours)]
+            step_both(ours, theirs, grads)
+        assert_close(ours, theirs)
+
+    def replace_params(self, optimizer):
+        for group in optimizer.param_groups:
+            group["params"] = [torch.nn.Parameter(p.detach().clone() + 1) for p in group["params"]]
+
+    def add_group(self, optimizer):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "lr": 0.5})
+
+    def reload(self, optimizer):
+        optimizer.load_state_dict(optimizer.state_dict())
+
+    def clear_state(self, optimizer):
+        optimizer.state.clear()
+
+    def replace_state(self, optimizer):
+        for p in flat(optimizer):
+            optimizer.state[p] = {k: v.clone() * 2 for k, v in optimizer.state[p].items()}
+
+    def replace_a_tensor(self, optimizer):
+        optimizer.state[flat(optimizer)[0]]["exp_avg"] = torch.ones(3, 4)
+
+    def set_a_step(self, optimizer):
+        optimizer.state[flat(optimizer)[1]]["step"] = torch.tensor(100.0)
+
+    def change_hyperparameters(self, optimizer):
+        optimizer.param_groups[0].update(lr=0.2, betas=(0.5, 0.9), weight_decay=0.3)
+
+    def change_the_rule(self, optimizer):
+        optimizer.param_groups[0]["maximize"] = True
+
+    def swap_storage(self, optimizer):
+        for p in flat(optimizer):
+            p.data = p.data.clone() + 1
+
+    def drop_a_parameter(self, optimizer):
+        del optimizer.param_groups[0]["params"][1]
+
+    CHANGES = [
+        "replace_params", "add_group", "reload", "clear_state", "replace_state", "replace_a_tensor",
+        "set_a_step", "change_hyperparameters", "change_the_rule", "swap_storage", "drop_a_parameter",
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_it_is_noticed(self, change, choice):
+        self.run(getattr(self, change), **choice)
+
+    def test_one_layout_serves_many_steps(self):
+        optimizer = AdamW(parameters())
+        descend(optimizer, 1, skip=False)
+        layout = optimizer._layout
+        descend(optimizer, 5, skip=False)
+        assert optimizer._layout is layout
+
+
+class TestStepCounts:
+    def test_a_parameter_counts_its_own_gradients_alone(self):
+        optimizer = AdamW(parameters(shapes=((2,), (3,))))
+        a, b = flat(optimizer)
+        for step in range(6):
+            a.grad, b.grad = torch.ones(2), torch.ones(3) if step % 3 == 0 else None
+            optimizer.step()
+        assert optimizer.state[a]["step"] == 6
+        assert optimizer.state[b]["step"] == 2
+
+    def test_the_state_of_a_parameter_without_gradient_does_not_move(self):
+        optimizer = AdamW(parameters(shapes=((2,), (3,))), amsgrad=True)
+        descend(optimizer, 2, skip=False)
+        idle = flat(optimizer)[1]
+        before = {k: v.clone() for k, v in optimizer.state[idle].items()}
+        idle.grad = None
+        for _ in range(3):
+            optimizer.step()
+        assert all(same_bits(optimizer.state[idle][k], v) for k, v in before.items())
+
+    def test_a_state_dict_shares_no_counter(self):
+        optimizer = AdamW(parameters())
+        descend(optimizer, 2, skip=False)
+        counters = [kept["step"] for kept in optimizer.state_dict()["state"].values()]
+        assert len({counter.data_ptr() for counter in counters}) == len(counters)
+
+
+class TestDifferentiable:
+    @pytest.mark.parametrize(
+        ("cls", "options"),
+        [
+            (SGD, {"lr": 0.1}),
+            (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+            (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "maximize": True}),
+            (Adam, {"weight_decay": 0.1}),
+            (Adam, {"amsgrad": True}),
+            (AdamW, {"weight_decay": 0.1}),
+        ],
+        ids=str,
+    )
+    def test_gradients_flow_through_three_steps(self, cls, options):
+        def train(p, *grads):
+            p = p.clone()
+            optimizer = cls([p], **options, differentiable=True)
+            for g in grads:
+                p.grad = g
+                optimizer.step()
+            return (p, *(v for k, v in optimizer.state[p].items() if k != "step"))
+
+        inputs = [torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+        assert torch.autograd.gradcheck(train, inputs)
+
+    @pytest.mark.parametrize(
+        ("cls", "make"),
+        [
+            (SGD, lambda x: {"lr": x}),
+            (SGD, lambda x: {"lr": 0.1, "weight_decay": x}),
+            (Adam, lambda x: {"lr": x}),
+            (AdamW, lambda x: {"lr": x, "weight_decay": 0.3}),
+            (AdamW, lambda x: {"betas": (x, x * 1.1)}),
+        ],
+    )
+    def test_gradients_flow_to_a_hyperparameter(self, cls, make):
+        start, grad = torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+
+        def train(x):
+            p = start.clone().requires_grad_().clone()
+            optimizer = cls([p], **make(x), differentiable=True)
+            for _ in range(2):
+                p.grad = grad
+                optimizer.step()
+            return p
+
+        assert torch.autograd.gradcheck(
+            train, torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        )
+
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_the_values_are_those_of_the_loop(self, cls):
+        ours, theirs = pair(cls, parameters(dtype=torch.float64), **LR, weight_decay=0.1)
+        copies = [p.detach().clone().requires_grad_().clone() for p in flat(ours)]
+        ours = cls(copies, **LR, weight_decay=0.1, differentiable=True)
+        for _ in range(4):
+            step_both(ours, theirs, [torch.randn_like(p).detach() for p in flat(ours)])
+        assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+class TestNonFinite:
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    @pytest.mark.parametrize("cls", CLASSES)
+    @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+    def test_a_step_is_left_out_and_counted(self, cls, bad, choice):
+        optimizer = cls(parameters(), **LR, skip_nonfinite=True, **choice)
+        descend(optimizer, 2, skip=False)
+        before = [p.detach().clone() for p in flat(optimizer)], optimizer.state_dict()
+        flat(optimizer)[2].grad[0] = bad
+        optimizer.step()
+        assert optimizer.skipped_steps == 1
+        assert not torch.isfinite(optimizer.grad_norm)
+        assert all(map(same_bits, flat(optimizer), before[0]))
+        for i, kept in optimizer.state_dict()["state"].items():
+            assert all(same_bits(v, before[1]["state"][i][k]) for k, v in kept.items())
+        descend(optimizer, 1, skip=False)
+        assert optimizer.skipped_steps == 1
+
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    def test_without_it_they_spread_as_in_torch(self, choice):
+        optimizer = AdamW(parameters(), max_grad_norm=1.0, **choice)
+        for p in flat(optimizer):
+            p.grad = torch.ones_like(p)
+        flat(optimizer)[0].grad[0] = float("inf")
+        optimizer.step()
+        assert optimizer.skipped_steps == 0
+        assert torch.isnan(flat(optimizer)[0]).any()
+
+
+class TestGradScaler:
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    @pytest.mark.parametrize("clip", [None, 0.1])
+    @pytest.mark.parametrize("cls", CLASSES)
+    def test_scaled_training_is_unscaled_training(self, cls, clip, choice):
+        options = {**LR, **choice, "max_grad_norm": clip}
+        scaled, plain = parameters(), parameters()
+        ours, reference = cls(scaled, **options), cls(plain, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        for step in range(6):
+            for params in (scaled, plain):
+                for i, p in enumerate(params):
+                    p.grad = torch.full_like(p, 0.01 * (i + step))
+            bad = step == 3
+            for p in scaled:
+                p.grad = scaler.scale(p.grad) * (float("inf") if bad else 1.0)
+            scaler.step(ours)
+            scaler.update()
+            if not bad:
+                reference.step()
+        assert_close(ours, reference)
+        if cls is not SGD:
+            assert {float(kept["step"]) for kept in ours.state.values()} == {5.0}
+
+
+class TestScratch:
+    @pytest.mark.parametrize("cls", CLASSES)
+    @pytest.mark.parametrize("clip", [None, 1.0])
+    def test_no_part_of_a_step_is_larger_than_its_share_of_the_cap(self, monkeypatch, cls, clip):
+        monkeypatch.setattr(execution, "SCRATCH_BYTES", 3000)
+        largest = []
+        original = execution.TensorList
+
+        def watched(tensors):
+            largest.append(sum(t.nbytes for t in tensors))
+            return original(tensors)
+
+        monkeypatch.setattr(execution, "TensorList", watched)
+        shapes = [(100,), (40, 40), (30,), (5,), (0,), (2000,)]
+        options = {**LR, "weight_decay": 0.1, "foreach": True, "max_grad_norm": clip}
+        ours, theirs = pair(cls, parameters(shapes), **options)
+        for _ in range(3):
+            step_both(ours, theirs, [1e-3 * torch.randn_like(p) for p in flat(ours)])
+        assert max(largest) <= 1000
+        assert_close(ours, theirs)
+
+
+class TestLoading:
+    def test_every_dtype_survives(self):
+        ours = AdamW([torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))], foreach=False)
+        descend(ours, 1, skip=False)
+        state = ours.state_dict()
+        state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].float() + 1e-6
+        ours.load_state_dict(state)
+        kept = ours.state[flat(ours)[0]]
+        assert kept["exp_avg"].dtype == torch.float32
+        assert same_bits(kept["exp_avg"], state["state"][0]["exp_avg"])
+
+    def test_a_step_that_is_a_number_becomes_a_tensor(self):
+        ours = AdamW(parameters(shapes=((2,),)))
+        descend(ours, 3, skip=False)
+        state = ours.state_dict()
+        state["state"][0]["step"] = 3
+        ours.load_state_dict(state)
+        descend(ours, 1, skip=False)
+        assert ours.state[flat(ours)[0]]["step"] == 4
+
+    BAD = {
+        "no state": (lambda s: s.pop("state"), "must have the key 'state'"),
+        "no groups": (lambda s: s.pop("param_groups"), "must have the key 'param_groups'"),
+        "fewer groups": (lambda s: s["param_groups"].pop(), "different number of parameter groups"),
+        "fewer params": (lambda s: s["param_groups"][0]["params"].pop(), "doesn't match the size"),
+        "shape": (
+            lambda s: s["state"][1].update(exp_avg=torch.ones(9)),
+            r"exp_avg of b must have the shape \(3,\) .got \(9,\)",
+        ),
+        "step": (lambda s: s["state"][1].update(step="x"), "step of b must be a number .got 'x'"),
+    }
+
+    @pytest.mark.parametrize("bad", BAD)
+    def test_a_malformed_state_changes_nothing(self, bad):
+        spoil, message = self.BAD[bad]
+        a, b = parameters(shapes=((2,), (3,)))
+        ours = AdamW([("a", a), ("b", b)])
+        descend(ours, 2, skip=False)
+        before, state = ours.state_dict(), ours.state_dict()
+        spoil(state)
+        descend(ours, 1, skip=False)
+        now = ours.state_dict()
+        with pytest.raises(ValueError, match=message):
+            ours.load_state_dict(state)
+        assert ours.state_dict()["param_groups"] == before["param_groups"]
+        for i, kept in ours.state_dict()["state"].items():
+            assert all(same_bits(v, now["state"][i][k]) for k, v in kept.items())
+
+    def test_hooks_see_the_state_and_may_replace_it(self):
+        ours = AdamW(parameters(shapes=((2,),)))
+        descend(ours, 2, skip=False)
+        calls = []
+        ours.register_load_state_dict_pre_hook(
+            lambda o, s: calls.append("pre") or {**s, "extra": 1}
+        )
+        ours.register_load_state_dict_post_hook(lambda o: calls.append("post"))
+        ours.load_state_dict(ours.state_dict())
+        assert calls == ["pre", "post"]
