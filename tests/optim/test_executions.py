@@ -1,8 +1,12 @@
 """Which execution runs, and that each is right where torch's own is not."""
 
+import io
+
 import pytest
 import torch
 from helpers import descend, parameters, same_bits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
@@ -50,8 +54,8 @@ class TestTorchsOwnTable:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize("cls", CLASSES)
     def test_inputs(self, cls, dtype, choice):
-        for given in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
-            options = {**(LR if cls is SGD else {}), **given.kwargs, **choice}
+        for row in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
+            options = {**(LR if cls is SGD else {}), **row.kwargs, **choice}
             if (
                 choice.get("foreach")
                 and isinstance(options.get("lr"), torch.Tensor)
@@ -68,11 +72,9 @@ class TestTorchsOwnTable:
         found = self.ROWS[cls.__name__].optim_error_inputs_func(device="cpu", dtype=torch.float32)
         assert len(found) >= 6
         for error in found:
-            given = error.optimizer_error_input
-            params = (
-                [torch.nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params
-            )
-            options = {**(LR if cls is SGD else {}), **given.kwargs}
+            row = error.optimizer_error_input
+            params = [torch.nn.Parameter(torch.randn(2, 3))] if row.params is None else row.params
+            options = {**(LR if cls is SGD else {}), **row.kwargs}
             if issubclass(error.error_type, Warning):
                 with pytest.warns(error.error_type, match=error.error_regex):
                     cls(params, **options)
@@ -439,6 +441,30 @@ class TestScratch:
             step_both(ours, theirs, [1e-3 * torch.randn_like(p) for p in flat(ours)])
         assert max(largest) <= 1000
         assert_close(ours, theirs)
+
+
+SETUPS = [
+    (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}),
+    (SGD, {"lr": 0.1}),
+    (Adam, {"amsgrad": True, "weight_decay": 0.1}),
+    (AdamW, {}),
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(SETUPS), st.sampled_from(CHOICES), st.integers(0, 8), st.booleans())
+def test_a_run_saved_at_any_step_goes_on_bit_for_bit(setup, choice, stop, skip):
+    cls, options = setup
+    whole = cls(parameters(), **options, **choice)
+    descend(whole, stop, skip)
+    buffer = io.BytesIO()
+    torch.save([whole.state_dict(), [p.detach().clone() for p in flat(whole)]], buffer)
+    buffer.seek(0)
+    state, values = torch.load(buffer, weights_only=True)
+    resumed = cls([torch.nn.Parameter(value) for value in values], **options, **choice)
+    resumed.load_state_dict(state)
+    rest = descend(whole, 4, skip, seed=7), descend(resumed, 4, skip, seed=7)
+    assert all(map(same_bits, *rest))
 
 
 class TestLoading:

@@ -1,5 +1,6 @@
 import copy
 import io
+import itertools
 import pickle
 
 import pytest
@@ -36,9 +37,25 @@ OPTIONS = [
     (SGD, {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1}),
 ]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-everything = pytest.mark.parametrize(
-    ("cls", "options"), OPTIONS, ids=lambda x: getattr(x, "__name__", str(x))
-)
+
+
+def has_tensors(options):
+    return any(
+        isinstance(value, torch.Tensor)
+        for given in options.values()
+        for value in (given if isinstance(given, tuple) else (given,))
+    )
+
+
+def cases(*more, only=lambda cls, options, *rest: True):
+    """Every class and options, times what is given, where ``only`` holds; with readable names."""
+    return [
+        pytest.param(*case, id="-".join(getattr(x, "__name__", str(x)) for x in case))
+        for case in (
+            (cls, options, *rest) for cls, options in OPTIONS for rest in itertools.product(*more)
+        )
+        if only(*case)
+    ]
 
 
 def torchs(cls):
@@ -57,17 +74,23 @@ def build(cls, dtype=torch.float32, **options):
     return cls(groups, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@everything
+# torch rounds tensor betas to the parameter's type; here they keep their precision.
+@pytest.mark.parametrize(
+    ("cls", "options", "dtype"),
+    cases(
+        DTYPES,
+        only=lambda cls, options, dtype: (
+            not (dtype == torch.bfloat16 and isinstance(options.get("betas", [0])[0], torch.Tensor))
+        ),
+    ),
+)
 def test_single_is_torchs_loop_bit_for_bit(cls, options, dtype):
-    if dtype == torch.bfloat16 and isinstance(options.get("betas", [0])[0], torch.Tensor):
-        pytest.skip("torch rounds tensor betas to the parameter's type, we keep their precision")
     ours = descend(build(cls, dtype, foreach=False, **options), 50)
     theirs = descend(build(torchs(cls), dtype, foreach=False, **options), 50)
     assert all(map(same_bits, ours, theirs))
 
 
-@everything
+@pytest.mark.parametrize(("cls", "options"), cases())
 def test_foreach_is_within_2e_7_of_torchs_loop(cls, options):
     # As in torch, foreach=True takes no tensors for numbers.
     numbers = {
@@ -92,12 +115,15 @@ def error(found, truth):
     return sum((a.double() - b).square().sum().item() for a, b in pairs) ** 0.5
 
 
-@pytest.mark.parametrize("execution", ["fused", "foreach", None])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@everything
+@pytest.mark.parametrize(
+    ("cls", "options", "dtype", "execution"),
+    cases(
+        [torch.float32, torch.bfloat16, torch.float16],
+        ["fused", "foreach", None],
+        only=lambda cls, options, dtype, execution: not (has_tensors(options) and execution),
+    ),
+)
 def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, dtype, execution):
-    if any(isinstance(v, torch.Tensor | tuple) for v in options.values()) and execution:
-        pytest.skip("tensors for numbers are for the default execution")
     if dtype == torch.float16:
         options = {**options, "eps": 0.1} if cls is not SGD else options
     choice = {execution: True} if execution else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -89,6 +90,9 @@ class AdamRule(Rule):
             grad_scale=grad_scale,
             found_inf=found_inf,
         )
+
+
+_rule = lru_cache(AdamRule)  # asked for at every step, for every group
 
 
 class Adam(Optimizer):
@@ -178,10 +182,8 @@ class Adam(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> AdamRule:
-        return AdamRule(
-            amsgrad=bool(hyper["amsgrad"]),
-            maximize=bool(hyper["maximize"]),
-            decoupled=bool(hyper["decoupled_weight_decay"]),
+        return _rule(
+            bool(hyper["amsgrad"]), bool(hyper["maximize"]), bool(hyper["decoupled_weight_decay"])
         )
 
     @staticmethod

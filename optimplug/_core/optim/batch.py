@@ -7,8 +7,7 @@ What does not change from step to step is laid out once and checked cheaply at e
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
@@ -27,24 +26,30 @@ State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 
 @dataclass
 class Cell:
-    """Parameters of one group that have stepped equally often, so that they share every scalar.
+    """Tensors of one group that have stepped equally often, so that they share every scalar.
 
     They share one step counter as well: ``counter`` stands in each one's state as ``step``.
     """
 
     group: int
-    rule: Rule
-    params: list[Tensor] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    counter: Tensor | None = None
-    fresh: bool = False
+    counter: Tensor | None
+    first: bool
+    part: slice = field(default_factory=lambda: slice(0, 0))
+    """Where its tensors stand in their batch."""
+
+    def takes(self, other: Cell) -> bool:
+        """Tell whether what belongs to the other cell can as well stand in this one."""
+        return (
+            self.group == other.group
+            and self.counter is other.counter
+            and self.first == other.first
+        )
 
     @property
     def t(self) -> float:
-        """The number of this update, from 1."""
+        """The number of this update, from 1; without a counter 1 or, for any later one, 2."""
         if self.counter is None:
-            return 1.0 if self.fresh else 2.0
+            return 1.0 if self.first else 2.0
         return float(self.counter)
 
 
@@ -52,8 +57,9 @@ class Cell:
 class Batch:
     """What one call can update: same rule, device and dtype, whatever the groups.
 
-    Each of the lists has one entry per tensor; complex tensors are given as pairs of real numbers.
-    ``cells`` says, in order, how many of them share their scalars, and ``hypers`` what these are.
+    Each of the lists has one entry per tensor: of a DTensor the shard that is here, of a complex
+    tensor its numbers as pairs of real ones.
+    ``cells`` says which of them share their scalars, and ``hypers`` what these are.
     """
 
     rule: Rule
@@ -62,18 +68,63 @@ class Batch:
     params: list[Tensor]
     grads: list[Tensor]
     states: dict[str, list[Tensor]]
+    steps: list[Tensor]
+    """The step counter of each tensor; empty where the rule does not count."""
 
     @property
     def has_sparse(self) -> bool:
         """Whether the gradients are sparse; then all of them are."""
         return self.grads[0].is_sparse
 
-    def parts(self) -> Iterator[tuple[Cell, Hyper, slice]]:
-        """Walk the cells with the place of their tensors."""
-        start = 0
-        for cell, hyper in zip(self.cells, self.hypers, strict=True):
-            yield cell, hyper, slice(start, start + len(cell.params))
-            start += len(cell.params)
+
+@dataclass
+class _Stack:
+    """The part of a batch that stays from step to step."""
+
+    rule: Rule
+    cells: list[Cell] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    steps: list[Tensor] = field(default_factory=list)
+
+    def add(self, p: Tensor, kept: dict[str, Any], place: int, cell: Cell) -> None:
+        """Append a tensor, to the last cell if it belongs there, else to a new one."""
+        if not self.cells or not self.cells[-1].takes(cell):
+            self.cells.append(cell)
+            cell.part = slice(len(self.params), len(self.params))
+        self.params.append(p)
+        self.kept.append(kept)
+        self.places.append(place)
+        if cell.counter is not None:
+            self.steps.append(cell.counter)
+        self.cells[-1].part = slice(self.cells[-1].part.start, len(self.params))
+
+    def holds(self, state: State) -> bool:
+        """Tell whether the state still is what was laid out."""
+        if any(cell.first and cell.counter is None for cell in self.cells):
+            return False
+        if not self.kept[0]:
+            return True
+        return _same(self.kept, list(map(state.get, self.params))) and (
+            not self.steps or _same(self.steps, [kept["step"] for kept in self.kept])
+        )
+
+    def batch(self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]) -> Batch:
+        """Return this step's work."""
+        columns = {
+            "params": self.params,
+            "grads": [g for g in (grads[place] for place in self.places) if g is not None],
+            **{name: [kept[name] for kept in self.kept] for name in self.rule.state},
+        }
+        if _is_sharded(self.params[0]):
+            columns = _local(columns)
+        if self.params[0].is_complex():
+            # Rules treat a complex number as two real ones, as torch does.
+            columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
+        hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
+        params, own = columns.pop("params"), columns.pop("grads")
+        return Batch(self.rule, self.cells, hypers, params, own, columns, self.steps)
 
 
 class Layout:
@@ -85,7 +136,7 @@ class Layout:
         rules: the rule of each group.
         state: the optimizer's state. Parameters new to it start from zeros; the state of a
             parameter without gradient is not touched.
-        count_on_device: whether a parameter's step is counted on its own device, by its group.
+        count_on_device: whether a parameter's steps are counted on its own device, or on the CPU.
 
     Raises:
         GradientError: a gradient is sparse where the rule takes none. Nothing has changed then.
@@ -99,32 +150,23 @@ class Layout:
         state: State,
         count_on_device: bool,
     ) -> None:
-        self.params = _flat(groups)
-        self.missing = [g is None for g in grads]
-        self.sparse = [g is not None and g.is_sparse for g in grads]
-        self.rules = list(rules)
         _refuse_sparse(groups, grads, rules)
+        self._params = _flat(groups)
+        self._kinds = _kinds(grads)
+        self._rules = list(rules)
         self._counters: dict[Any, Tensor] = {}
-        self._count_on_device = count_on_device
-        cells: dict[Any, Cell] = {}
-        place = 0
+        stacks: dict[Any, _Stack] = {}
+        places = iter(range(len(grads)))
         for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-            for p in group["params"]:
-                if not self.missing[place]:
-                    kept, fresh = _ensure_state(p, rule, state)
-                    counter = self._shared_counter(p, kept) if rule.counts_steps else None
-                    form = (p.device, p.dtype, self.sparse[place], *_mesh(p))
-                    key = (form, i, id(counter), fresh and counter is None)
-                    cell = cells.setdefault(key, Cell(i, rule, counter=counter))
-                    cell.fresh = fresh
-                    cell.params.append(p)
-                    cell.kept.append(kept)
-                    cell.places.append(place)
-                place += 1
-        self.cells = list(cells.values())
-        self._batches: dict[Any, list[Cell]] = defaultdict(list)
-        for (form, *_), cell in cells.items():
-            self._batches[cell.rule, form].append(cell)
+            for p, place in zip(group["params"], places, strict=False):
+                if self._kinds[place] is None:
+                    continue
+                kept, first = _ensure_state(p, rule, state)
+                counter = self._counter(p, kept, count_on_device) if rule.counts_steps else None
+                form = (rule, p.device, p.dtype, self._kinds[place], _is_sharded(p))
+                stack = stacks.setdefault(form, _Stack(rule))
+                stack.add(p, kept, place, Cell(i, counter, first))
+        self._stacks = list(stacks.values())
 
     def fits(
         self,
@@ -133,26 +175,13 @@ class Layout:
         rules: Sequence[Rule],
         state: State,
     ) -> bool:
-        """Tell whether nothing has changed: the parameters, who has a gradient, rules, state."""
+        """Tell whether nothing has changed: parameters, kinds of gradients, rules, state."""
         return (
-            _same(self.params, _flat(groups))
-            and self.missing == [g is None for g in grads]
-            and self.rules == list(rules)
-            and all(self._holds(cell, grads, state) for cell in self.cells)
+            _same(self._params, _flat(groups))
+            and self._kinds == _kinds(grads)
+            and self._rules == rules
+            and all(stack.holds(state) for stack in self._stacks)
         )
-
-    def _holds(self, cell: Cell, grads: Sequence[Tensor | None], state: State) -> bool:
-        return (
-            not (cell.fresh and cell.counter is None)
-            and (not cell.kept[0] or _same(cell.kept, [state.get(p) for p in cell.params]))
-            and (cell.counter is None or all(k["step"] is cell.counter for k in cell.kept))
-            and not (cell.rule.takes_sparse and self._sparsity_changed(cell, grads))
-        )
-
-    def _sparsity_changed(self, cell: Cell, grads: Sequence[Tensor | None]) -> bool:
-        return [g.is_sparse for g in _given(grads, cell.places)] != [
-            self.sparse[place] for place in cell.places
-        ]
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
@@ -163,12 +192,12 @@ class Layout:
         self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]
     ) -> list[Batch]:
         """Return this step's work."""
-        return [_batch(cells, groups, grads) for cells in self._batches.values()]
+        return [stack.batch(groups, grads) for stack in self._stacks]
 
-    def _shared_counter(self, p: Tensor, kept: dict[str, Any]) -> Tensor:
+    def _counter(self, p: Tensor, kept: dict[str, Any], on_device: bool) -> Tensor:
         """Let parameters that have stepped equally often share one counter, in ``kept`` too."""
         own = kept["step"]
-        device = p.device if self._count_on_device else torch.device("cpu")
+        device = p.device if on_device else torch.device("cpu")
         key = (float(own), own.dtype, device)
         if key not in self._counters:
             # A new one: the old may still count for a parameter that has no gradient now.
@@ -177,24 +206,9 @@ class Layout:
         return self._counters[key]
 
 
-def _batch(
-    cells: list[Cell], groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]
-) -> Batch:
-    rule = cells[0].rule
-    columns = {
-        "params": [p for cell in cells for p in cell.params],
-        "grads": [g for cell in cells for g in _given(grads, cell.places)],
-        **{name: [k[name] for cell in cells for k in cell.kept] for name in rule.state},
-    }
-    if columns["params"][0].is_complex():
-        # Rules treat a complex number as two real ones, as torch does.
-        columns = {name: _real(tensors) for name, tensors in columns.items()}
-    hypers: list[Hyper] = [groups[cell.group] for cell in cells]
-    return Batch(rule, cells, hypers, columns.pop("params"), columns.pop("grads"), columns)
-
-
-def _given(grads: Sequence[Tensor | None], places: Sequence[int]) -> list[Tensor]:
-    return [g for g in (grads[place] for place in places) if g is not None]
+def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:
+    """Return for each gradient whether it is sparse; None where there is none."""
+    return [None if g is None else g.is_sparse for g in grads]
 
 
 def _ensure_state(p: Tensor, rule: Rule, state: State) -> tuple[dict[str, Any], bool]:
@@ -238,10 +252,14 @@ def _same(some: Sequence[object], others: Sequence[object]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
 
 
-def _real(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.view_as_real(tensor) for tensor in tensors]
+def _is_sharded(p: Tensor) -> bool:
+    return hasattr(p, "to_local")  # a DTensor, known without importing torch.distributed
 
 
-def _mesh(p: Tensor) -> tuple[Any, ...]:
-    """Return what tells DTensors apart that cannot go into one call."""
-    return (type(p), getattr(p, "device_mesh", None), getattr(p, "placements", None))
+def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
+    """Return the shards that are here: an update works on each element by itself."""
+    columns["grads"] = [
+        g if g.placements == p.placements else g.redistribute(placements=p.placements)
+        for p, g in zip(columns["params"], columns["grads"], strict=True)
+    ]
+    return {name: [tensor.to_local() for tensor in column] for name, column in columns.items()}

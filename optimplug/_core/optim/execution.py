@@ -23,9 +23,8 @@ Execution: TypeAlias = Callable[[Batch, Tensor | None], None]
 
 def single(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other: the reference, bit for bit what torch's loop does."""
-    for cell, hyper, part in batch.parts():
-        k = {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
-        for i in range(part.start, part.stop):
+    for cell, k in zip(batch.cells, _numbers(batch), strict=True):
+        for i in range(cell.part.start, cell.part.stop):
             g = batch.grads[i]
             state = {name: tensors[i] for name, tensors in batch.states.items()}
             batch.rule.update(batch.params[i], g if scale is None else _scaled(g, scale), state, k)
@@ -33,12 +32,9 @@ def single(batch: Batch, scale: Tensor | None) -> None:
 
 def foreach(batch: Batch, scale: Tensor | None) -> None:
     """All tensors together, through TensorList, in parts that keep temporaries small."""
-    per_cell = [
-        {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
-        for cell, hyper, _ in batch.parts()
-    ]
+    per_cell = _numbers(batch)
     shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
-    cell_of = [i for i, cell in enumerate(batch.cells) for _ in cell.params]
+    cell_of = [i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]]
     for pieces, owners in _parts(batch, SCRATCH_BYTES // (batch.rule.temporaries + 1)):
         k = {
             name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
@@ -52,9 +48,9 @@ def foreach(batch: Batch, scale: Tensor | None) -> None:
 
 def differentiable(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other, with autograd flowing through."""
-    for cell, hyper, part in batch.parts():
+    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
         k = batch.rule.coefficients(hyper, cell.t)
-        for i in range(part.start, part.stop):
+        for i in range(cell.part.start, cell.part.stop):
             p, g = batch.params[i], batch.grads[i]
             value = Functional(p.clone())
             state = {name: Functional(tensors[i].clone()) for name, tensors in batch.states.items()}
@@ -63,6 +59,14 @@ def differentiable(batch: Batch, scale: Tensor | None) -> None:
             p.copy_(value.tensor)
             for name, tensors in batch.states.items():
                 tensors[i].copy_(state[name].tensor)
+
+
+def _numbers(batch: Batch) -> list[dict[str, float]]:
+    """Return the scalars of each cell, as numbers."""
+    return [
+        {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
+        for cell, hyper in zip(batch.cells, batch.hypers, strict=True)
+    ]
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:
@@ -93,11 +97,7 @@ def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[
 
 def _split(row: Sequence[Tensor], limit: int) -> Iterator[Sequence[Any]]:
     """Cut a tensor and what belongs to it into flat views, if it is too large and they allow it."""
-    if row[0].nbytes <= limit or not all(t.is_contiguous() for t in row) or _is_sharded(row[0]):
+    if row[0].nbytes <= limit or not all(t.is_contiguous() for t in row):
         return iter([row])
     length = max(1, limit // row[0].element_size())
     return zip(*(torch.split(t.view(-1), length) for t in row), strict=True)
-
-
-def _is_sharded(p: Tensor) -> bool:
-    return hasattr(p, "placements")

@@ -40,14 +40,15 @@ def fused(batch: Batch, grad_scale: Tensor | None, found_inf: Tensor | None) -> 
     device = batch.params[0].device
     scale = None if grad_scale is None else grad_scale.to(device)
     found = None if found_inf is None else found_inf.to(device)
-    for cell, hyper, part in batch.parts():
+    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
+        part = cell.part
         batch.rule.fused(
             batch.params[part],
             batch.grads[part],
             {name: tensors[part] for name, tensors in batch.states.items()},
             hyper,
-            steps=[] if cell.counter is None else [cell.counter] * len(cell.params),
-            first=cell.fresh,
+            steps=batch.steps[part],
+            first=cell.first,
             grad_scale=scale,
             found_inf=found,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,21 @@ def global_norm(grads: Sequence[Tensor]) -> Tensor:
 
     The result is a zero-dimensional tensor: reading its value is what waits for the device.
     """
-    return torch.nn.utils.get_total_norm(grads)
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for g in grads:
+        by_mesh.setdefault(getattr(g, "device_mesh", None), []).append(g)
+    norms: list[Tensor] = [
+        _whole(torch.nn.utils.get_total_norm(group)) for group in by_mesh.values()
+    ]
+    if len(norms) == 1:
+        return norms[0]
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return total
+
+
+def _whole(norm: Any) -> Tensor:
+    """Return a norm of sharded gradients, which is in parts until it is asked for, as one."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # type: ignore[no-any-return]
 
 
 def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -80,6 +81,9 @@ class SGDRule(Rule):
             grad_scale=grad_scale,
             found_inf=found_inf,
         )
+
+
+_rule = lru_cache(SGDRule)  # asked for at every step, for every group
 
 
 class SGD(Optimizer):
@@ -163,11 +167,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> SGDRule:
-        return SGDRule(
-            momentum=hyper["momentum"] != 0,
-            nesterov=bool(hyper["nesterov"]),
-            maximize=bool(hyper["maximize"]),
-        )
+        return _rule(hyper["momentum"] != 0, bool(hyper["nesterov"]), bool(hyper["maximize"]))
 
     @staticmethod
     def check(hyper: Hyper) -> None:

@@ -1,0 +1,54 @@
+"""Sharded parameters, as FSDP2 leaves them, on a mesh of one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from optimplug.optim import SGD, Adam, AdamW
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=str
+)
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+def test_sharded_replicated_and_plain_tensors_step_together(mesh, cls, clip, choice):
+    torch.manual_seed(0)
+    values = [torch.randn(4, 3), torch.randn(6), torch.randn(2, 2)]
+    forms = [[Shard(0)], [Replicate()], None]
+
+    def form(value, placements):
+        return (
+            value.clone()
+            if placements is None
+            else distribute_tensor(value.clone(), mesh, placements)
+        )
+
+    params = [torch.nn.Parameter(form(v, f)) for v, f in zip(values, forms, strict=True)]
+    plain = [torch.nn.Parameter(v.clone()) for v in values]
+    ours = cls(params, lr=0.1, max_grad_norm=clip, **choice)
+    theirs = getattr(torch.optim, cls.__name__)(plain, lr=0.1, foreach=False)
+    for _ in range(3):
+        grads = [torch.randn_like(v) for v in values]
+        for p, q, g, f in zip(params, plain, grads, forms, strict=True):
+            p.grad, q.grad = form(g, f), g.clone()
+        if clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(plain, clip)
+        ours.step()
+        theirs.step()
+        if clip is not None:
+            assert not isinstance(ours.grad_norm, DTensor)
+            torch.testing.assert_close(ours.grad_norm, norm)
+    for p, q in zip(params, plain, strict=True):
+        found = p.full_tensor() if isinstance(p, DTensor) else p
+        torch.testing.assert_close(found.detach(), q.detach(), rtol=1e-5, atol=1e-6)
