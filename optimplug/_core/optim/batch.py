@@ -100,15 +100,11 @@ class _Stack:
             self.steps.append(cell.counter)
         self.cells[-1].part = slice(self.cells[-1].part.start, len(self.params))
 
-    def holds(self, state: State) -> bool:
-        """Tell whether the state still is what was laid out."""
-        if any(cell.first and cell.counter is None for cell in self.cells):
-            return False
-        if not self.kept[0]:
-            return True
-        return _same(self.kept, list(map(state.get, self.params))) and (
-            not self.steps or _same(self.steps, [kept["step"] for kept in self.kept])
-        )
+    def holds(self) -> bool:
+        """Tell whether the next step will find its counters, and nothing that was there first."""
+        if not self.steps:
+            return not any(cell.first for cell in self.cells)
+        return _same(self.steps, [kept["step"] for kept in self.kept])
 
     def batch(self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]) -> Batch:
         """Return this step's work."""
@@ -167,6 +163,8 @@ class Layout:
                 stack = stacks.setdefault(form, _Stack(rule))
                 stack.add(p, kept, place, Cell(i, counter, first))
         self._stacks = list(stacks.values())
+        # Whole columns of the state, because to look a parameter up takes longer.
+        self._owners, self._kept = list(state), list(state.values())
 
     def fits(
         self,
@@ -180,7 +178,9 @@ class Layout:
             _same(self._params, _flat(groups))
             and self._kinds == _kinds(grads)
             and self._rules == rules
-            and all(stack.holds(state) for stack in self._stacks)
+            and _same(self._kept, list(state.values()))
+            and _same(self._owners, list(state))
+            and all(stack.holds() for stack in self._stacks)
         )
 
     def advance(self, steps: Tensor | float) -> None:

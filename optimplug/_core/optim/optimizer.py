@@ -114,7 +114,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         batches = layout.batches(groups, grads)
         if not batches:
             return
-        scale = self._gradient_scale([g for g in grads if g is not None], amp_scale)
+        scale = self._gradient_scale(grads, amp_scale)
         if self._skips():
             return
         layout.advance(1)
@@ -123,16 +123,20 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if found_inf is not None:
             layout.advance(-found_inf)
 
-    def _gradient_scale(self, grads: list[Tensor], amp_scale: Tensor | None) -> Tensor | None:
+    def _gradient_scale(
+        self, grads: list[Tensor | None], amp_scale: Tensor | None
+    ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
         if self.max_grad_norm is None and not self.skip_nonfinite:
             return scale
-        norm = global_norm(grads)
+        norm = global_norm([g for g in grads if g is not None])
         self.grad_norm = norm if scale is None else norm * scale.to(norm.device)
         if self.max_grad_norm is None:
             return scale
         clip = clip_coefficient(self.grad_norm, self.max_grad_norm)
+        if clip.is_cpu and bool(clip == 1):
+            return scale  # nothing to clip, and on the CPU it costs no wait to know
         return clip if scale is None else clip * scale.to(clip.device)
 
     def _skips(self) -> bool:
