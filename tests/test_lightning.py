@@ -2,7 +2,11 @@ import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -233,6 +237,32 @@ def test_the_horizon_is_the_trainers(tmp_path, changes, expected):
 
     trainer = trainer_of(tmp_path, **changes)
     trainer.fit(Asking(UNCLIPPED), loader())
+    assert found == [expected]
+    assert trainer.global_step == expected.total_steps
+
+
+@pytest.mark.parametrize(
+    ("scheduling", "changes", "expected"),
+    [
+        ({0: 1, 2: 3}, {"max_epochs": 4}, Horizon(16)),
+        ({0: 3}, {"max_epochs": 4}, Horizon(8, 2)),
+        ({0: 1, 2: 3}, {"max_epochs": 4, "max_steps": 13}, Horizon(13)),
+    ],
+    ids=str,
+)
+def test_the_horizon_knows_accumulation_that_changes_by_epoch(
+    tmp_path, scheduling, changes, expected
+):
+    found = []
+
+    class Asking(Module):
+        def configure_optimizers(self):
+            found.append(horizon_of(self.trainer))
+            return super().configure_optimizers()
+
+    recipe = {**UNCLIPPED, "schedule": [{"name": "CosineAnnealingLR"}]}
+    trainer = trainer_of(tmp_path, GradientAccumulationScheduler(scheduling), **changes)
+    trainer.fit(Asking(recipe), loader())
     assert found == [expected]
     assert trainer.global_step == expected.total_steps
 
