@@ -108,7 +108,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         layout = self._layout
         if layout is None or not layout.fits(groups, grads, rules, self.state):
-            on_device = self._may_fuse() and not torch.compiler.is_compiling()
+            on_device = self._may_fuse()  # a fused operator reads the count where it runs
             layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)
             self._layout = layout
         batches = layout.batches(groups, grads)
