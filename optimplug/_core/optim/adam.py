@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.optimizer import Optimizer, check_rate
-from optimplug._core.optim.rule import Hyper, Rule, T
+from optimplug._core.optim.rule import FusedCall, Hyper, Rule, T
 from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
@@ -60,26 +60,16 @@ class AdamRule(Rule):
         denom = v.sqrt().div_(k["sqrt_correction2"]).add_(k["eps"])
         p.addcdiv_(m, denom, value=k["minus_step_size"])
 
-    def fused(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: Mapping[str, list[Tensor]],
-        hyper: Hyper,
-        *,
-        steps: list[Tensor],
-        first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    def fused(self, call: FusedCall) -> None:
+        hyper = call.hyper
         operator = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
         operator(
-            params,
-            grads,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            state.get("max_exp_avg_sq", []),
-            steps,
+            call.params,
+            call.grads,
+            call.state["exp_avg"],
+            call.state["exp_avg_sq"],
+            call.state.get("max_exp_avg_sq", []),
+            call.steps,
             lr=hyper["lr"],
             beta1=float(hyper["betas"][0]),
             beta2=float(hyper["betas"][1]),
@@ -87,8 +77,8 @@ class AdamRule(Rule):
             eps=float(hyper["eps"]),
             amsgrad=self.amsgrad,
             maximize=self.maximize,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
+            grad_scale=call.grad_scale,
+            found_inf=call.found_inf,
         )
 
 

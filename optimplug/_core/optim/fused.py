@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.rule import FusedCall, Rule
 
 __all__ = ["FUSED_DEVICES", "can_fuse", "fused", "lies_alike"]
 
@@ -36,22 +36,15 @@ def lies_alike(batch: Batch) -> bool:
 
 
 def fused(batch: Batch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Run each cell through one operator; for the arguments see :meth:`Rule.fused`."""
+    """Run each cell through one operator; for the arguments see :class:`FusedCall`."""
     device = batch.params[0].device
     scale = None if grad_scale is None else grad_scale.to(device)
     found = None if found_inf is None else found_inf.to(device)
     for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
         part = cell.part
-        batch.rule.fused(
-            batch.params[part],
-            batch.grads[part],
-            {name: tensors[part] for name, tensors in batch.states.items()},
-            hyper,
-            steps=batch.steps[part],
-            first=cell.first,
-            grad_scale=scale,
-            found_inf=found,
-        )
+        states = {name: tensors[part] for name, tensors in batch.states.items()}
+        own = batch.params[part], batch.grads[part], states, hyper, batch.steps[part]
+        batch.rule.fused(FusedCall(*own, cell.first, scale, found))
 
 
 def _strides_agree(row: Sequence[Tensor]) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Hyper", "Operand", "Rule", "Scalar"]
+__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "Scalar"]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
@@ -44,6 +44,26 @@ class Operand(Protocol):
 
 
 T = TypeVar("T", bound=Operand)
+
+
+class FusedCall(NamedTuple):
+    """What a fused operator works on: tensors that share their hyperparameters."""
+
+    params: list[Tensor]
+    """Updated in place."""
+    grads: list[Tensor]
+    """Overwritten with their quotient by ``grad_scale``, where that is given."""
+    state: Mapping[str, list[Tensor]]
+    """For each name in :attr:`Rule.state`, one tensor per parameter."""
+    hyper: Hyper
+    steps: list[Tensor]
+    """For each parameter the number of this update; empty where the rule does not count."""
+    first: bool
+    """Whether this is the first update of these parameters."""
+    grad_scale: Tensor | None
+    """What the gradients are too large by."""
+    found_inf: Tensor | None
+    """Where it holds 1, nothing is changed."""
 
 
 class Rule(ABC):
@@ -83,28 +103,6 @@ class Rule(ABC):
     def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
         """Update ``p`` and ``state`` in place from the gradient ``g``; leave ``g`` as it is."""
 
-    def fused(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: Mapping[str, list[Tensor]],
-        hyper: Hyper,
-        *,
-        steps: list[Tensor],
-        first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """Do the whole update of tensors that share their hyperparameters in one call.
-
-        Args:
-            params: what is updated, in place.
-            grads: divided by ``grad_scale`` and overwritten with the quotient, if it is given.
-            state: for each name in :attr:`state`, one tensor per parameter.
-            hyper: the hyperparameters of their group.
-            steps: for each parameter the number of this update, on its device.
-            first: whether this is the first update of these parameters.
-            grad_scale: what the gradients are too large by.
-            found_inf: where it holds 1, nothing is changed.
-        """
+    def fused(self, call: FusedCall) -> None:
+        """Do the whole update of tensors that share their hyperparameters in one pass."""
         raise NotImplementedError(f"{type(self).__name__} has no fused operator")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.optim.optimizer import Optimizer, check_rate
-from optimplug._core.optim.rule import Hyper, Rule, T
+from optimplug._core.optim.rule import FusedCall, Hyper, Rule, T
 from optimplug.errors import ArgumentError
 
 __all__ = ["SGD", "SGDRule"]
@@ -55,31 +55,21 @@ class SGDRule(Rule):
             g = g.add(buffer, alpha=k["momentum"]) if self.nesterov else buffer
         p.add_(g, alpha=k["minus_lr"])
 
-    def fused(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        state: Mapping[str, list[Tensor]],
-        hyper: Hyper,
-        *,
-        steps: list[Tensor],
-        first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
+    def fused(self, call: FusedCall) -> None:
+        hyper = call.hyper
         torch._fused_sgd_(
-            params,
-            grads,
-            state.get("momentum_buffer", []),
+            call.params,
+            call.grads,
+            call.state.get("momentum_buffer", []),
             weight_decay=float(hyper["weight_decay"]),
             momentum=float(hyper["momentum"]),
             lr=hyper["lr"],
             dampening=float(hyper["dampening"]),
             nesterov=self.nesterov,
             maximize=self.maximize,
-            is_first_step=first,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
+            is_first_step=call.first,
+            grad_scale=call.grad_scale,
+            found_inf=call.found_inf,
         )
 
 
