@@ -37,7 +37,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise RecipeError.at("optimizer.name", f"no optimizer {name!r}{did_you_mean(name, known)}")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Importing runs the module, and a module can fail in any way.
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError.at("optimizer.name", f"cannot import {name!r}: {reason}") from None

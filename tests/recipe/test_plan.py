@@ -127,3 +127,24 @@ def test_plan_holds_for_the_optimizers_own_defaults():
     recipe = Recipe.load({"optimizer": {"name": "AdamW"}})
     plan = recipe.plan(nn.Linear(2, 2), RUN)
     assert plan.groups[0].lr == AdamW(nn.Linear(2, 2).parameters()).defaults["lr"]
+
+
+def test_the_peak_is_right_when_the_length_is_unknown():
+    phase = {"name": "LinearLR", "start_factor": 0.1, "end_factor": 0.5, "for": 10}
+    recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 1.0}, "schedule": [phase]})
+    (group,) = recipe.plan(nn.Linear(2, 2), Horizon()).to_dict()["groups"]
+    assert group["lr"] == {"start": 0.1, "peak": 0.5, "end": 0.5}
+
+
+def test_long_names_do_not_cost_the_table_its_numbers():
+    inner = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    for _ in range(6):
+        inner = nn.ModuleDict({"a_very_long_name_of_a_part": inner})
+    rules = [{"match": "*.0.*", "betas": [0.8, 0.99], "lr_scale": 0.123}]
+    recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 1.0}, "groups": rules})
+    plan = recipe.plan(inner, RUN)
+    for group in plan.groups:
+        (row,) = (line for line in str(plan).splitlines() if line.split()[:1] == [group.name])
+        assert f" {group.lr:.3g} " in row
+    assert "(0.9, 0.999)" in str(plan)  # the default, where no rule says otherwise
+    assert "…" not in str(plan)

@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import pytest
 import torch
@@ -636,6 +637,15 @@ def test_the_file_is_named_in_every_line(tmp_path):
     with pytest.raises(RecipeError) as error:
         Recipe.load(file).build(nn.Linear(2, 2), RUN)
     assert str(error.value).startswith(f"{file}: groups[0].match: 'nothing' matches no parameter")
+
+
+@pytest.mark.parametrize("body", ["raise KeyError('x')", "import sys; sys.exit(3)", "def broken("])
+def test_a_module_that_fails_as_it_is_imported_is_a_line(tmp_path, monkeypatch, body):
+    (tmp_path / "failing.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    with pytest.raises(RecipeError, match=r"optimizer\.name: cannot import 'failing\.Mine': \w+"):
+        Recipe.load({"optimizer": {"name": "failing.Mine"}})
 
 
 def test_an_error_survives_pickling():
