@@ -110,7 +110,7 @@ def group_parameters(
         distance = depth.get("", 0) - depth.get(name, 0)
         decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
         rate = math.prod([said.get("lr", defaults["lr"]), scale, *[decay] * distance])
-        if not math.isfinite(rate):
+        if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
             wrong.append(Problem("groups", f"lr of {name} comes to {rate}; it must be finite"))
         said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
         said["lr"] = rate

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +100,8 @@ def _argument_problems(
     for key, value in given.items():
         if key in known:
             kind = _expected(key, known[key].default)
-            if kind and not _is_kind(value, kind):
+            left_open = value is None and known[key].default is None
+            if kind and not left_open and not _is_kind(value, kind):
                 yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
         elif key in whole:
             yield Problem(f"{path}.{key}", "is for the whole optimizer; move it to 'optimizer'")
@@ -139,28 +141,24 @@ def _value_problems(
 
     def probe(**kwargs: Any) -> None:
         # A matrix, because some optimizers take nothing else.
-        cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": settings.get("lr", 1e-3), **kwargs})
-
-    def safe(**kwargs: Any) -> None:
         cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": 1e-3, **kwargs})
 
-    yield from blame("optimizer", probe, safe, settings)
+    wrong = list(blame("optimizer", probe, settings))
+    yield from wrong
+    # A rule's values are judged beside the optimizer's: nesterov here, its momentum there.
+    beside = {} if wrong else settings
     for i, rule in enumerate(rules):
-        yield from blame(f"groups[{i}]", safe, safe, rule)
+        yield from blame(f"groups[{i}]", partial(probe, **beside), rule)
 
 
 def blame(
-    path: str,
-    attempt: Callable[..., object],
-    alone: Callable[..., object],
-    arguments: Mapping[str, Any],
+    path: str, attempt: Callable[..., object], arguments: Mapping[str, Any]
 ) -> Iterator[Problem]:
     """Call with all arguments; if that fails, find those that fail by themselves.
 
     Args:
         path: where the arguments stand in the recipe.
-        attempt: what takes all of them.
-        alone: what takes any one of them.
+        attempt: what takes all of them, and any one of them.
         arguments: by their names.
     """
     try:
@@ -169,7 +167,7 @@ def blame(
         found = False
         for key, value in arguments.items():
             try:
-                alone(**{key: value})
+                attempt(**{key: value})
             except Exception as own:  # the same
                 found = True
                 yield Problem(f"{path}.{key}", _text(own))

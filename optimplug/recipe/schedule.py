@@ -218,7 +218,7 @@ def _value_problems(phase: PhaseSpec, path: str) -> list[Problem]:
     def attempt(**arguments: Any) -> None:
         Curve([Phase(phase.name, 0, 1, {length: 1, **arguments})])
 
-    return list(blame(path, attempt, attempt, given))
+    return list(blame(path, attempt, given))
 
 
 def _instead(name: str) -> str:
