@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
-from optimplug._core.optim import execution
+from optimplug._core.optim import compiled, execution
 from optimplug.optim import SGD, Adam, AdamW
 
 CLASSES = [SGD, Adam, AdamW]
 TORCHS = {SGD: torch.optim.SGD, Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
 LR = {"lr": 0.05}
+
+
+@pytest.fixture(scope="module", autouse=True, params=["compiler", "no compiler"])
+def _with_or_without_a_compiler(request):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "no compiler":
+            patch.setattr(compiled, "compiler", lambda: None)
+        yield
 
 
 def pair(cls, params, **options):
@@ -259,12 +267,17 @@ class TestChangesBehindTheBack:
         for p in flat(optimizer):
             p.data = p.data.clone() + 1
 
+    def share_memory(self, optimizer):
+        for kept in optimizer.state.values():
+            kept["exp_avg"].share_memory_()
+
     def drop_a_parameter(self, optimizer):
         del optimizer.param_groups[0]["params"][1]
 
     CHANGES = [
         "replace_params", "add_group", "reload", "clear_state", "replace_state", "replace_a_tensor",
-        "set_a_step", "change_hyperparameters", "change_the_rule", "swap_storage", "drop_a_parameter",
+        "set_a_step", "change_hyperparameters", "change_the_rule", "swap_storage", "share_memory",
+        "drop_a_parameter",
     ]  # fmt: skip
 
     @pytest.mark.parametrize("choice", CHOICES, ids=str)

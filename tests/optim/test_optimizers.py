@@ -62,8 +62,11 @@ def torchs(cls):
     return getattr(torch.optim, cls.__name__)
 
 
-def build(cls, dtype=torch.float32, **options):
-    params = parameters(dtype=dtype)
+SHAPES = ((3, 4), (7,), (5, 5, 2), ())
+
+
+def build(cls, dtype=torch.float32, shapes=SHAPES, **options):
+    params = parameters(shapes, dtype)
     second = {"betas": (0.8, 0.95)} if "betas" in options else {"lr": 3e-3}
     if isinstance(options.get("betas", [0])[0], torch.Tensor):
         second = {}
@@ -129,7 +132,7 @@ def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, 
     choice = {execution: True} if execution else {}
 
     def run(cls, dtype, **choice):
-        optimizer = build(cls, dtype, **{**options, **choice})
+        optimizer = build(cls, dtype, [(40, 30), (30,), (20, 20), ()], **{**options, **choice})
         return descend(optimizer, 20, skip=False, rounding=torch.bfloat16)
 
     truth = run(torchs(cls), torch.float64, foreach=False)
@@ -137,13 +140,13 @@ def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, 
     many = error(run(torchs(cls), dtype, foreach=True), truth) if execution == "foreach" else loop
     fused = error(run(torchs(cls), dtype, fused=True), truth)
     ours = error(run(cls, dtype, **choice), truth)
-    # Rounding is a matter of luck in so few numbers: a tenth either way.
+    # Rounding is a matter of luck, though little in so many numbers.
     allowed = {
         "fused": max(loop, min(fused, 2 * loop)),
         "foreach": max(loop, many),
         None: max(loop, min(fused, 2 * loop)),
     }
-    assert ours <= 1.1 * allowed[execution] + 1e-12
+    assert ours <= 1.05 * allowed[execution] + 1e-12
 
 
 @pytest.mark.parametrize("foreach", [False, True])

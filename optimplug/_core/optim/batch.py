@@ -70,6 +70,23 @@ class Batch:
     states: dict[str, list[Tensor]]
     steps: list[Tensor]
     """The step counter of each tensor; empty where the rule does not count."""
+    is_sharded: bool
+    """Whether the tensors are parts of larger ones, the rest of which are with other processes."""
+    memo: dict[str, Any]
+    """What an execution has found out and wants to keep for as long as the layout stays."""
+
+    def coefficients(self) -> list[dict[str, Any]]:
+        """Return the scalars of each cell; tensors where a hyperparameter is one."""
+        kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
+        counts = {kind: cell.t for kind, cell in kinds.items()}  # to read a tensor takes long
+        return [
+            self.rule.coefficients(hyper, counts[id(cell.counter), cell.first])
+            for cell, hyper in zip(self.cells, self.hypers, strict=True)
+        ]
+
+    def numbers(self) -> list[dict[str, float]]:
+        """Return the scalars of each cell, as numbers."""
+        return [{name: float(v) for name, v in k.items()} for k in self.coefficients()]
 
     @property
     def has_sparse(self) -> bool:
@@ -87,6 +104,7 @@ class _Stack:
     kept: list[dict[str, Any]] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     steps: list[Tensor] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def add(self, p: Tensor, kept: dict[str, Any], place: int, cell: Cell) -> None:
         """Append a tensor, to the last cell if it belongs there, else to a new one."""
@@ -113,14 +131,16 @@ class _Stack:
             "grads": [g for g in (grads[place] for place in self.places) if g is not None],
             **{name: [kept[name] for kept in self.kept] for name in self.rule.state},
         }
-        if _is_sharded(self.params[0]):
+        sharded = _is_sharded(self.params[0])
+        if sharded:
             columns = _local(columns)
         if self.params[0].is_complex():
             # Rules treat a complex number as two real ones, as torch does.
-            columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
+            columns = {name: list(map(_as_real, c)) for name, c in columns.items()}
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
         params, own = columns.pop("params"), columns.pop("grads")
-        return Batch(self.rule, self.cells, hypers, params, own, columns, self.steps)
+        tensors = params, own, columns, self.steps
+        return Batch(self.rule, self.cells, hypers, *tensors, sharded, self.memo)
 
 
 class Layout:
@@ -254,6 +274,10 @@ def _same(some: Sequence[object], others: Sequence[object]) -> bool:
 
 def _is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")  # a DTensor, known without importing torch.distributed
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj())  # a gradient may be a conjugate yet to come
 
 
 def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:

@@ -23,7 +23,7 @@ Execution: TypeAlias = Callable[[Batch, Tensor | None], None]
 
 def single(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other: the reference, bit for bit what torch's loop does."""
-    for cell, k in zip(batch.cells, _numbers(batch), strict=True):
+    for cell, k in zip(batch.cells, batch.numbers(), strict=True):
         for i in range(cell.part.start, cell.part.stop):
             g = batch.grads[i]
             state = {name: tensors[i] for name, tensors in batch.states.items()}
@@ -32,7 +32,7 @@ def single(batch: Batch, scale: Tensor | None) -> None:
 
 def foreach(batch: Batch, scale: Tensor | None) -> None:
     """All tensors together, through TensorList, in parts that keep temporaries small."""
-    per_cell = _numbers(batch)
+    per_cell = batch.numbers()
     shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
     cell_of = [i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]]
     for pieces, owners in _parts(batch, SCRATCH_BYTES // (batch.rule.temporaries + 1)):
@@ -48,8 +48,7 @@ def foreach(batch: Batch, scale: Tensor | None) -> None:
 
 def differentiable(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other, with autograd flowing through."""
-    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
-        k = batch.rule.coefficients(hyper, cell.t)
+    for cell, k in zip(batch.cells, batch.coefficients(), strict=True):
         for i in range(cell.part.start, cell.part.stop):
             p, g = batch.params[i], batch.grads[i]
             value = Functional(p.clone())
@@ -59,14 +58,6 @@ def differentiable(batch: Batch, scale: Tensor | None) -> None:
             p.copy_(value.tensor)
             for name, tensors in batch.states.items():
                 tensors[i].copy_(state[name].tensor)
-
-
-def _numbers(batch: Batch) -> list[dict[str, float]]:
-    """Return the scalars of each cell, as numbers."""
-    return [
-        {name: float(value) for name, value in batch.rule.coefficients(hyper, cell.t).items()}
-        for cell, hyper in zip(batch.cells, batch.hypers, strict=True)
-    ]
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

@@ -55,10 +55,10 @@ class Functional:
         return self._become(self.tensor.maximum(other.tensor))
 
     def addcmul_(self, tensor1: Functional, tensor2: Functional, *, value: Any) -> Functional:
-        return self._become(self.tensor + tensor1.tensor * tensor2.tensor * value)
+        return self._become(self.tensor + tensor1.tensor * value * tensor2.tensor)
 
     def addcdiv_(self, tensor1: Functional, tensor2: Functional, *, value: Any) -> Functional:
-        return self._become(self.tensor + tensor1.tensor / tensor2.tensor * value)
+        return self._become(self.tensor + tensor1.tensor * value / tensor2.tensor)
 
     def _become(self, tensor: Tensor) -> Functional:
         self.tensor = tensor

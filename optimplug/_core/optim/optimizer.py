@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.optim.batch import Batch, Layout
+from optimplug._core.optim.compiled import Bound, bind, bound_norm
 from optimplug._core.optim.execution import differentiable, foreach, single
 from optimplug._core.optim.fused import FUSED_DEVICES, can_fuse, fused, lies_alike
 from optimplug._core.optim.gradients import clip_coefficient, global_norm
@@ -114,23 +115,26 @@ class Optimizer(torch.optim.Optimizer, ABC):
         batches = layout.batches(groups, grads)
         if not batches:
             return
-        scale = self._gradient_scale(grads, amp_scale)
+        bound = [bind(batch) if self._may_fuse() else None for batch in batches]
+        scale = self._gradient_scale(grads, bound, amp_scale)
         if self._skips():
             return
         layout.advance(1)
-        for batch in batches:
-            self._execute(batch, scale, found_inf)
+        for batch, ready in zip(batches, bound, strict=True):
+            self._execute(batch, ready, scale, found_inf)
         if found_inf is not None:
             layout.advance(-found_inf)
 
     def _gradient_scale(
-        self, grads: list[Tensor | None], amp_scale: Tensor | None
+        self, grads: list[Tensor | None], bound: list[Bound | None], amp_scale: Tensor | None
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
         if self.max_grad_norm is None and not self.skip_nonfinite:
             return scale
-        norm = global_norm([g for g in grads if g is not None])
+        norm = bound_norm(bound)
+        if norm is None:
+            norm = global_norm([g for g in grads if g is not None])
         self.grad_norm = norm if scale is None else norm * scale.to(norm.device)
         if self.max_grad_norm is None:
             return scale
@@ -146,7 +150,14 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps += skips
         return skips
 
-    def _execute(self, batch: Batch, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def _execute(
+        self, batch: Batch, ready: Bound | None, scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        if ready is not None and (
+            (found_inf is not None and bool(found_inf))
+            or ready.run(1.0 if scale is None else float(scale))
+        ):
+            return
         if self._may_fuse() and can_fuse(batch.rule, batch.params[0]) and lies_alike(batch):
             fused(batch, None if scale is None else 1.0 / scale, found_inf)
         elif found_inf is not None and bool(found_inf):

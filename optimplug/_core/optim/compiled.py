@@ -1,0 +1,255 @@
+"""The execution that compiles a rule: one pass over the memory, all cells of a batch in one call.
+
+The rule is traced and its trace written out as C, which the machine's own compiler turns into a
+library when it is first needed (a fraction of a second). Where there is no compiler, and for what
+:func:`bind` finds unfit, the batch takes another way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from array import array
+from collections.abc import Mapping, Sequence
+from ctypes import c_double, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.fused import lies_alike
+from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.source import C_TYPES, squares_source, update_source
+from optimplug._core.optim.trace import Program, trace
+
+__all__ = ["Bound", "bind", "bound_norm", "compiler"]
+
+_FLAGS = (
+    *("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast"),
+    *("-fopenmp", "-shared", "-fPIC"),
+)
+
+_TURN = 32768
+"""With fewer elements than this for each, threads cost more than they bring; torch's own number."""
+
+
+@dataclass
+class _Memory:
+    """Where the parameters and states of a batch lie, and how its tensors are numbered.
+
+    It holds them: as long as it does, an address that is still theirs is still the same memory.
+    """
+
+    held: list[list[Tensor]]
+    addresses: list[list[int]]
+    pointers: list[array[int]]
+    contiguous: bool
+    grad_bytes: list[int]
+    starts: array[int]
+    cells: array[int]
+
+
+@dataclass
+class Bound:
+    """A batch whose tensors a compiled rule can work on as they lie."""
+
+    batch: Batch
+    grads: array[int]
+    memory: _Memory
+
+    def run(self, scale: float) -> bool:
+        """Update the batch, every gradient times ``scale``; tell whether there was a kernel."""
+        batch, scalars = self.batch, self.batch.coefficients()
+        columns = [batch.params, batch.grads, *batch.states.values()]
+        program = _program(batch.rule, scalars)
+        kernel = _update(program, batch.rule, tuple(column[0].dtype for column in columns))
+        if kernel is None:
+            return False
+        params, *states = self.memory.pointers
+        lists = array("Q", map(_at, (params, self.grads, *states)))
+        numbers = array("d", chain.from_iterable(k.values() for k in scalars))
+        starts, cells = self.memory.starts, self.memory.cells
+        where = map(_at, (starts, lists, numbers, cells))
+        kernel(len(self.grads), *where, scale, self._threads)
+        # What autograd has saved of a parameter for a backward pass is no longer true.
+        torch.autograd.graph.increment_version(batch.params)
+        return True
+
+    def squares(self) -> float | None:
+        """Return the sum of the squares of all gradients; None where there is no kernel."""
+        kernel = _squares(self.batch.grads[0].dtype)
+        if kernel is None:
+            return None
+        sums = array("d", [0.0] * self._threads)
+        lists = _at(self.memory.starts), _at(self.grads), _at(sums)
+        kernel(len(self.grads), *lists, self._threads)
+        return sum(sums)
+
+    @property
+    def _threads(self) -> int:
+        return max(1, min(torch.get_num_threads(), self.memory.starts[-1] // _TURN))
+
+
+def bind(batch: Batch) -> Bound | None:
+    """Return the batch with the addresses of its tensors, or None if they do not lie alike."""
+    if not (batch.params[0].is_cpu and compiler()) or batch.has_sparse:
+        return None
+    columns = [batch.params, *batch.states.values()]
+    addresses = [list(map(Tensor.data_ptr, column)) for column in columns]
+    memory: _Memory | None = batch.memo.get("memory")
+    if memory is None or memory.addresses != addresses:
+        memory = batch.memo["memory"] = _look(batch, addresses)
+    if memory is None or not _fit(batch, memory):
+        return None
+    return Bound(batch, array("Q", map(Tensor.data_ptr, batch.grads)), memory)
+
+
+def bound_norm(bound: Sequence[Bound | None]) -> Tensor | None:
+    """Return the norm of all gradients as one vector; None where it needs another way.
+
+    That is for gradients that no kernel can read, that are of several types or narrow ones, or of
+    which other processes have a part.
+    """
+    ready = [b for b in bound if b is not None and not b.batch.is_sharded]
+    dtypes = {b.batch.grads[0].dtype for b in ready}
+    if len(ready) < len(bound) or dtypes not in ({torch.float32}, {torch.float64}):
+        return None
+    sums = [b.squares() for b in ready]
+    known = [s for s in sums if s is not None]
+    return (
+        torch.tensor(math.sqrt(sum(known)), dtype=dtypes.pop()) if len(known) == len(sums) else None
+    )
+
+
+def _look(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
+    kept = [batch.params, *batch.states.values()]
+    sizes = [p.numel() for p in batch.params]
+    if not all(_uniform(column, sizes) for column in (*kept, batch.grads)) or not lies_alike(batch):
+        return None
+    return _Memory(
+        [[tensor.detach() for tensor in column] for column in kept],
+        addresses,
+        [array("Q", column) for column in addresses],
+        all(p.is_contiguous() for p in batch.params),
+        [size * batch.grads[0].element_size() for size in sizes],
+        array("q", accumulate(sizes, initial=0)),
+        array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part])),
+    )
+
+
+def _fit(batch: Batch, memory: _Memory) -> bool:
+    """Tell whether the gradients lie as the parameters do; they are other tensors at every step."""
+    grads = batch.grads
+    if not _plain(grads) or [g.nbytes for g in grads] != memory.grad_bytes:
+        return False
+    return (memory.contiguous and all(map(Tensor.is_contiguous, grads))) or lies_alike(batch)
+
+
+def _plain(column: Sequence[Tensor]) -> bool:
+    """Tell whether the memory of these tensors holds their values, of one of the types known.
+
+    A wrapper has no memory of its own; a number that autograd took the negative of, no sign yet.
+    """
+    return (
+        column[0].dtype in C_TYPES
+        and set(map(type, column)) <= {Tensor, torch.nn.Parameter}
+        and not any(map(Tensor.is_neg, column))
+    )
+
+
+def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
+    alike = all(tensor.dtype == column[0].dtype for tensor in column)
+    return alike and _plain(column) and [tensor.numel() for tensor in column] == sizes
+
+
+def _at(numbers: array[Any]) -> int:
+    return numbers.buffer_info()[0]
+
+
+_programs: dict[Rule, list[Program]] = {}
+
+
+def _program(rule: Rule, numbers: Sequence[Mapping[str, float]]) -> Program:
+    known = _programs.setdefault(rule, [])
+    for program in known:
+        if program.suits(numbers):
+            return program
+    known.append(trace(rule, numbers))
+    return known[-1]
+
+
+@lru_cache
+def _update(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> Any:
+    library = _compile(update_source(program, dtypes, ("p", "g", *rule.state)))
+    if library is None:
+        return None
+    library.update.argtypes = [c_int64, *[c_void_p] * 4, c_double, c_int]
+    library.update.restype = None
+    return library.update
+
+
+@lru_cache
+def _squares(dtype: torch.dtype) -> Any:
+    library = _compile(squares_source(dtype))
+    if library is None:
+        return None
+    library.squares.argtypes = [c_int64, *[c_void_p] * 3, c_int]
+    library.squares.restype = None
+    return library.squares
+
+
+@lru_cache
+def compiler() -> tuple[str, ...] | None:
+    """Return the command of the C compiler: that of ``CC``, or ``cc``; None where there is none.
+
+    With ``CC`` empty there is none. It must serve torch's own threads: two pools of them in one
+    process would wait for each other. So far that is known of Linux alone.
+    """
+    command = shlex.split(os.environ.get("CC", "cc"))
+    usable = sys.platform == "linux" and torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
+    if not (usable and command and shutil.which(command[0])):
+        return None
+    return tuple(command)
+
+
+def _compile(source: str) -> ctypes.CDLL | None:
+    """Compile into a folder that is gone as soon as the library is loaded; warn where it fails."""
+    command = compiler()
+    if command is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="optimplug-") as folder:
+        text, library = Path(folder, "rule.c"), Path(folder, "rule.so")
+        text.write_text(source)
+        call = [*command, *_FLAGS, str(text), "-o", str(library), *_threads_of_torch()]
+        try:
+            # The source is our own; the command is the user's, as it is for every build.
+            subprocess.run(call, check=True, capture_output=True, text=True)  # noqa: S603
+            return ctypes.CDLL(str(library))
+        except (subprocess.CalledProcessError, OSError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip()
+            warnings.warn(
+                f"{command[0]} could not compile an optimizer's rule, so torch's operators serve; "
+                f"let CC name a C compiler with OpenMP, or be empty. It said: {said}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+
+
+def _threads_of_torch() -> list[str]:
+    """Return the libraries to link so that the threads are those that torch has already."""
+    folder = Path(torch.__file__).parent
+    found = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    return ["-Wl,--as-needed", *map(str, found[:1])]
