@@ -183,6 +183,7 @@ class Layout:
                 stack = stacks.setdefault(form, _Stack(rule))
                 stack.add(p, kept, place, Cell(i, counter, first))
         self._stacks = list(stacks.values())
+        self.memos = [stack.memo for stack in self._stacks]
         # Whole columns of the state, because to look a parameter up takes longer.
         self._owners, self._kept = list(state), list(state.values())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.optim.batch import Batch, Layout
-from optimplug._core.optim.compiled import Bound, bind, bound_norm
+from optimplug._core.optim.compiled import Bound, bind, bound_norm, prefetch
 from optimplug._core.optim.execution import differentiable, foreach, single
 from optimplug._core.optim.fused import FUSED_DEVICES, can_fuse, fused, lies_alike
 from optimplug._core.optim.gradients import clip_coefficient, global_norm
@@ -101,13 +101,16 @@ class Optimizer(torch.optim.Optimizer, ABC):
         return loss
 
     def _update(self) -> None:
+        layout = self._layout
+        if layout is not None:
+            for memo in layout.memos:
+                prefetch(memo)
         groups = self.param_groups
         grads = [p.grad for group in groups for p in group["params"]]
         rules = [self.rule(group) for group in groups]
         # GradScaler lends these two for the time of a step.
         amp_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        layout = self._layout
         if layout is None or not layout.fits(groups, grads, rules, self.state):
             on_device = self._may_fuse()  # a fused operator reads the count where it runs
             layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)

@@ -76,6 +76,14 @@ static inline int64_t find(const int64_t *starts, int64_t count, int64_t at) {{
 """
 
 _UPDATE = """
+/* Two cache lines at each address; one that is no longer anything does no harm. */
+void prefetch(int64_t count, const uintptr_t *addresses) {{
+    for (int64_t i = 0; i < count; i++) {{
+        __builtin_prefetch((const char *)addresses[i]);
+        __builtin_prefetch((const char *)addresses[i] + 64);
+    }}
+}}
+
 static void elements({pointers}, int64_t start, int64_t stop, const double *k, work scale) {{
 {scalars}
     for (int64_t i = start; i < stop; i++) {{
