@@ -509,6 +509,21 @@ class TestLoading:
             lambda s: s["state"][1].update(exp_avg=torch.ones(9)),
             r"exp_avg of b must have the shape \(3,\) .got \(9,\)",
         ),
+        "a moment is gone": (
+            lambda s: s["state"][1].pop("exp_avg"),
+            r"the state of b must have exp_avg .got \['exp_avg_sq', 'step'\]",
+        ),
+        "the count is gone": (lambda s: s["state"][1].pop("step"), "the state of b must have step"),
+        "a moment is no tensor": (
+            lambda s: s["state"][0].update(exp_avg=[0.0, 0.0]),
+            r"exp_avg of a must be a tensor .got list",
+        ),
+        "another optimizer's": (
+            lambda s: s["state"].update({0: {"momentum_buffer": torch.ones(2)}}),
+            "the state of a must have step",
+        ),
+        "a bad rate": (lambda s: s["param_groups"][0].update(lr=-1.0), "Invalid learning rate"),
+        "no rate": (lambda s: s["param_groups"][0].update(lr="x"), r"param_groups\[0\]: "),
         "step": (lambda s: s["state"][1].update(step="x"), "step of b must be a number .got 'x'"),
     }
 

@@ -27,6 +27,7 @@ class AdamRule(Rule):
     """Whether weight decay acts on the parameter, apart from the gradient."""
 
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    late_state: ClassVar = ("max_exp_avg_sq",)
 
     @property
     def state(self) -> tuple[str, ...]:

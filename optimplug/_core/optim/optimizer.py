@@ -200,10 +200,16 @@ class Optimizer(torch.optim.Optimizer, ABC):
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        state, groups = checked_state(state_dict, self.param_groups)
+        state, groups = checked_state(state_dict, self.param_groups, self._checked_rule)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _checked_rule(self, group: Hyper) -> Rule:
+        """Return the rule of a loaded group, which may lack what came after it was saved."""
+        hyper = {**self.defaults, **group}
+        self.check(hyper)
+        return self.rule(hyper)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with its own hyperparameters.

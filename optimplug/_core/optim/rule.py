@@ -81,6 +81,9 @@ class Rule(ABC):
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
+    late_state: ClassVar[tuple[str, ...]] = ()
+    """What of the state may be missing in one that is loaded, and then starts from zeros."""
+
     temporaries: ClassVar[int] = 2
     """How many operands as large as the parameters an update holds at once, at the most."""
 

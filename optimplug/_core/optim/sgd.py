@@ -28,6 +28,7 @@ class SGDRule(Rule):
 
     counts_steps: ClassVar = False
     takes_sparse: ClassVar = True
+    late_state: ClassVar = ("momentum_buffer",)
     # In bfloat16 torch's operator rounds at every step of its arithmetic: 5 times the error.
     fused_dtypes: ClassVar = (torch.float32, torch.float64)
 

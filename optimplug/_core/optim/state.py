@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimplug.errors import StateError
+from optimplug._core.optim.rule import Rule
+from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["checked_state"]
 
 
 def checked_state(
-    state_dict: Mapping[str, Any], groups: Sequence[dict[str, Any]]
+    state_dict: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    rule_of: Callable[[Mapping[str, Any]], Rule],
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Return the state by parameter and the groups that a state dict gives to these parameters.
 
     Tensors go to their parameter's device and keep their dtype; ``step`` becomes a tensor.
+
+    Args:
+        state_dict: a state of this package or of torch's.
+        groups: the optimizer's own.
+        rule_of: returns the rule that a loaded group asks for, or raises ArgumentError.
 
     Raises:
         StateError: something does not fit; it says where and what is expected.
@@ -58,7 +66,27 @@ def checked_state(
             state[number] = kept
             continue
         state[p] = {key: _fit(value, p, key, names[p]) for key, value in kept.items()}
-    return state, [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
+    loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
+    for i, group in enumerate(loaded):
+        try:
+            rule = rule_of(group)
+        except (ArgumentError, TypeError) as error:
+            raise StateError(f"param_groups[{i}]: {error}") from error
+        for p in group["params"]:
+            _check_whole(state.get(p), rule, names[p])
+    return state, loaded
+
+
+def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
+    """Refuse the state of a parameter that has stepped, if something of it is gone."""
+    if not kept:
+        return
+    needed = ("step", *rule.state) if rule.counts_steps else rule.state
+    for key in needed:
+        if key not in kept and key not in rule.late_state:
+            raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
+        if not isinstance(kept.get(key), Tensor | None):
+            raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
 
 
 def _fit(value: Any, p: Tensor, key: str, name: str) -> Any:
