@@ -1,4 +1,4 @@
-"""Sharded parameters, as FSDP2 leaves them, on a mesh of one process."""
+"""Sharded parameters, as FSDP2 leaves them, on a mesh of one process and of two."""
 
 import pytest
 import torch
@@ -52,3 +52,49 @@ def test_sharded_replicated_and_plain_tensors_step_together(mesh, cls, clip, cho
     for p, q in zip(params, plain, strict=True):
         found = p.full_tensor() if isinstance(p, DTensor) else p
         torch.testing.assert_close(found.detach(), q.detach(), rtol=1e-5, atol=1e-6)
+
+
+def train_sharded(rank, folder, choice):
+    """Two processes have half of each parameter; the first writes what they have learnt."""
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    params = [
+        torch.nn.Parameter(distribute_tensor(torch.randn(shape), mesh, [form]))
+        for shape, form in (((4, 3), Shard(0)), ((5,), Shard(0)), ((2, 2), Replicate()))
+    ]
+    ours = AdamW(params, lr=0.1, max_grad_norm=0.5, skip_nonfinite=True, **choice)
+    norms = []
+    for step in range(4):
+        for p in params:
+            p.grad = distribute_tensor(torch.randn(p.shape), mesh, p.placements)
+        if step == 2:  # in one process alone, but neither may step
+            params[0].grad.to_local()[0, 0] += float("inf") * rank if rank else 0.0
+        ours.step()
+        norms.append(ours.grad_norm.clone())
+    learnt = [p.detach().full_tensor() for p in params]
+    torch.save([learnt, norms, ours.skipped_steps], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_two_processes_step_as_one_would(tmp_path, choice):
+    torch.multiprocessing.spawn(train_sharded, args=(str(tmp_path), choice), nprocs=2)
+    torch.manual_seed(0)
+    plain = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (2, 2))]
+    theirs, norms = torch.optim.AdamW(plain, lr=0.1, foreach=False), []
+    for step in range(4):
+        for p in plain:
+            p.grad = torch.randn(p.shape)
+        norms.append(torch.nn.utils.clip_grad_norm_(plain, 0.5))
+        if step != 2:
+            theirs.step()
+    for rank in range(2):
+        learnt, found, skipped = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert skipped == 1
+        assert not torch.isfinite(found.pop(2))
+        torch.testing.assert_close(found, norms[:2] + norms[3:])
+        for a, b in zip(learnt, plain, strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)

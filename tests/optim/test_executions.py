@@ -1,6 +1,7 @@
 """Which execution runs, and that each is right where torch's own is not."""
 
 import io
+import itertools
 
 import pytest
 import torch
@@ -454,6 +455,34 @@ class TestScratch:
             step_both(ours, theirs, [1e-3 * torch.randn_like(p) for p in flat(ours)])
         assert max(largest) <= 1000
         assert_close(ours, theirs)
+
+    @pytest.mark.parametrize(
+        ("cls", "options"),
+        [
+            (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1, "maximize": True}),
+            (SGD, {"weight_decay": 0.1}),
+            (Adam, {"amsgrad": True, "maximize": True, "weight_decay": 0.1}),
+            (AdamW, {}),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("clip", [None, 1.0])
+    def test_a_step_allocates_less_than_the_cap(self, monkeypatch, cls, options, clip):
+        monkeypatch.setattr(execution, "SCRATCH_BYTES", 2**20)
+        shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
+        ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
+        descend(ours, 1, skip=False)
+        assert 2**18 < peak_of(ours.step) < 2**20
+
+
+def peak_of(work):
+    """The most bytes that are allocated at once in the course of ``work``, as torch reports them."""
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
 
 
 SETUPS = [

@@ -35,7 +35,8 @@ def foreach(batch: Batch, scale: Tensor | None) -> None:
     per_cell = batch.numbers()
     shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
     cell_of = [i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]]
-    for pieces, owners in _parts(batch, SCRATCH_BYTES // (batch.rule.temporaries + 1)):
+    # One more than the rule's own is the scaled gradient; a sixteenth is left for small things.
+    for pieces, owners in _parts(batch, SCRATCH_BYTES * 15 // 16 // (batch.rule.temporaries + 1)):
         k = {
             name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
             for name, same in shared.items()
