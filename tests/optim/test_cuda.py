@@ -21,7 +21,9 @@ CASES = [
 def on(devices, cls, **options):
     """An optimizer whose parameters go round the devices given."""
     places = [devices[i % len(devices)] for i in range(4)]
-    params = [torch.nn.Parameter(p.detach().to(d)) for p, d in zip(parameters(), places)]
+    params = [
+        torch.nn.Parameter(p.detach().to(d)) for p, d in zip(parameters(), places, strict=True)
+    ]
     return cls([{"params": params[:2], "lr": 0.01}, {"params": params[2:]}], **options)
 
 

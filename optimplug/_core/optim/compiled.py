@@ -57,6 +57,9 @@ class _Memory:
     pointers: list[array[int]]
     contiguous: bool
     grad_bytes: list[int]
+    singles: list[int]
+    """Tensors of one element. Where autograd has yet to take the negative of a gradient, which only
+    complex numbers lead to, it lies every other element apart: so no larger one is contiguous."""
     starts: array[int]
     cells: array[int]
     hints: array[int]
@@ -155,6 +158,7 @@ def _look(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
         [array("Q", column) for column in addresses],
         all(p.is_contiguous() for p in batch.params),
         [size * batch.grads[0].element_size() for size in sizes],
+        [i for i, size in enumerate(sizes) if size == 1],
         array("q", accumulate(sizes, initial=0)),
         array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part])),
         array("Q", chain.from_iterable(map(_whereabouts, chain.from_iterable(kept)))),
@@ -179,19 +183,14 @@ def _fit(batch: Batch, memory: _Memory) -> bool:
     grads = batch.grads
     if not _plain(grads) or [g.nbytes for g in grads] != memory.grad_bytes:
         return False
+    if any(grads[i].is_neg() for i in memory.singles):
+        return False
     return (memory.contiguous and all(map(Tensor.is_contiguous, grads))) or lies_alike(batch)
 
 
 def _plain(column: Sequence[Tensor]) -> bool:
-    """Tell whether the memory of these tensors holds their values, of one of the types known.
-
-    A wrapper has no memory of its own; a number that autograd took the negative of, no sign yet.
-    """
-    return (
-        column[0].dtype in C_TYPES
-        and set(map(type, column)) <= {Tensor, torch.nn.Parameter}
-        and not any(map(Tensor.is_neg, column))
-    )
+    """Tell whether these are tensors of a known type, and none is a wrapper without memory."""
+    return column[0].dtype in C_TYPES and set(map(type, column)) <= {Tensor, torch.nn.Parameter}
 
 
 def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
