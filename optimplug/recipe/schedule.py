@@ -77,7 +77,7 @@ class RecipeScheduler(LRScheduler):
         curve: the factor over time.
     """
 
-    _not_saved = ("optimizer", "_curve")
+    _not_saved = (*LRScheduler._not_saved, "_curve")
 
     def __init__(self, optimizer: torch.optim.Optimizer, curve: Curve) -> None:
         self._curve = curve

@@ -1,0 +1,99 @@
+"""What an argument of a scheduler must be, and the error that says so."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from optimplug.errors import ArgumentError
+
+__all__ = [
+    "as_number",
+    "owner_of",
+    "per_group",
+    "require_choice",
+    "require_count",
+    "require_number",
+    "require_rates",
+]
+
+T = TypeVar("T")
+
+
+def owner_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that owns the groups; a wrapper of it is looked through."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
+    # accelerate's wrapper hides the groups' owner and has no hooks of its own.
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def require_count(name: str, value: Any, least: int = 0) -> int:
+    """Return ``value`` as an int if it is a whole number of at least ``least``."""
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        raise ArgumentError(f"{name} must be an int >= {least} (got {value!r})")
+    return count
+
+
+def require_number(
+    name: str,
+    value: Any,
+    rule: str = "a finite number",
+    holds: Callable[[float], bool] = math.isfinite,
+) -> float:
+    """Return ``value`` as a float if it is a finite number for which the rule holds."""
+    number = as_number(value)
+    if number is None or not math.isfinite(number) or not holds(number):
+        raise ArgumentError(f"{name} must be {rule} (got {value!r})")
+    return number
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return ``value`` if it is one of the choices."""
+    if value not in choices:
+        raise ArgumentError(f"{name} must be one of {', '.join(choices)} (got {value!r})")
+    return value
+
+
+def require_rates(name: str, value: Any, groups: int) -> list[float]:
+    """Return a number >= 0 for each group, from one for all or a list of them."""
+    values = per_group(name, value, groups)
+    return [require_number(name, v, "a finite number >= 0", lambda v: v >= 0) for v in values]
+
+
+def per_group(name: str, value: T | Sequence[T], groups: int) -> list[T]:
+    """Return an entry for each group: those given, or the one given for all.
+
+    Example:
+        >>> per_group("max_lr", 0.1, 3), per_group("max_lr", [0.1, 0.2], 2)
+        ([0.1, 0.1, 0.1], [0.1, 0.2])
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * groups  # type: ignore[list-item]  # anything else stands for all groups
+    if len(value) != groups or not groups:
+        raise ArgumentError(
+            f"{name} must be one value, or one for each of the {groups} groups (got {len(value)})"
+        )
+    return list(value)
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number, or a tensor's only one, as a float; None for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return float(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an int larger than any float
+        return None
