@@ -170,6 +170,7 @@ WITH_PLATEAUS = {
 }
 ALL = {**TORCHS, **NESTED, **WITH_PLATEAUS}
 CLOSED = {**SCALING, **SETTING, **SEQUENCES, "sequences": NESTED["sequence in a sequence"]}
+del CLOSED["sequence of those that set"]  # their groups differ in more than their own rates
 
 
 def optimizer_of(cls=torch.optim.SGD, lrs=(1.0, 0.3), **kwargs):

@@ -4,11 +4,17 @@ from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.compose import ChainedScheduler, SequentialLR
 from optimplug._core.lr_scheduler.cosine import CosineAnnealingLR, CosineAnnealingWarmRestarts
 from optimplug._core.lr_scheduler.cyclic import CyclicLR
-from optimplug._core.lr_scheduler.decay import ConstantLR, LinearLR, PolynomialLR
+from optimplug._core.lr_scheduler.decay import (
+    ConstantLR,
+    ExponentialLR,
+    LinearLR,
+    MultiStepLR,
+    PolynomialLR,
+    StepLR,
+)
 from optimplug._core.lr_scheduler.lambdas import LambdaLR, MultiplicativeLR
 from optimplug._core.lr_scheduler.onecycle import OneCycleLR
 from optimplug._core.lr_scheduler.plateau import ReduceLROnPlateau
-from optimplug._core.lr_scheduler.powers import ExponentialLR, MultiStepLR, StepLR
 
 __all__ = [
     "ChainedScheduler",

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from optimplug._core.lr_scheduler.arguments import owner_of, require_count
-from optimplug._core.lr_scheduler.groups import Group, holds, own_rate, set_rate
-from optimplug._core.lr_scheduler.state import check_state, completed
+from optimplug._core.arguments import owner_of, require_count
+from optimplug._core.lr_scheduler import state as states
+from optimplug._core.lr_scheduler.groups import holds, momentum_of, own_rate, set_momentum, set_rate
 
 __all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
 
@@ -46,12 +45,14 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     # What is not state: the groups' owner, and what a subclass is built from.
     _not_saved: tuple[str, ...] = ("optimizer", "verbose")
-    # Lists in the state with an entry for each group.
-    _whole: tuple[str, ...] = ("base_lrs", "_last_lr")
-    # The same for lists that were arguments. The last entry serves groups that join later.
+    # The functions among the arguments, one or a list. Of an object its attributes are state.
+    _functions: tuple[str, ...] = ()
+    # Lists with an entry for each group. The last one serves groups that join later.
     _per_group: tuple[str, ...] = ()
-    # What torch's scheduler of this name keeps elsewhere or does not know.
-    _ours_alone: tuple[str, ...] = ()
+    # What a scaled rate does not go below.
+    eta_min: float = 0.0
+    # Whether there is a plateau in it.
+    _takes_metric: bool = False
     # Whether base_lrs are the groups' own rates, and not arguments.
     _own_bases: ClassVar[bool] = True
 
@@ -64,8 +65,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
             self.optimizer._opt_called = False  # type: ignore[attr-defined]
             self.optimizer.register_step_post_hook(_note_step)
-        with _unchanged_on_error(self._groups):
-            self._initial_step()
+        self._initial_step()
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
@@ -78,18 +78,23 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     def chained(self, lr: float, before: float, after: float) -> float:
         """Return what becomes of a rate that somebody else has set to ``lr``.
 
+        Its height above the minimum is scaled; where nothing was left of it, it grows anew.
+
         Args:
             lr: the rate that is there.
             before: what this schedule alone would have left there.
             after: what it would make of that.
         """
-        return lr * (after / before) if before else lr
+        least = self.eta_min
+        if before == least:
+            return lr + (after - before)
+        return least + (lr - least) * ((after - least) / (before - least))
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
         return self._follow([group["lr"] for group in self._groups])
 
-    def _follow(self, held: Sequence[Any]) -> list[float]:
+    def _follow(self, held: list[Any]) -> list[float]:
         """Return the rates at ``last_epoch``, from what each group holds since the step before."""
         before, after = self._before(self.last_epoch), self.rates(self.last_epoch)
         if held == before:
@@ -107,26 +112,12 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Return the rate of every group, in the optimizer's order, as last set."""
         return list(self._last_lr)
 
-    def print_lr(
-        self,
-        is_verbose: bool = True,
-        group: int | None = None,
-        lr: float | None = None,
-        epoch: float | None = None,
-    ) -> None:
-        """Print the current rate of every group; with arguments, one line as torch once did.
-
-        Args:
-            is_verbose: whether to print at all.
-            group: index of a group; left out, every group has its line.
-            lr: the rate to print for it; left out, the current one.
-            epoch: the step to print; left out, the current one.
-        """
-        for i in (range(len(self._groups)) if group is None else [group]) if is_verbose else ():
-            at = self.last_epoch if epoch is None else epoch
-            step = f"{at:.2f}" if isinstance(at, float) else f"{at:05d}"
-            rate = float(self._groups[i]["lr"] if lr is None else lr)
-            sys.stdout.write(f"Epoch {step}: adjusting learning rate of group {i} to {rate:.4e}.\n")
+    def print_lr(self, group: int | None = None) -> None:
+        """Print the current rate of every group, or of the one with this index."""
+        for i, lr in enumerate(self._floats()):
+            if group in (None, i):
+                at = f"Epoch {self.last_epoch:05}: adjusting learning rate"
+                sys.stdout.write(f"{at} of group {i} to {lr:.4e}.\n")
 
     def step(self, epoch: int | None = None) -> None:
         """Advance by one update; with ``epoch`` (deprecated in torch), jump to that step.
@@ -143,15 +134,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             epoch = require_count("epoch", epoch)
             warn(EPOCH_DEPRECATED)
         if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
-            warn(
-                "lr_scheduler.step() was called before optimizer.step(): "
-                "the first learning rate of the schedule is skipped"
-            )
+            warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
         self._step_count += 1
-        if epoch is None:
-            self._advance(metrics)
-        else:
-            self._jump(epoch)
+        self._advance(metrics) if epoch is None else self._jump(epoch)
 
     def _check_next(self, metrics: Any) -> None:
         """Raise if the next step cannot be done with this metric; nothing has changed then."""
@@ -163,13 +148,15 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if 0 < known < len(self.base_lrs) and self.last_epoch > 0:
             self._catch_up(known)
         held = [group["lr"] for group in self._groups]
-        self._write(self._floats(self.get_lr()) if self._is_torchs else self._follow(held), held)
+        self._write(
+            list(map(float, self.get_lr())) if self._is_torchs else self._follow(held), held
+        )
 
     def _jump(self, t: int) -> None:
         """Go to where this schedule alone has the groups at step ``t``."""
         self._admit_groups()
         self.last_epoch = t
-        rates = self._floats(self.get_lr()) if self._is_torchs else self.rates(t)
+        rates = list(map(float, self.get_lr())) if self._is_torchs else self.rates(t)
         self._write(rates, [group["lr"] for group in self._groups])
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
@@ -179,24 +166,19 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.base_lrs: list[float] = getattr(self, "base_lrs", [])
         for group in self._groups:
             own_rate(group)
-        if self.last_epoch == -1:
-            self._advance()
-        else:
-            self._jump(self.last_epoch + 1)
+        self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        if epoch is None:
-            self._advance()
-        else:
-            self._jump(epoch)
+        self._advance() if epoch is None else self._jump(epoch)
 
     @property
     def _is_torchs(self) -> bool:
-        """Whether this is a subclass in torch's style, that gives get_lr."""
-        return type(self).get_lr is not LRScheduler.get_lr
+        """Whether this is a subclass in torch's style, that gives get_lr alone."""
+        own, ours = type(self), LRScheduler
+        return own.closed_form is ours.closed_form and own.rates is ours.rates
 
-    def _write(self, rates: list[float], held: Sequence[Any]) -> None:
-        """Set every group's rate, where ``held`` stands now."""
+    def _write(self, rates: list[float], held: list[Any]) -> None:
+        """Set the rate of every group, where ``held`` stands now."""
         if type(sum(held)) is float:  # the quickest way to know that there is no tensor among them
             for group, lr in zip(self._groups, rates, strict=True):
                 group["lr"] = lr
@@ -204,7 +186,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         else:
             for group, lr in zip(self._groups, rates, strict=True):
                 set_rate(group, lr)
-            self._last_lr = self._floats(group["lr"] for group in self._groups)
+            self._last_lr = self._floats()
         if self.verbose:
             self.print_lr()
 
@@ -215,9 +197,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             for group in groups[known:]:
                 own = own_rate(group)
                 self.base_lrs.append(own if self._own_bases else self.base_lrs[-1])
-            for name in self._per_group:
-                values = getattr(self, name)
-                values += values[-1:] * (len(groups) - len(values))
+            for values in (getattr(self, n) for n in (*self._per_group, *self._functions)):
+                if isinstance(values, list):
+                    values += values[-1:] * (len(groups) - len(values))
         return known
 
     def _catch_up(self, known: int) -> None:
@@ -228,73 +210,63 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         for i, group in enumerate(self._groups[known:], known):
             base = self.base_lrs[i]
             if base:
-                joined = before[i] if holds(group["lr"], base) else group["lr"] * before[i] / base
-                set_rate(group, joined)
+                own = holds(group["lr"], base)
+                set_rate(group, before[i] if own else group["lr"] * before[i] / base)
 
     @property
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
-    @staticmethod
-    def _floats(rates: Any) -> list[float]:
-        return [float(lr) for lr in rates]
+    def _floats(self) -> list[float]:
+        return [float(group["lr"]) for group in self._groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as copies: primitives, and lists of them.
 
-        The rates in it are those that the groups hold now, whoever has set them.
+        The rates in it are those that the groups hold now, whoever has set them. Plain functions
+        are not saved, of an object that can be called its attributes are.
         """
         own = {k: v for k, v in self.__dict__.items() if k not in self._not_saved}
+        own |= {name: states.function_state(getattr(self, name)) for name in self._functions}
         to_come = [None] * (len(self._groups) - len(self.base_lrs))  # they join at the next step
-        rates = self._floats(group["lr"] for group in self._groups)
-        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": rates}
-        return copy.deepcopy({"_class": type(self).__name__, **own})
+        cycled = [momentum_of(group) for group in self._groups if "initial_momentum" in group]
+        own |= {"_class": type(self).__name__, "_last_momentum": cycled}
+        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": self._floats()}
+        return copy.deepcopy(own)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the schedule and the optimizer's rates; the argument is left as it is.
 
         Raises:
-            StateError: the state is of another class or another number of groups. Nothing has
-                changed then.
+            StateError: the state is of another class or another number of groups, or of functions
+                where here are objects. Nothing has changed then.
         """
         state = self._completed(state_dict)
         self._check_state(state)
         self._restore(copy.deepcopy(state))
-        if self._own_bases:
-            for group, base in zip(self._groups, self.base_lrs, strict=False):
-                group["initial_lr"] = base
+        for group, base in zip(self._groups, self.base_lrs, strict=False):
+            group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, self._last_lr, strict=True):
             set_rate(group, lr)
+        for group, momentum in zip(self._groups, state["_last_momentum"], strict=False):
+            set_momentum(group, momentum)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state, torch's included, with the keys and number types that it has here."""
-        rates = (*self._whole, *self._saved_per_group())
-        return completed(state_dict, self.state_dict(), rates, self._ours_alone)
+        return states.completed(state_dict, self.state_dict(), self._per_group)
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a StateError unless the state fits."""
-        check_state(state_dict, self.state_dict(), self._whole, self._saved_per_group())
-
-    def _saved_per_group(self) -> list[str]:
-        return [name for name in self._per_group if name not in self._not_saved]
+        states.check_state(state_dict, self.state_dict(), self._per_group, self._functions)
+        for name in self._functions:
+            states.check_functions(name, getattr(self, name), state_dict[name])
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        known = [base for base in state_dict["base_lrs"] if base is not None]
-        state_dict.pop("_class")
-        self.__dict__.update({**state_dict, "base_lrs": known})
-
-
-@contextmanager
-def _unchanged_on_error(groups: list[Group]) -> Iterator[None]:
-    """Give the groups back what they held if a scheduler cannot be built on them."""
-    before = [dict(group) for group in groups]
-    try:
-        yield
-    except BaseException:
-        for group, old in zip(groups, before, strict=True):
-            group.clear()
-            group.update(old)
-        raise
+        own = {k: v for k, v in state_dict.items() if k not in ("_class", "_last_momentum")}
+        for name in self._functions:
+            states.load_functions(getattr(self, name), own.pop(name))
+        known = [base for base in own["base_lrs"] if base is not None]
+        self.__dict__.update({**own, "base_lrs": known})
 
 
 def warn(message: str, frames: int = 3) -> None:

@@ -6,13 +6,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
+from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.arguments import owner_of
+from optimplug._core.arguments import owner_of, require_ascending
 from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.groups import reset
-from optimplug._core.lr_scheduler.plateau import ReduceLROnPlateau
-from optimplug._core.lr_scheduler.powers import require_ascending
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["ChainedScheduler", "CompositeLR", "SequentialLR", "phase_at"]
@@ -50,21 +48,18 @@ class CompositeLR(LRScheduler):
         """
         if metrics is not None and not self._takes_metric:
             raise ArgumentError(
-                "metrics must be left out: there is no ReduceLROnPlateau in this "
-                f"{type(self).__name__} (got {metrics!r})"
+                f"metrics must be left out: no plateau takes them (got {metrics!r})"
             )
         self._step(metrics, epoch)
 
     @property
-    def _takes_metric(self) -> bool:
-        return any(
-            isinstance(child, ReduceLROnPlateau)
-            or (isinstance(child, CompositeLR) and child._takes_metric)
-            for child in self._schedulers
-        )
+    def _takes_metric(self) -> bool:  # type: ignore[override]
+        return any(child._takes_metric for child in self._schedulers)
 
-    def _follow(self, held: Sequence[Any]) -> list[float]:
-        return self._floats(held)
+    def _initial_step(self) -> None:
+        for group in self._groups:  # each child has set them as it was built
+            reset(group)
+        super()._initial_step()
 
     def _arrive(self, t: int, last: LRScheduler) -> None:
         """Note where the children have come to."""
@@ -86,19 +81,16 @@ class CompositeLR(LRScheduler):
         state["_schedulers"] = [*children, *given[len(children) :]]
         if "_class" not in state_dict and children:  # torch's leaves out what its children know
             state.setdefault("last_epoch", children[0].get("last_epoch"))
-            state.setdefault("base_lrs", children[0].get("base_lrs"))
-            state.setdefault("_step_count", self._step_count)
         return state
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         children = state_dict["_schedulers"]
         # Each of them judges its own; here they are alike.
         super()._check_state({**state_dict, "_schedulers": []})
-        if len(children) != len(self._schedulers):
-            raise StateError(
-                f"the state holds a {type(self).__name__} of {len(children)} schedulers, "
-                f"but this one has {len(self._schedulers)}"
-            )
+        for key in {"_schedulers", "_milestones"} & self.__dict__.keys():
+            held, own = len(state_dict[key]), len(getattr(self, key))
+            if held != own:
+                raise StateError(f"{key}: state holds {held} {key[1:]}, but this one has {own}")
         for child, state in zip(self._schedulers, children, strict=True):
             child._check_state(state)
 
@@ -127,6 +119,7 @@ class SequentialLR(CompositeLR):
         ArgumentError: no schedulers, milestones that do not fit them, or another optimizer's.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> warmup = LinearLR(optimizer, start_factor=0.5, total_iters=2)
@@ -145,7 +138,7 @@ class SequentialLR(CompositeLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         schedulers: Sequence[LRScheduler],
         milestones: Sequence[int],
         last_epoch: int = -1,
@@ -154,27 +147,13 @@ class SequentialLR(CompositeLR):
         self._schedulers = _children(schedulers, owner_of(optimizer))
         self._milestones = require_ascending("milestones", milestones)
         if len(self._milestones) != len(self._schedulers) - 1:
-            raise ArgumentError(
-                f"milestones must be one fewer than schedulers (got {len(self._milestones)} "
-                f"milestones for {len(self._schedulers)} schedulers)"
-            )
+            raise ArgumentError(f"milestones must be one fewer than schedulers (got {milestones})")
         super().__init__(optimizer, last_epoch, verbose)
-
-    def _initial_step(self) -> None:
-        for group in self._groups:  # each child has set them as it was built
-            reset(group)
-        super()._initial_step()
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
         i, within = phase_at(t, self._milestones)
         return self._schedulers[i].closed_form(base_lr, within)
-
-    def rates(self, t: int) -> list[float]:
-        """Return the closed form of every group at step ``t``, in the optimizer's order."""
-        i, within = phase_at(t, self._milestones)
-        self._schedulers[i]._admit_groups()
-        return self._schedulers[i].rates(within)
 
     def _check_next(self, metrics: Any) -> None:
         i, within = phase_at(self.last_epoch + 1, self._milestones)
@@ -200,13 +179,6 @@ class SequentialLR(CompositeLR):
         self._schedulers[i]._jump(within)
         self._arrive(t, self._schedulers[i])
 
-    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        super()._check_state(state_dict)
-        if len(state_dict["_milestones"]) != len(self._milestones):
-            raise StateError(
-                f"_milestones must be {len(self._milestones)} (got {state_dict['_milestones']})"
-            )
-
 
 class ChainedScheduler(CompositeLR):
     r"""Let schedulers act together on the same groups: each on what those before it have made.
@@ -220,7 +192,7 @@ class ChainedScheduler(CompositeLR):
     Args:
         schedulers: schedulers of this package on one optimizer, in the order in which they act. In
             which order they were built makes no difference. If some of them have taken steps
-            already, they go on from where they and the rates are.
+            already, all are taken to the step of the furthest.
         optimizer: their optimizer; left out, that of the first.
         verbose: print every group's rate at each update.
 
@@ -228,6 +200,7 @@ class ChainedScheduler(CompositeLR):
         ArgumentError: no schedulers, or another optimizer's.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> constant = ConstantLR(optimizer, factor=0.1, total_iters=2)
@@ -246,23 +219,12 @@ class ChainedScheduler(CompositeLR):
     def __init__(
         self,
         schedulers: Sequence[LRScheduler],
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizer | None = None,
         verbose: bool = False,
     ) -> None:
         self._schedulers = _children(schedulers, None if optimizer is None else owner_of(optimizer))
-        super().__init__(self._schedulers[0].optimizer, -1, verbose)
-
-    def _initial_step(self) -> None:
         taken = max(child.last_epoch for child in self._schedulers)
-        if taken <= 0:
-            for group in self._groups:  # each child has set them as it was built
-                reset(group)
-            super()._initial_step()
-        else:
-            self._step_count, self.base_lrs = 1, []
-            self._admit_groups()
-            self._schedulers[-1]._last_lr = self._floats(group["lr"] for group in self._groups)
-            self._arrive(taken, self._schedulers[-1])
+        super().__init__(self._schedulers[0].optimizer, taken - 1 if taken > 0 else -1, verbose)
 
     def _check_next(self, metrics: Any) -> None:
         for child in self._schedulers:
@@ -285,19 +247,14 @@ class ChainedScheduler(CompositeLR):
             self._advance()
 
 
-def _children(
-    schedulers: Iterable[LRScheduler], owner: torch.optim.Optimizer | None
-) -> list[LRScheduler]:
+def _children(schedulers: Iterable[LRScheduler], owner: Optimizer | None) -> list[LRScheduler]:
     """Return the schedulers as a list if they can act on one optimizer: this, or the first's."""
     children = list(schedulers)
     if not children:
         raise ArgumentError("schedulers must hold at least one scheduler (got none)")
     for i, child in enumerate(children):
         if not isinstance(child, LRScheduler):
-            raise ArgumentError(
-                f"schedulers[{i}] must be a scheduler of optimplug.optim.lr_scheduler "
-                f"(got {type(child).__module__}.{type(child).__name__})"
-            )
+            raise ArgumentError(f"schedulers[{i}] must be a scheduler of optimplug (got {child!r})")
         owner = child.optimizer if owner is None else owner
         if child.optimizer is not owner:
             raise ArgumentError(f"schedulers[{i}] must belong to the same optimizer as the others")

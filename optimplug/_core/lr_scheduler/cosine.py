@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.arguments import require_count, require_number
-from optimplug._core.lr_scheduler.factor import AbsoluteLR, FactorLR, scaled
+from optimplug._core.arguments import require_count, require_number
+from optimplug._core.lr_scheduler.factor import FactorLR
 
 __all__ = ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "cosine", "in_cycle"]
 
@@ -57,6 +56,7 @@ class CosineAnnealingLR(FactorLR):
         ArgumentError: ``T_max`` is not a positive int, or ``eta_min`` no finite number.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = CosineAnnealingLR(optimizer, T_max=4)
@@ -76,7 +76,7 @@ class CosineAnnealingLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         T_max: int,
         eta_min: float = 0.0,
         last_epoch: int = -1,
@@ -91,7 +91,7 @@ class CosineAnnealingLR(FactorLR):
         return cosine(t, T_max=self.T_max)
 
 
-class CosineAnnealingWarmRestarts(AbsoluteLR):
+class CosineAnnealingWarmRestarts(FactorLR):
     r"""Lower the rate to a minimum along half a cosine, then start again, with longer cycles.
 
     .. math:: \eta(t) = \eta_{min} + (\eta_0 - \eta_{min})\,
@@ -113,6 +113,7 @@ class CosineAnnealingWarmRestarts(AbsoluteLR):
         ArgumentError: a value breaks its rule.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import CosineAnnealingWarmRestarts
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=2, T_mult=2)
@@ -134,7 +135,7 @@ class CosineAnnealingWarmRestarts(AbsoluteLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         T_0: int,
         T_mult: int = 1,
         eta_min: float = 0.0,
@@ -158,25 +159,18 @@ class CosineAnnealingWarmRestarts(AbsoluteLR):
         else:
             self._jump(require_number("epoch", epoch, "a finite number >= 0", lambda e: e >= 0))
 
-    def rates(self, t: float) -> list[float]:
-        """Return the closed form of every group at step ``t``, in the optimizer's order."""
-        return self._within(*in_cycle(t, T_0=self.T_0, T_mult=self.T_mult))
+    def factor_at(self, t: float) -> float:
+        """Return the factor at step ``t``, from 0."""
+        into, length = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
+        return cosine(into, T_max=length)
 
-    def closed_form(self, base_lr: float, t: float) -> float:
-        """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
-        cur, length = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
-        return scaled([base_lr], cosine(cur, T_max=length), self.eta_min)[0]
-
-    def _within(self, cur: float, length: int) -> list[float]:
-        return scaled(self.base_lrs, cosine(cur, T_max=length), self.eta_min)
-
-    def _follow(self, held: Sequence[Any]) -> list[float]:
+    def _follow(self, held: list[Any]) -> list[float]:
         # A jump into the middle of an epoch leaves a part of a step, which goes on with each.
         t = self.last_epoch + (self.T_cur % 1 if self.last_epoch else 0)
         self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
-        return self._within(self.T_cur, self.T_i)
+        return self.rates(t)  # type: ignore[arg-type]  # a part of an epoch is a time like any
 
     def _jump(self, t: float) -> None:
-        super()._jump(t)  # type: ignore[arg-type]  # a part of an epoch is a time like any
+        super()._jump(t)  # type: ignore[arg-type]  # the same
         self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
         self.last_epoch = math.floor(t)

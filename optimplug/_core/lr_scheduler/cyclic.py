@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
+from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.arguments import (
-    owner_of,
-    require_choice,
-    require_number,
-    require_rates,
-)
-from optimplug._core.lr_scheduler.base import LRScheduler
+from optimplug._core.arguments import owner_of, require_number, require_one_of, require_rates
 from optimplug._core.lr_scheduler.factor import AbsoluteLR
-from optimplug._core.lr_scheduler.groups import momentum_of, set_momentum
-from optimplug._core.lr_scheduler.lambdas import check_function, function_state, load_function
+from optimplug._core.lr_scheduler.groups import set_momentum
 from optimplug.errors import ArgumentError
 
 __all__ = ["CyclicLR", "MomentumLR", "triangle"]
@@ -38,50 +30,32 @@ class MomentumLR(AbsoluteLR):
     max_momentums: list[float]
 
     _own_bases = False
-    _whole = (*LRScheduler._whole, "_last_momentum")
     _per_group: tuple[str, ...] = ("max_lrs", "base_momentums", "max_momentums")
-    _ours_alone: tuple[str, ...] = ("base_momentums", "max_momentums")
 
     def momentums(self, t: int) -> list[float]:
         """Return the momentum of every group at step ``t``, in the optimizer's order."""
         raise NotImplementedError
 
-    def _set_up_momentum(
-        self, optimizer: torch.optim.Optimizer, cycled: bool, base: Any, highest: Any
-    ) -> None:
-        owner = owner_of(optimizer)
-        if cycled and "momentum" not in owner.defaults and "betas" not in owner.defaults:
-            raise ArgumentError(
-                "cycle_momentum must be False for an optimizer without momentum or betas "
-                f"(got {cycled!r} for {type(owner).__name__})"
-            )
-        groups = len(owner.param_groups)
+    def _set_up_momentum(self, optimizer: Optimizer, cycled: bool, low: Any, high: Any) -> None:
         self.cycle_momentum = bool(cycled)
-        self.base_momentums = require_rates("base_momentum", base, groups) if cycled else []
-        self.max_momentums = require_rates("max_momentum", highest, groups) if cycled else []
+        if cycled and not {"momentum", "betas"} & {*owner_of(optimizer).defaults}:
+            raise ArgumentError("cycle_momentum must be False where there is no momentum or betas")
+        self.base_momentums = require_rates("base_momentum", low, optimizer) if cycled else []
+        self.max_momentums = require_rates("max_momentum", high, optimizer) if cycled else []
 
-    def _write(self, rates: list[float], held: Sequence[Any]) -> None:
+    def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
-        if self.cycle_momentum:
-            for group, momentum in zip(self._groups, self.momentums(self.last_epoch), strict=True):
-                set_momentum(group, momentum)
+        self._cycle()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as copies, the momentum that the groups hold now included."""
-        held = [momentum_of(group) for group in self._groups] if self.cycle_momentum else []
-        return {**super().state_dict(), "_last_momentum": held}
-
-    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        state = super()._completed(state_dict)
-        if "_class" not in state_dict and isinstance(state.get("last_epoch"), int):  # torch's
-            momentums = self.momentums(state["last_epoch"]) if self.cycle_momentum else []
-            state.setdefault("_last_momentum", momentums)
-        return state
+    def _cycle(self) -> None:
+        momentums = self.momentums(self.last_epoch) if self.cycle_momentum else []
+        for group, momentum in zip(self._groups, momentums, strict=False):
+            set_momentum(group, momentum)
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        for group, momentum in zip(self._groups, state_dict.pop("_last_momentum"), strict=False):
-            set_momentum(group, momentum)
         super()._restore(state_dict)
+        if not state_dict["_last_momentum"]:  # torch's
+            self._cycle()
 
 
 def triangle(t: float, *, total_size: float, step_ratio: float) -> tuple[int, float]:
@@ -129,6 +103,7 @@ class CyclicLR(MomentumLR):
             no momentum to cycle.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import CyclicLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
         >>> scheduler = CyclicLR(optimizer, base_lr=0.1, max_lr=0.5, step_size_up=2)
@@ -147,11 +122,11 @@ class CyclicLR(MomentumLR):
     https://arxiv.org/abs/1506.01186. The paper cycles the rate alone.
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_scale_fn_custom")
+    _functions = ("_scale_fn_custom",)
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         base_lr: float | list[float],
         max_lr: float | list[float],
         step_size_up: float = 2000,
@@ -166,22 +141,20 @@ class CyclicLR(MomentumLR):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        groups = len(owner_of(optimizer).param_groups)
-        self.base_lrs = require_rates("base_lr", base_lr, groups)
-        self.max_lrs = require_rates("max_lr", max_lr, groups)
+        self.base_lrs = require_rates("base_lr", base_lr, optimizer)
+        self.max_lrs = require_rates("max_lr", max_lr, optimizer)
         up = require_number("step_size_up", step_size_up, "a number > 0", lambda n: n > 0)
         down = up if step_size_down is None else step_size_down
         down = require_number("step_size_down", down, "a number >= 0", lambda n: n >= 0)
         self.total_size = up + down
         self.step_ratio = up / self.total_size
-        self.mode = mode if scale_fn else require_choice("mode", mode, _MODES)
         self.gamma = require_number("gamma", gamma)
-        if scale_fn is not None and not callable(scale_fn):
+        if not (scale_fn is None or callable(scale_fn)):
             raise ArgumentError(f"scale_fn must be a function (got {scale_fn!r})")
         self._scale_fn_custom = scale_fn
-        self.scale_mode = require_choice("scale_mode", scale_mode, ("cycle", "iterations"))
-        if scale_fn is None:
-            self.scale_mode = "iterations" if mode == "exp_range" else "cycle"
+        self.mode = mode if scale_fn else require_one_of("mode", mode, _MODES)
+        by = require_one_of("scale_mode", scale_mode, ("cycle", "iterations"))
+        self.scale_mode = by if scale_fn else "iterations" if mode == "exp_range" else "cycle"
         self._set_up_momentum(optimizer, cycle_momentum, base_momentum, max_momentum)
         super().__init__(optimizer, last_epoch, verbose)
 
@@ -193,34 +166,18 @@ class CyclicLR(MomentumLR):
             return float(0.5 ** (x - 1))
         return float(self.gamma**x) if self.mode == "exp_range" else 1.0
 
-    def _height(self, t: int) -> tuple[float, float]:
+    def _swung(self, t: int, low: list[float], high: list[float]) -> list[float]:
+        """Return what is added to the low bounds, or taken from the high ones, at step ``t``."""
         cycle, height = triangle(t, total_size=self.total_size, step_ratio=self.step_ratio)
-        return height, self.scale_fn(cycle if self.scale_mode == "cycle" else t)
+        scale = self.scale_fn(cycle if self.scale_mode == "cycle" else t)
+        return [(most - least) * height * scale for least, most in zip(low, high, strict=True)]
 
     def rates(self, t: int) -> list[float]:
         """Return the closed form of every group at step ``t``, in the optimizer's order."""
-        height, scale = self._height(t)
-        bounds = zip(self.base_lrs, self.max_lrs, strict=True)
-        return [base + (most - base) * height * scale for base, most in bounds]
+        swung = self._swung(t, self.base_lrs, self.max_lrs)
+        return [base + more for base, more in zip(self.base_lrs, swung, strict=True)]
 
     def momentums(self, t: int) -> list[float]:
         """Return the momentum of every group at step ``t``, in the optimizer's order."""
-        height, scale = self._height(t)
-        bounds = zip(self.base_momentums, self.max_momentums, strict=True)
-        return [most - (most - base) * height * scale for base, most in bounds]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as copies; of a ``scale_fn`` that is an object, its attributes."""
-        function = copy.deepcopy(function_state(self._scale_fn_custom))
-        return {**super().state_dict(), "_scale_fn_custom": function}
-
-    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        # Its kind is judged apart: a function and nothing look alike in a state.
-        super()._check_state(
-            {**state_dict, "_scale_fn_custom": self.state_dict()["_scale_fn_custom"]}
-        )
-        check_function("scale_fn", self._scale_fn_custom, state_dict["_scale_fn_custom"])
-
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        load_function(self._scale_fn_custom, state_dict.pop("_scale_fn_custom"))
-        super()._restore(state_dict)
+        swung = self._swung(t, self.base_momentums, self.max_momentums)
+        return [most - less for most, less in zip(self.max_momentums, swung, strict=True)]

@@ -1,36 +1,18 @@
-"""Schedulers that scale the rate by a factor of time, and then hold it."""
+"""Schedulers that scale the rate by a factor of time."""
 
 from __future__ import annotations
 
-import torch
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from optimplug._core.lr_scheduler.arguments import require_count, require_number
+from torch.optim import Optimizer
+
+from optimplug._core.arguments import require_ascending, require_count, require_number
 from optimplug._core.lr_scheduler.factor import FactorLR
 
-__all__ = ["ConstantLR", "LinearLR", "PolynomialLR", "linear", "polynomial"]
-
-
-def linear(t: int, *, start_factor: float, end_factor: float, total_iters: int) -> float:
-    """Return the factor on the line from ``start_factor`` at 0 to ``end_factor`` at the end.
-
-    Example:
-        >>> [linear(t, start_factor=0.5, end_factor=1.0, total_iters=2) for t in range(4)]
-        [0.5, 0.75, 1.0, 1.0]
-    """
-    if t >= total_iters:
-        return end_factor
-    return start_factor + (end_factor - start_factor) * t / total_iters
-
-
-def polynomial(t: int, *, total_iters: int, power: float) -> float:
-    """Return the power of what is left of the way: 1 at 0, 0 from ``total_iters`` on.
-
-    Example:
-        >>> [polynomial(t, total_iters=2, power=2.0) for t in range(4)]
-        [1.0, 0.25, 0.0, 0.0]
-    """
-    left = 1.0 - min(t, total_iters) / total_iters if total_iters else 1.0
-    return float(left**power)
+__all__ = ["ConstantLR", "ExponentialLR", "LinearLR", "MultiStepLR", "PolynomialLR", "StepLR"]
 
 
 class ConstantLR(FactorLR):
@@ -51,6 +33,7 @@ class ConstantLR(FactorLR):
         ArgumentError: a value breaks its rule.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import ConstantLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
         >>> scheduler = ConstantLR(optimizer, factor=0.5, total_iters=2)
@@ -66,7 +49,7 @@ class ConstantLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         factor: float = 1.0 / 3,
         total_iters: int = 5,
         last_epoch: int = -1,
@@ -101,6 +84,7 @@ class LinearLR(FactorLR):
         ArgumentError: a value breaks its rule.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import LinearLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         >>> scheduler = LinearLR(optimizer, start_factor=0.5, total_iters=4)
@@ -117,30 +101,24 @@ class LinearLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         start_factor: float = 1.0 / 3,
         end_factor: float = 1.0,
         total_iters: int = 5,
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        self.start_factor = require_number(
-            "start_factor", start_factor, "> 0 and <= 1", lambda s: 0 < s <= 1
-        )
-        self.end_factor = require_number(
-            "end_factor", end_factor, "between 0 and 1", lambda e: 0 <= e <= 1
-        )
+        start = require_number("start_factor", start_factor, "> 0 and <= 1", lambda s: 0 < s <= 1)
+        end = require_number("end_factor", end_factor, "between 0 and 1", lambda e: 0 <= e <= 1)
+        self.start_factor, self.end_factor = start, end
         self.total_iters = require_count("total_iters", total_iters)
         super().__init__(optimizer, last_epoch, verbose)
 
     def factor_at(self, t: int) -> float:
         """Return the factor at step ``t``, from 0."""
-        return linear(
-            t,
-            start_factor=self.start_factor,
-            end_factor=self.end_factor,
-            total_iters=self.total_iters,
-        )
+        if t >= self.total_iters:
+            return self.end_factor
+        return self.start_factor + (self.end_factor - self.start_factor) * t / self.total_iters
 
 
 class PolynomialLR(FactorLR):
@@ -161,6 +139,7 @@ class PolynomialLR(FactorLR):
         ArgumentError: a value breaks its rule.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import PolynomialLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = PolynomialLR(optimizer, total_iters=4, power=2.0)
@@ -182,7 +161,7 @@ class PolynomialLR(FactorLR):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         total_iters: int = 5,
         power: float = 1.0,
         last_epoch: int = -1,
@@ -194,4 +173,158 @@ class PolynomialLR(FactorLR):
 
     def factor_at(self, t: int) -> float:
         """Return the factor at step ``t``, from 0."""
-        return polynomial(t, total_iters=self.total_iters, power=self.power)
+        left = 1.0 - min(t, self.total_iters) / self.total_iters if self.total_iters else 1.0
+        return float(left**self.power)
+
+
+def _require_gamma(gamma: float) -> float:
+    return require_number("gamma", gamma, "a finite number >= 0", lambda g: g >= 0)
+
+
+class ExponentialLR(FactorLR):
+    r"""Scale the rate by the same factor at each step.
+
+    .. math:: \eta(t) = \eta_0\, \gamma^t
+
+    with :math:`\eta_0` the group's own rate and :math:`\gamma` = ``gamma``.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        gamma: the factor of one step, >= 0.
+        last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
+
+    Raises:
+        ArgumentError: ``gamma`` is no finite number >= 0.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import ExponentialLR
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = ExponentialLR(optimizer, gamma=0.5)
+        >>> for _ in range(4):
+        ...     optimizer.step()
+        ...     print(scheduler.get_last_lr()[0])
+        ...     scheduler.step()
+        1.0
+        0.5
+        0.25
+        0.125
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, gamma: float, last_epoch: int = -1, verbose: bool = False
+    ) -> None:
+        self.gamma = _require_gamma(gamma)
+        super().__init__(optimizer, last_epoch, verbose)
+
+    def factor_at(self, t: int) -> float:
+        """Return the factor at step ``t``, from 0."""
+        return float(self.gamma**t)
+
+
+class StepLR(FactorLR):
+    r"""Scale the rate by a factor every so many steps.
+
+    .. math:: \eta(t) = \eta_0\, \gamma^{\lfloor t / s \rfloor}
+
+    with :math:`\eta_0` the group's own rate, :math:`s` = ``step_size``, :math:`\gamma` = ``gamma``.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        step_size: steps from one change to the next, >= 1.
+        gamma: the factor of one change, >= 0.
+        last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import StepLR
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+        >>> scheduler = StepLR(optimizer, step_size=2, gamma=0.1)
+        >>> for _ in range(5):
+        ...     optimizer.step()
+        ...     print(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        0.05
+        0.05
+        0.005
+        0.005
+        0.0005
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        step_size: int,
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+        verbose: bool = False,
+    ) -> None:
+        self.step_size = require_count("step_size", step_size, least=1)
+        self.gamma = _require_gamma(gamma)
+        super().__init__(optimizer, last_epoch, verbose)
+
+    def factor_at(self, t: int) -> float:
+        """Return the factor at step ``t``, from 0."""
+        return float(self.gamma ** (t // self.step_size))
+
+
+class MultiStepLR(FactorLR):
+    r"""Scale the rate by a factor at each of the milestones.
+
+    .. math:: \eta(t) = \eta_0\, \gamma^{|\{m_i \le t\}|}
+
+    with :math:`\eta_0` the group's own rate, :math:`m_i` = ``milestones``, :math:`\gamma` =
+    ``gamma``.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        milestones: the steps at which the rate changes, ascending; one that is there twice
+            counts twice.
+        gamma: the factor of one change, >= 0.
+        last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import MultiStepLR
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+        >>> scheduler = MultiStepLR(optimizer, milestones=[1, 3], gamma=0.1)
+        >>> for _ in range(4):
+        ...     optimizer.step()
+        ...     print(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        0.05
+        0.005
+        0.005
+        0.0005
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Iterable[int],
+        gamma: float = 0.1,
+        last_epoch: int = -1,
+        verbose: bool = False,
+    ) -> None:
+        self.milestones = require_ascending("milestones", milestones)
+        self.gamma = _require_gamma(gamma)
+        super().__init__(optimizer, last_epoch, verbose)
+
+    def factor_at(self, t: int) -> float:
+        """Return the factor at step ``t``, from 0."""
+        return float(self.gamma ** bisect_right(self.milestones, t))
+
+    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        state = super()._completed(state_dict)
+        if isinstance(state.get("milestones"), Counter):  # torch's
+            state["milestones"] = sorted(state["milestones"].elements())
+        return state

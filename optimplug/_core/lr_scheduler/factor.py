@@ -32,7 +32,6 @@ class FactorLR(LRScheduler):
     groups.
     """
 
-    eta_min = 0.0
     _not_saved = (*LRScheduler._not_saved, "_latest")
     _latest: tuple[list[float], float, float, list[float]] | None = None
 
@@ -55,22 +54,11 @@ class FactorLR(LRScheduler):
         self._latest = (list(self.base_lrs), factor, self.eta_min, rates)
         return rates
 
-    def chained(self, lr: float, before: float, after: float) -> float:
-        """Return what becomes of a rate that somebody else has set to ``lr``.
-
-        Its height above the minimum is scaled; where nothing was left of it, it grows anew.
-        """
-        if before == self.eta_min:
-            return lr + (after - before)
-        return self.eta_min + (lr - self.eta_min) * (
-            (after - self.eta_min) / (before - self.eta_min)
-        )
-
 
 class AbsoluteLR(LRScheduler):
     """A schedule that sets the rate to its closed form, whoever has changed it before."""
 
-    def _follow(self, held: Sequence[Any]) -> list[float]:
+    def _follow(self, held: list[Any]) -> list[float]:
         return self.rates(self.last_epoch)
 
     def _catch_up(self, known: int) -> None:

@@ -6,15 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = [
-    "Group",
-    "holds",
-    "momentum_of",
-    "own_rate",
-    "reset",
-    "set_momentum",
-    "set_rate",
-]
+__all__ = ["holds", "momentum_of", "own_rate", "reset", "set_momentum", "set_rate"]
 
 Group = dict[str, Any]
 

@@ -6,26 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
+from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.arguments import (
-    owner_of,
-    require_choice,
-    require_count,
-    require_number,
-    require_rates,
-)
+from optimplug._core.arguments import require_count, require_number, require_one_of, require_rates
 from optimplug._core.lr_scheduler.cyclic import MomentumLR
 from optimplug.errors import ArgumentError
 
 __all__ = ["OneCycleLR", "anneal"]
-
-# What each phase goes from and to: the rate, and momentum.
-_BOUNDS = ("start_lr", "end_lr", "start_momentum", "end_momentum")
-_UP = ("initial_lr", "max_lr", "max_momentum", "base_momentum")
-_DOWN = ("max_lr", "initial_lr", "base_momentum", "max_momentum")
-_ALL_THE_WAY_DOWN = ("max_lr", "min_lr", "base_momentum", "max_momentum")
-_OUT = ("initial_lr", "min_lr", "max_momentum", "max_momentum")
 
 
 def anneal(start: Sequence[float], end: Sequence[float], pct: float, how: str) -> list[float]:
@@ -50,11 +37,24 @@ def _total(total_steps: Any, epochs: Any, steps_per_epoch: Any) -> int:
     product = require_count("epochs", epochs, least=1)
     product *= require_count("steps_per_epoch", steps_per_epoch, least=1)
     if total_steps is not None and total_steps != product:
-        raise ArgumentError(
-            f"total_steps must be epochs * steps_per_epoch = {epochs} * {steps_per_epoch} = "
-            f"{product} (got {total_steps!r}); give one or the other"
-        )
+        wanted = f"epochs * steps_per_epoch = {product}, or left out"
+        raise ArgumentError(f"total_steps must be {wanted} (got {total_steps!r})")
     return product
+
+
+def _phases(total: int, share: float, three: bool) -> list[dict[str, Any]]:
+    """Return what each phase goes to, and when it is there, in torch's own form."""
+    up, down = (share * total - 1, "max"), (total - 1, "min")
+    middle = [(2 * share * total - 2, "initial")] if three else []
+    low, phases = "initial", []
+    for end, to in [up, *middle, down]:
+        at = {"start": low == "max", "end": to == "max"}  # where momentum is at its base
+        phases.append(
+            {"end_step": float(end), "start_lr": f"{low}_lr", "end_lr": f"{to}_lr"}
+            | {f"{k}_momentum": f"{'base' if top else 'max'}_momentum" for k, top in at.items()}
+        )
+        low = to
+    return phases
 
 
 class OneCycleLR(MomentumLR):
@@ -93,6 +93,7 @@ class OneCycleLR(MomentumLR):
             step past the end.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import OneCycleLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
         >>> scheduler = OneCycleLR(optimizer, max_lr=1.0, total_steps=8, pct_start=0.5)
@@ -116,11 +117,10 @@ class OneCycleLR(MomentumLR):
     """
 
     _per_group = (*MomentumLR._per_group, "min_lrs")
-    _ours_alone = (*MomentumLR._ours_alone, "max_lrs", "min_lrs")
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         max_lr: float | list[float],
         total_steps: int | None = None,
         epochs: int | None = None,
@@ -136,63 +136,46 @@ class OneCycleLR(MomentumLR):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        self.max_lrs = require_rates("max_lr", max_lr, len(owner_of(optimizer).param_groups))
         first = require_number("div_factor", div_factor, "a number > 0", lambda n: n > 0)
         last = require_number("final_div_factor", final_div_factor, "a number > 0", lambda n: n > 0)
+        self.max_lrs = require_rates("max_lr", max_lr, optimizer)
         self.base_lrs = [most / first for most in self.max_lrs]
         self.min_lrs = [base / last for base in self.base_lrs]
-        self.total_steps = total = _total(total_steps, epochs, steps_per_epoch)
+        self.total_steps = _total(total_steps, epochs, steps_per_epoch)
         share = require_number("pct_start", pct_start, "between 0 and 1", lambda p: 0 <= p <= 1)
-        phases: list[tuple[float, tuple[str, ...]]] = [(share * total - 1, _UP)]
-        if three_phase:
-            phases += [(2 * share * total - 2, _DOWN), (total - 1, _OUT)]
-        else:
-            phases += [(total - 1, _ALL_THE_WAY_DOWN)]
-        self._schedule_phases: list[dict[str, Any]] = [
-            {"end_step": end, **dict(zip(_BOUNDS, bounds, strict=True))} for end, bounds in phases
-        ]
-        self._anneal_func_type = require_choice(
-            "anneal_strategy", anneal_strategy, ("cos", "linear")
-        )
+        self._schedule_phases = _phases(self.total_steps, share, three_phase)
+        self._anneal_func_type = anneal_strategy
+        require_one_of("anneal_strategy", anneal_strategy, ("cos", "linear"))
         self._set_up_momentum(optimizer, cycle_momentum, base_momentum, max_momentum)
         super().__init__(optimizer, last_epoch, verbose)
 
     def rates(self, t: int) -> list[float]:
         """Return the closed form of every group at step ``t``, in the optimizer's order."""
-        phase, pct = self._place(t)
-        known = {"initial_lr": self.base_lrs, "max_lr": self.max_lrs, "min_lr": self.min_lrs}
-        return self._annealed(known[phase["start_lr"]], known[phase["end_lr"]], pct)
+        bounds = {"initial_lr": self.base_lrs, "max_lr": self.max_lrs, "min_lr": self.min_lrs}
+        return self._between(t, "lr", bounds)
 
     def momentums(self, t: int) -> list[float]:
         """Return the momentum of every group at step ``t``, in the optimizer's order."""
-        phase, pct = self._place(t)
-        known = {"base_momentum": self.base_momentums, "max_momentum": self.max_momentums}
-        return self._annealed(known[phase["start_momentum"]], known[phase["end_momentum"]], pct)
+        bounds = {"base_momentum": self.base_momentums, "max_momentum": self.max_momentums}
+        return self._between(t, "momentum", bounds)
 
-    def _annealed(self, start: list[float], end: list[float], pct: float) -> list[float]:
-        return anneal(start, end, pct, self._anneal_func_type)
-
-    def _place(self, t: int) -> tuple[dict[str, Any], float]:
-        """Return the phase that step ``t`` is in, and how far; a phase without length is over."""
-        start = 0.0
-        for phase in self._schedule_phases:
-            end = phase["end_step"]
-            if t <= end:
+    def _between(self, t: int, what: str, bounds: dict[str, list[float]]) -> list[float]:
+        start, phases = 0.0, self._schedule_phases
+        for phase in phases[:-1]:
+            if t <= phase["end_step"]:
                 break
-            start, before = end, start
+            start = phase["end_step"]
         else:
-            start = before
-        return phase, (t - start) / (end - start) if end != start else 1.0
+            phase = phases[-1]
+        length = phase["end_step"] - start
+        pct = (t - start) / length if length else 1.0  # a phase without length is over
+        low, high = bounds[phase[f"start_{what}"]], bounds[phase[f"end_{what}"]]
+        return anneal(low, high, pct, self._anneal_func_type)
 
-    def _check_next(self, metrics: Any) -> None:
-        self._check_end(self.last_epoch + 1)
+    def _check_next(self, metrics: Any, t: int | None = None) -> None:
+        if (self.last_epoch + 1 if t is None else t) > self.total_steps:
+            raise ArgumentError(f"total_steps = {self.total_steps} must cover every step")
 
     def _jump(self, t: int) -> None:
-        self._check_end(t)
+        self._check_next(None, t)
         super()._jump(t)
-
-    def _check_end(self, t: int) -> None:
-        if t > self.total_steps:
-            raise ArgumentError(
-                f"total_steps must cover every step: step {t} is past the end of {self.total_steps}"
-            )

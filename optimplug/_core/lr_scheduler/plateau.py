@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, SupportsFloat
 
-import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
-from optimplug._core.lr_scheduler.arguments import (
-    owner_of,
-    require_choice,
-    require_count,
-    require_number,
-    require_rates,
-)
+from optimplug._core.arguments import require_count, require_number, require_one_of, require_rates
 from optimplug._core.lr_scheduler.base import EPOCH_DEPRECATED, LRScheduler, warn
-from optimplug._core.lr_scheduler.groups import set_rate
+from optimplug._core.lr_scheduler.groups import own_rate, set_rate
 from optimplug.errors import ArgumentError
 
-__all__ = ["ReduceLROnPlateau", "improves", "read_metric"]
+__all__ = ["MetricLR", "ReduceLROnPlateau", "improves", "read_metric"]
 
 
-def improves(value: float, best: float, *, mode: str, threshold: float, by: str) -> bool:
+def improves(value: float, best: float, mode: str, threshold: float, by: str) -> bool:
     """Tell whether a metric is better than the best so far by more than the threshold.
 
     Args:
@@ -33,9 +27,9 @@ def improves(value: float, best: float, *, mode: str, threshold: float, by: str)
         by: "rel" for a part of the best, "abs" for a difference.
 
     Example:
-        >>> improves(0.95, 1.0, mode="min", threshold=0.1, by="rel")
+        >>> improves(0.95, 1.0, "min", 0.1, "rel")
         False
-        >>> improves(0.85, 1.0, mode="min", threshold=0.1, by="rel")
+        >>> improves(0.85, 1.0, "min", 0.1, "rel")
         True
     """
     sign = -1.0 if mode == "min" else 1.0
@@ -53,7 +47,42 @@ def read_metric(metrics: Any) -> float:
     raise ArgumentError(f"metrics must be a number while a plateau is active (got {metrics!r})")
 
 
-class ReduceLROnPlateau(LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+class MetricLR(LRScheduler, TorchPlateau):
+    """A schedule that goes by a metric: what it does between is for a subclass to judge."""
+
+    _takes_metric = True
+
+    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
+        """Take a metric, and lower the rates if it is time; ``epoch`` is deprecated in torch.
+
+        Raises:
+            ArgumentError: ``metrics`` is no number, or one that is not allowed. Nothing has
+                changed then.
+        """
+        self._check_next(metrics)
+        if epoch is not None:
+            epoch = require_count("epoch", epoch)
+            warn(EPOCH_DEPRECATED, frames=2)
+            self.last_epoch = epoch - 1
+        self._advance(metrics)
+
+    def _advance(self, metrics: Any = None) -> None:
+        self._admit_groups()
+        self.last_epoch += 1
+        self._reset() if metrics is None else self._judge(read_metric(metrics))  # None as it begins
+        self._last_lr = self._floats()
+
+    def _jump(self, t: int) -> None:
+        for group in self._groups:
+            set_rate(group, own_rate(group))
+        self.last_epoch = t - 1
+        self._advance()
+
+    def _judge(self, value: float) -> None:
+        raise NotImplementedError
+
+
+class ReduceLROnPlateau(MetricLR):
     r"""Lower the rate when a metric has stopped improving.
 
     .. math:: \eta \leftarrow \max(f\, \eta, \eta_{min})
@@ -82,6 +111,7 @@ class ReduceLROnPlateau(LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     the step after.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import ReduceLROnPlateau
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
@@ -97,11 +127,10 @@ class ReduceLROnPlateau(LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     """
 
     _per_group = ("min_lrs",)
-    _ours_alone = ("base_lrs", "_step_count", "nan_policy")
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         mode: Literal["min", "max"] = "min",
         factor: float = 0.1,
         patience: int = 10,
@@ -113,30 +142,16 @@ class ReduceLROnPlateau(LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         verbose: bool = False,
         nan_policy: Literal["bad", "ignore", "raise"] = "bad",
     ) -> None:
-        self.mode = require_choice("mode", mode, ("min", "max"))
+        self.mode = require_one_of("mode", mode, ("min", "max"))
         self.factor = require_number("factor", factor, ">= 0 and < 1", lambda f: 0 <= f < 1)
         self.patience = require_count("patience", patience)
         self.threshold = require_number("threshold", threshold)
-        self.threshold_mode = require_choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.threshold_mode = require_one_of("threshold_mode", threshold_mode, ("rel", "abs"))
         self.cooldown = require_count("cooldown", cooldown)
-        self.min_lrs = require_rates("min_lr", min_lr, len(owner_of(optimizer).param_groups))
+        self.min_lrs = require_rates("min_lr", min_lr, optimizer)
         self.eps = require_number("eps", eps, "a finite number >= 0", lambda e: e >= 0)
-        self.nan_policy = require_choice("nan_policy", nan_policy, ("bad", "ignore", "raise"))
+        self.nan_policy = require_one_of("nan_policy", nan_policy, ("bad", "ignore", "raise"))
         LRScheduler.__init__(self, optimizer, -1, verbose)
-
-    def step(self, metrics: SupportsFloat, epoch: int | None = None) -> None:  # type: ignore[override]
-        """Take a metric, and lower the rates if it is time; ``epoch`` is deprecated in torch.
-
-        Raises:
-            ArgumentError: ``metrics`` is no number, or NaN under the policy "raise". Nothing has
-                changed then.
-        """
-        self._check_next(metrics)
-        if epoch is not None:
-            warn(EPOCH_DEPRECATED, frames=2)
-            self.last_epoch = require_count("epoch", epoch) - 1
-        self._step_count += 1
-        self._advance(metrics)
 
     def _check_next(self, metrics: Any) -> None:
         if math.isnan(read_metric(metrics)) and self.nan_policy == "raise":
@@ -146,42 +161,20 @@ class ReduceLROnPlateau(LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
         self.best = math.inf if self.mode == "min" else -math.inf
         self.cooldown_counter = self.num_bad_epochs = 0
 
-    def _advance(self, metrics: Any = None) -> None:
-        self._admit_groups()
-        self.last_epoch += 1
-        if metrics is None:  # as it begins
-            self._reset()
-        else:
-            self._judge(read_metric(metrics))
-        self._last_lr = self._floats(group["lr"] for group in self._groups)
-
     def _judge(self, value: float) -> None:
-        if math.isnan(value) and self.nan_policy == "ignore":
+        if self.nan_policy == "ignore" and math.isnan(value):
             return
-        given = {"mode": self.mode, "threshold": self.threshold, "by": self.threshold_mode}
-        if improves(value, self.best, **given):
-            self.best, self.num_bad_epochs = value, 0
-        else:
-            self.num_bad_epochs += 1
-        if self.cooldown_counter > 0:
-            self.cooldown_counter, self.num_bad_epochs = self.cooldown_counter - 1, 0
-        if self.num_bad_epochs > self.patience:
-            self._lower()
-            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
-
-    def _lower(self) -> None:
+        better = improves(value, self.best, self.mode, self.threshold, self.threshold_mode)
+        self.best = value if better else self.best
+        self.num_bad_epochs = 0 if better or self.cooldown_counter else self.num_bad_epochs + 1
+        self.cooldown_counter = max(0, self.cooldown_counter - 1)
+        if self.num_bad_epochs <= self.patience:
+            return
+        self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
         for i, (group, least) in enumerate(zip(self._groups, self.min_lrs, strict=True)):
             old = float(group["lr"])
             new = max(old * self.factor, least)
             if old - new > self.eps:
                 set_rate(group, new)
-                self.print_lr(self.verbose, i)
-
-    def _jump(self, t: int) -> None:
-        self._admit_groups()
-        self.last_epoch = t
-        self._reset()
-        self._write(list(self.base_lrs), [group["lr"] for group in self._groups])
-
-    def _follow(self, held: Sequence[Any]) -> list[float]:
-        return self._floats(held)
+                if self.verbose:
+                    self.print_lr(i)

@@ -1,15 +1,15 @@
-"""What an argument of a scheduler must be, and the error that says so."""
+"""What an argument must be, and the error that says so."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from optimplug.errors import ArgumentError
 
@@ -17,18 +17,17 @@ __all__ = [
     "as_number",
     "owner_of",
     "per_group",
-    "require_choice",
+    "require_ascending",
     "require_count",
     "require_number",
+    "require_one_of",
     "require_rates",
 ]
 
-T = TypeVar("T")
 
-
-def owner_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def owner_of(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer that owns the groups; a wrapper of it is looked through."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
     # accelerate's wrapper hides the groups' owner and has no hooks of its own.
     return getattr(optimizer, "optimizer", optimizer)
@@ -45,6 +44,14 @@ def require_count(name: str, value: Any, least: int = 0) -> int:
     return count
 
 
+def require_ascending(name: str, counts: Iterable[int]) -> list[int]:
+    """Return the counts as a list if none is below the one before it."""
+    milestones = [require_count(f"each of {name}", count) for count in counts]
+    if milestones != sorted(milestones):
+        raise ArgumentError(f"{name} must ascend (got {milestones})")
+    return milestones
+
+
 def require_number(
     name: str,
     value: Any,
@@ -58,29 +65,25 @@ def require_number(
     return number
 
 
-def require_choice(name: str, value: str, choices: Sequence[str]) -> str:
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """Return ``value`` if it is one of the choices."""
     if value not in choices:
         raise ArgumentError(f"{name} must be one of {', '.join(choices)} (got {value!r})")
     return value
 
 
-def require_rates(name: str, value: Any, groups: int) -> list[float]:
+def require_rates(name: str, value: Any, optimizer: Optimizer) -> list[float]:
     """Return a number >= 0 for each group, from one for all or a list of them."""
-    values = per_group(name, value, groups)
+    values = per_group(name, value, optimizer)
     return [require_number(name, v, "a finite number >= 0", lambda v: v >= 0) for v in values]
 
 
-def per_group(name: str, value: T | Sequence[T], groups: int) -> list[T]:
-    """Return an entry for each group: those given, or the one given for all.
-
-    Example:
-        >>> per_group("max_lr", 0.1, 3), per_group("max_lr", [0.1, 0.2], 2)
-        ([0.1, 0.1, 0.1], [0.1, 0.2])
-    """
+def per_group(name: str, value: Any, optimizer: Optimizer) -> list[Any]:
+    """Return an entry for each group: those given in a list, or the one given for all."""
+    groups = len(owner_of(optimizer).param_groups)
     if not isinstance(value, list | tuple):
-        return [value] * groups  # type: ignore[list-item]  # anything else stands for all groups
-    if len(value) != groups or not groups:
+        return [value] * groups
+    if len(value) != groups:
         raise ArgumentError(
             f"{name} must be one value, or one for each of the {groups} groups (got {len(value)})"
         )
