@@ -24,6 +24,13 @@ _WHOLE_OPTIMIZER = frozenset(
 )
 
 
+# A recipe composes by itself, knows no functions, and its phases go by time.
+_NO_PHASE = frozenset(
+    {"LRScheduler", "SequentialLR", "ChainedScheduler"}
+    | {"LambdaLR", "MultiplicativeLR", "ReduceLROnPlateau"}
+)
+
+
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Return the optimizer of that name: one of optimplug.optim, or an import path.
 
@@ -49,8 +56,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
     """Return the scheduler of that name in optimplug.optim.lr_scheduler."""
-    # A recipe composes by itself: its phases are the sequence.
-    known = [n for n in lr_scheduler.__all__ if n not in ("LRScheduler", "SequentialLR")]
+    known = [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
     if name not in known:
         raise RecipeError.at(path, f"no scheduler {name!r}{did_you_mean(name, known)}")
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]

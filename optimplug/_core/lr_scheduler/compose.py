@@ -87,7 +87,7 @@ class CompositeLR(LRScheduler):
         children = state_dict["_schedulers"]
         # Each of them judges its own; here they are alike.
         super()._check_state({**state_dict, "_schedulers": []})
-        for key in {"_schedulers", "_milestones"} & self.__dict__.keys():
+        for key in sorted({"_schedulers", "_milestones"} & self.__dict__.keys(), reverse=True):
             held, own = len(state_dict[key]), len(getattr(self, key))
             if held != own:
                 raise StateError(f"{key}: state holds {held} {key[1:]}, but this one has {own}")
