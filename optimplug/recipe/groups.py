@@ -28,6 +28,10 @@ class Group:
     settings: dict[str, Any]
     rules: tuple[int, ...]
     """Which rules of the recipe set something here, by their place under ``groups``."""
+    schedule: str | None = None
+    """The rule that gives it a schedule of its own: ``groups[2]``."""
+    freeze: str | None = None
+    """The rule that leaves it as it is for a time."""
 
     @property
     def lr(self) -> float:
@@ -41,10 +45,12 @@ class Group:
 
     def as_param_group(self) -> dict[str, Any]:
         """Return the dict that an optimizer takes."""
+        said = {"schedule": self.schedule, "freeze": self.freeze}
         return {
             "params": list(self.parameters.values()),
             "param_names": list(self.parameters),
             "name": self.name,
+            **{key: rule for key, rule in said.items() if rule is not None},
             **self.settings,
         }
 
@@ -104,7 +110,7 @@ def group_parameters(
         name = named[0].name
         votes = _vote(rules, values, named, wrong)
         said = {key: vote.value for key, vote in votes.items()}
-        if said.pop("freeze", False) or not parameter.requires_grad:
+        if said.get("freeze") is True or not parameter.requires_grad:
             frozen[name] = parameter
             continue
         distance = depth.get("", 0) - depth.get(name, 0)
@@ -113,6 +119,8 @@ def group_parameters(
         if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
             wrong.append(Problem("groups", f"lr of {name} comes to {rate}; it must be finite"))
         said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
+        if said.get("freeze") is False:
+            del said["freeze"]
         said["lr"] = rate
         key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
         members[key].append((name, parameter))
@@ -125,11 +133,19 @@ def group_parameters(
     names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
     return Grouping(
         tuple(
-            Group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
+            _group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
             for key in members
         ),
         frozen,
     )
+
+
+def _group(
+    name: str, members: dict[str, nn.Parameter], said: Mapping[str, Any], rules: tuple[int, ...]
+) -> Group:
+    """Tell what is for the optimizer from what is for the scheduler."""
+    settings = {k: v for k, v in said.items() if k not in ("schedule", "freeze")}
+    return Group(name, members, settings, rules, said.get("schedule"), said.get("freeze"))
 
 
 def _unmatched(
@@ -166,7 +182,10 @@ def _vote(
     votes: dict[str, list[_Vote]] = defaultdict(list)
     for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
         names = frozenset(place.name for place in named if matches(rule.match, place, named))
-        own = rule.model_dump(include={"layer_decay", "lr_scale", "freeze"}, exclude_none=True)
+        own = rule.model_dump(include={"layer_decay", "lr_scale"}, exclude_none=True)
+        own |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
+        if rule.freeze is not None:
+            own["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
         for key, value in {**own, **hyper}.items() if names else ():
             votes[key].append(_Vote(value, i, names))
     for key, (*before, winner) in votes.items():

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from optimplug import plot
+from optimplug.recipe.curve import Curve
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Group as ParameterGroup
 from optimplug.recipe.groups import Grouping
-from optimplug.recipe.schedule import Curve
+from optimplug.recipe.scheduler import Timetable
 
 __all__ = ["Plan"]
 
@@ -38,7 +39,7 @@ class Plan:
     defaults: Mapping[str, Any]
     """The same, with the optimizer's own defaults."""
     grouping: Grouping
-    curve: Curve
+    timetable: Timetable
     horizon: Horizon
 
     @property
@@ -46,13 +47,24 @@ class Plan:
         """The parameter groups, in the optimizer's order."""
         return self.grouping.groups
 
+    @property
+    def curve(self) -> Curve:
+        """The factor on lr over time, of the groups that have no schedule of their own."""
+        return self.timetable.shared["lr"]
+
+    def curve_of(self, group: ParameterGroup) -> Curve:
+        """Return the factor on lr over time that a group follows."""
+        return self.timetable.tracks(group.schedule)["lr"]
+
     def lr(self, group: ParameterGroup, t: int) -> float:
-        """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use."""
-        return group.lr * self.curve(t)
+        """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use.
+
+        A plateau is taken not to lower it: no metric is known yet.
+        """
+        return group.lr * self.curve_of(group)(t)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
-        start, peak, end = self._factors()
         return {
             "optimizer": {"name": self.optimizer, **self.settings},
             "total_steps": self.horizon.total_steps,
@@ -62,16 +74,12 @@ class Plan:
                     "name": group.name,
                     "tensors": len(group.parameters),
                     "parameters": group.numel,
-                    "lr": {
-                        "start": group.lr * start,
-                        "peak": group.lr * peak,
-                        "end": group.lr * end,
-                    },
+                    "lr": dict(zip(("start", "peak", "end"), rates, strict=True)),
                     "settings": {k: v for k, v in group.settings.items() if k != "lr"},
                     "rules": [f"groups[{i}]" for i in group.rules],
                     "members": list(group.parameters),
                 }
-                for group in self.groups
+                for group, rates in zip(self.groups, self._rates(), strict=True)
             ],
             "frozen": list(self.grouping.frozen),
             "phases": [
@@ -88,11 +96,10 @@ class Plan:
             ValueError: the total number of steps is unknown, so there is nothing to draw.
         """
         steps = self._times()
-        factors = [self.curve(t) for t in steps]
         plot.draw_curves(
             path,
             steps,
-            {group.name: [group.lr * factor for factor in factors] for group in self.groups},
+            {group.name: [self.lr(group, t) for t in steps] for group in self.groups},
             [(phase.name, phase.start) for phase in self.curve.phases],
         )
 
@@ -103,19 +110,27 @@ class Plan:
         sampled = {round(i * total / _POINTS) for i in range(_POINTS + 1)}
         return sorted(sampled | {phase.start for phase in self.curve.phases})
 
-    def _factors(self) -> tuple[float, float, float]:
+    def _rates(self) -> list[tuple[float, float, float]]:
+        """Return each group's rate at the first update, at its peak, and after the last update."""
+        curves = [self.curve_of(group) for group in self.groups]
+        factors = {id(c): self._factors(c) for c in {id(c): c for c in curves}.values()}
+        return [
+            (group.lr * start, group.lr * peak, group.lr * end)
+            for group, (start, peak, end) in zip(
+                self.groups, (factors[id(c)] for c in curves), strict=True
+            )
+        ]
+
+    def _factors(self, curve: Curve) -> tuple[float, float, float]:
         """Return the factor on lr at the first update, at its peak, and after the last update."""
-        if self.horizon.total_steps is None:
-            factors = [self.curve(t) for t in range(self.curve.end + 1)]
-        else:
-            factors = [self.curve(t) for t in self._times()]
+        known = self.horizon.total_steps is not None
+        factors = [curve(t) for t in (self._times() if known else range(curve.end + 1))]
         return factors[0], max(factors), factors[-1]
 
     def __rich__(self) -> RenderableType:
         return Group(self._table(), *self._notes())
 
     def _table(self) -> Table:
-        start, peak, end = self._factors()
         others = sorted({key for group in self.groups for key in group.settings if key != "lr"})
         table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
         table.add_column("group", overflow="fold", min_width=16)
@@ -123,12 +138,12 @@ class Plan:
         for column in columns:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("rules")
-        for group in self.groups:
+        for group, rates in zip(self.groups, self._rates(), strict=True):
             table.add_row(
                 group.name,
                 str(len(group.parameters)),
                 f"{group.numel:,}",
-                *(f"{group.lr * factor:.3g}" for factor in (start, peak, end)),
+                *(f"{rate:.3g}" for rate in rates),
                 *(str(group.settings.get(key, self.defaults.get(key))) for key in others),
                 ", ".join(map(str, group.rules)),
             )

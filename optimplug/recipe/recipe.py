@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,14 +10,22 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import Problem, RecipeError, did_you_mean
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
-from optimplug.recipe.schedule import Curve, RecipeScheduler, compile_schedule, phase_problems
-from optimplug.recipe.schema import RecipeSpec, RuleSpec, problems
+from optimplug.recipe.schedule import compile_schedule, schedule_problems, until
+from optimplug.recipe.scheduler import RecipeScheduler, Timetable
+from optimplug.recipe.schema import (
+    FreezeSpec,
+    PhaseSpec,
+    RecipeSpec,
+    RuleSpec,
+    as_written,
+    problems,
+)
 
 __all__ = ["Recipe"]
 
@@ -44,7 +52,8 @@ class Recipe:
     def __init__(self, spec: RecipeSpec, source: str | None = None) -> None:
         self.spec = spec
         self.source = source
-        wrong = phase_problems(spec.schedule)
+        self._content: Mapping[str, Any] = {}
+        wrong = [p for path, phases in self._schedules() for p in schedule_problems(phases, path)]
         try:
             self._optimizer_class = optimizer_class(spec.optimizer.name)
         except RecipeError as error:
@@ -55,7 +64,7 @@ class Recipe:
         found = optimizer_problems(
             self._optimizer_class, self._settings, list(self._rule_values), rule_keys
         )
-        wrong = [*found, *wrong]
+        wrong = [*found, *wrong, *self._target_problems()]
         if wrong:
             raise RecipeError(wrong, source)
 
@@ -74,10 +83,13 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         content, name = read(source)
-        try:
-            return cls(RecipeSpec.model_validate(content), name)
-        except ValidationError as error:
-            raise RecipeError(problems(error), name) from None
+        with _as_in(content):
+            try:
+                recipe = cls(RecipeSpec.model_validate(content), name)
+            except ValidationError as error:
+                raise RecipeError(problems(error), name) from None
+        recipe._content = content
+        return recipe
 
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Say what the recipe will do to a model; the model is not changed.
@@ -85,10 +97,10 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
-        grouping, curve = self._resolve(model, horizon)
+        grouping, timetable = self._resolve(model, horizon)
         self._construct(grouping)  # what it refuses, a plan must not promise
         return Plan(
-            self.spec.optimizer.name, self._settings, self._defaults, grouping, curve, horizon
+            self.spec.optimizer.name, self._settings, self._defaults, grouping, timetable, horizon
         )
 
     def build(
@@ -102,9 +114,9 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
-        grouping, curve = self._resolve(model, horizon)
+        grouping, timetable = self._resolve(model, horizon)
         optimizer = self._optimizer(grouping)
-        return optimizer, RecipeScheduler(optimizer, curve)
+        return optimizer, RecipeScheduler(optimizer, timetable)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
@@ -117,8 +129,8 @@ class Recipe:
     ) -> RecipeScheduler:
         """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
         with self._located():
-            curve = compile_schedule(self.spec.schedule, horizon)
-        return RecipeScheduler(optimizer, curve)
+            timetable = self._timetable(horizon)
+        return RecipeScheduler(optimizer, timetable)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -131,21 +143,62 @@ class Recipe:
         known = parameters_of(self._optimizer_class, without=("params",))
         return {**{name: p.default for name, p in known.items()}, **self._settings}
 
-    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Curve]:
+    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Timetable]:
         """Fit the rules to the model and the phases to the horizon; report on both together."""
         wrong: list[Problem] = []
-        grouping = curve = None
+        grouping = timetable = None
         try:
             grouping = self._group(model)
         except RecipeError as error:
             wrong += error.problems
         try:
-            curve = compile_schedule(self.spec.schedule, horizon)
+            timetable = self._timetable(horizon)
         except RecipeError as error:
             wrong += error.problems
-        if grouping is None or curve is None:
-            raise RecipeError(wrong, self.source)
-        return grouping, curve
+        if wrong or grouping is None or timetable is None:
+            with self._located():
+                raise RecipeError(wrong)
+        return grouping, timetable
+
+    def _timetable(self, horizon: Horizon) -> Timetable:
+        """Lay out every schedule over the run, and for how long rules freeze."""
+        wrong: list[Problem] = []
+        tracks, frozen = {}, {}
+        for path, phases in self._schedules():
+            try:
+                tracks[path.removesuffix(".schedule")] = compile_schedule(
+                    phases, horizon, self._defaults, path
+                )
+            except RecipeError as error:
+                wrong += error.problems
+        for i, rule in enumerate(self.spec.groups):
+            if isinstance(rule.freeze, FreezeSpec):
+                try:
+                    here = f"groups[{i}]"
+                    frozen[here] = until(rule.freeze.until, horizon, f"{here}.freeze.until")
+                except RecipeError as error:
+                    wrong += error.problems
+        if wrong:
+            raise RecipeError(wrong)
+        return Timetable(tracks.pop("schedule"), tracks, frozen)
+
+    def _schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its path."""
+        yield "schedule", self.spec.schedule
+        for i, rule in enumerate(self.spec.groups):
+            if rule.schedule is not None:
+                yield f"groups[{i}].schedule", rule.schedule
+
+    def _target_problems(self) -> Iterator[Problem]:
+        """Check that what is scheduled is a number, or several, of each group."""
+        numbers = {k: v for k, v in self._defaults.items() if _is_numeric(v)}
+        valid = ["lr", *numbers.keys() - {"max_grad_norm", "lr"}]
+        for path, phases in self._schedules():
+            for i, phase in enumerate(phases):
+                if phase.of is not None and phase.of not in valid:
+                    hint = did_you_mean(phase.of, valid)
+                    message = f"{self.spec.optimizer.name} has no number {phase.of!r}{hint}"
+                    yield Problem(f"{path}[{i}].of", message)
 
     def _group(self, model: nn.Module) -> Grouping:
         return group_parameters(model, self._defaults, self.spec.groups, self._rule_values)
@@ -175,11 +228,27 @@ class Recipe:
 
     @contextmanager
     def _located(self) -> Iterator[None]:
-        """Put the recipe's file before every problem."""
+        """Put the recipe's file before every problem, and write its path as the file does."""
         try:
-            yield
+            with _as_in(self._content):
+                yield
         except RecipeError as error:
             raise RecipeError(error.problems, self.source) from None
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+
+
+@contextmanager
+def _as_in(content: Mapping[str, Any]) -> Iterator[None]:
+    """Write the paths of problems as the recipe has them."""
+    try:
+        yield
+    except RecipeError as error:
+        found = [Problem(as_written(p.path, content), p.message) for p in error.problems]
+        raise RecipeError(found, error.source) from None
+
+
+def _is_numeric(value: object) -> bool:
+    values = value if isinstance(value, tuple) and value else (value,)
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

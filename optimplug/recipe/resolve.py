@@ -24,10 +24,9 @@ _WHOLE_OPTIMIZER = frozenset(
 )
 
 
-# A recipe composes by itself, knows no functions, and its phases go by time.
+# A recipe composes by itself, and knows no functions.
 _NO_PHASE = frozenset(
-    {"LRScheduler", "SequentialLR", "ChainedScheduler"}
-    | {"LambdaLR", "MultiplicativeLR", "ReduceLROnPlateau"}
+    {"LRScheduler", "SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR"}
 )
 
 
@@ -62,8 +61,10 @@ def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]
 
 
-def parameters_of(cls: type, without: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """Return the keyword arguments of a class, by name."""
+def parameters_of(
+    cls: Callable[..., object], without: Iterable[str]
+) -> dict[str, inspect.Parameter]:
+    """Return the keyword arguments of a class or a function, by name."""
     skip = {*without, "self"}
     return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in skip}
 
