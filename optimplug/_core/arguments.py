@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "are_floats",
     "as_number",
     "owner_of",
     "per_group",
@@ -100,3 +101,9 @@ def as_number(value: Any) -> float | None:
         return float(value)
     except OverflowError:  # an int larger than any float
         return None
+
+
+def are_floats(values: Sequence[Any]) -> bool:
+    """Tell whether there are floats alone, and no tensor among them, as quickly as can be told."""
+    # The first is looked at because tensors on several devices have no sum.
+    return type(values[0]) is float and type(sum(values)) is float

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from optimplug._core.arguments import owner_of, require_count
+from optimplug._core.arguments import are_floats, owner_of, require_count
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import holds, momentum_of, own_rate, set_momentum, set_rate
 
@@ -75,20 +75,24 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Return the closed form of every group at step ``t``, in the optimizer's order."""
         return [self.closed_form(base, t) for base in self.base_lrs]
 
-    def chained(self, lr: float, before: float, after: float) -> float:
-        """Return what becomes of a rate that somebody else has set to ``lr``.
+    def chained(self, held: list[float], before: list[float], after: list[float]) -> list[float]:
+        """Return what becomes of the rates where somebody else has set some of them.
 
-        Its height above the minimum is scaled; where nothing was left of it, it grows anew.
+        The height of such a rate above ``eta_min`` is scaled by as much as its own would have been;
+        where nothing was left of that, it grows anew.
 
         Args:
-            lr: the rate that is there.
+            held: the rates that are there.
             before: what this schedule alone would have left there.
             after: what it would make of that.
         """
         least = self.eta_min
-        if before == least:
-            return lr + (after - before)
-        return least + (lr - least) * ((after - least) / (before - least))
+        return [
+            new if lr == old
+            else lr + (new - old) if old == least
+            else least + (lr - least) * ((new - least) / (old - least))
+            for lr, old, new in zip(held, before, after, strict=True)
+        ]  # fmt: skip
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
@@ -99,10 +103,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         before, after = self._before(self.last_epoch), self.rates(self.last_epoch)
         if held == before:
             return after
-        return [
-            new if holds(lr, old) else self.chained(float(lr), old, new)
-            for lr, old, new in zip(held, before, after, strict=True)
-        ]
+        if not are_floats(held):
+            held = [old if holds(x, old) else float(x) for x, old in zip(held, before, strict=True)]
+        return self.chained(held, before, after)
 
     def _before(self, t: int) -> list[float]:
         """Return what this schedule alone left in the groups before step ``t``."""
@@ -179,7 +182,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         """Set the rate of every group, where ``held`` stands now."""
-        if type(sum(held)) is float:  # the quickest way to know that there is no tensor among them
+        if are_floats(held):
             for group, lr in zip(self._groups, rates, strict=True):
                 group["lr"] = lr
             self._last_lr = rates

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from optimplug._core.arguments import owner_of, require_ascending
 from optimplug._core.lr_scheduler.base import LRScheduler
-from optimplug._core.lr_scheduler.groups import reset
+from optimplug._core.lr_scheduler.groups import own_rate, reset, set_rate
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["ChainedScheduler", "CompositeLR", "SequentialLR", "phase_at"]
@@ -241,7 +241,7 @@ class ChainedScheduler(CompositeLR):
     def _jump(self, t: int) -> None:
         # What they make of the rates together has no closed form: they go the whole way again.
         for group in self._groups:
-            reset(group)
+            set_rate(group, own_rate(group))
         self.last_epoch = -1
         for _ in range(t + 1):
             self._advance()
