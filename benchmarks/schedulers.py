@@ -22,7 +22,7 @@ import optimplug.optim.lr_scheduler as ours
 
 GROUPS = 200
 LONG = 10**6  # steps: no run here comes to the end
-STEPS_A_CALL = 10
+STEPS_A_CALL = 3  # few: a turn should be over before the machine does something else
 
 Build = Callable[[Any, torch.optim.Optimizer], Any]
 CASES: dict[str, Build] = {
