@@ -119,7 +119,8 @@ class Phase:
         return math.prod(part(t - self.start, epochs) for part in self.parts)
 
     def __str__(self) -> str:
-        return f"{' x '.join(part.label for part in self.parts)} for {self.steps}"
+        labels = [part.label for part in self.parts] or [self.name]
+        return f"{' x '.join(labels)} for {self.steps}"
 
 
 class Curve:

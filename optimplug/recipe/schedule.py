@@ -83,7 +83,7 @@ def _sequence(
             # Each boundary is rounded by itself, so that parts of a step do not add up.
             exact += _length(spec.for_, exact, horizon)
             steps = math.ceil(exact) - start
-            for where, part in _parts(spec, path):
+            for where, part in _parts(spec, path) if steps > 0 else ():
                 at = f"{where}.{length_argument(part)}"
                 parts.append(build_part(part, steps, horizon, base))
             name = " x ".join(part.name or part.preset or "" for _, part in _parts(spec, path))
