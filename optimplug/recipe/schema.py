@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -212,34 +212,39 @@ class RecipeSpec(_Spec):
 
 
 def as_written(path: str, content: Mapping[str, Any]) -> str:
-    """Return the path as the recipe has it: ``schedule[0].for`` is ``schedule.for`` of one phase.
+    """Return the path as the recipe has it, where it leaves out what goes without saying.
 
     Example:
         >>> as_written("schedule[0].preset", {"schedule": "cosin"})
         'schedule'
+        >>> as_written("groups[1].match.name[0]", {"groups": [{}, {"match": ["*.bias"]}]})
+        'groups[1].match[0]'
     """
-    for found in list(re.finditer(r"schedule\[0\]", path))[::-1]:
-        before, after = path[: found.start()] + "schedule", path[found.end() :]
-        written = _at(content, before)
-        if isinstance(written, str):
-            path = before
-        elif not isinstance(written, list):
-            path = before + after
-    return path
-
-
-def _at(content: Any, path: str) -> Any:
+    node: Any = content
+    found: list[str | int] = []
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        part = key or int(index)
+        implied = part == 0 if isinstance(part, int) else part in ("name", "preset")
+        if implied and node is not _MISSING and not _has_form_of(node, part):
+            continue
+        found.append(part)
         try:
-            content = content[key] if key else content[int(index)]
+            node = node[part]
         except (KeyError, IndexError, TypeError):
-            return []  # it is not there at all, so nothing is to be said of its form
-    return content
+            node = _MISSING  # it is not there, so nothing is to be said of its form
+    return path_of(found)
+
+
+_MISSING = object()
+
+
+def _has_form_of(node: object, part: str | int) -> bool:
+    return isinstance(node, list) if isinstance(part, int) else isinstance(node, Mapping)
 
 
 def problems(error: ValidationError) -> Iterable[Problem]:
     """Turn what pydantic found into one line each, by the path of the recipe's own keys."""
-    errors = error.errors()
+    errors = list(_of_one_form(error.errors()))
     misspelt = {
         (*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1])))
         for loc in (found["loc"] for found in errors if found["type"] == "extra_forbidden")
@@ -269,6 +274,22 @@ def problems(error: ValidationError) -> Iterable[Problem]:
         yield Problem(path_of(loc), message)
 
 
+def _of_one_form(errors: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Of a key that may be a word or a mapping keep what is said of the form that it has."""
+    for found in errors:
+        loc, forms = found["loc"], ("bool", FreezeSpec.__name__)
+        if len(loc) < 2 or not any(form in loc for form in forms):
+            yield found
+            continue
+        at = next(i for i, part in enumerate(loc) if part in forms)
+        bare = {**found, "loc": (*loc[:at], *loc[at + 1 :])}
+        if loc[at] == FreezeSpec.__name__ and not found["type"].startswith("model_"):
+            yield bare
+        elif loc[at] == "bool" and not isinstance(found["input"], Mapping):
+            message = ValueError(f"must be true, false or {{until: ...}} (got {found['input']!r})")
+            yield {**bare, "type": "value_error", "ctx": {"error": message}}
+
+
 def path_of(loc: Iterable[int | str]) -> str:
     """Write a location as in code.
 
@@ -290,7 +311,7 @@ def _keys_at(loc: Iterable[int | str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _models_in(annotation: Any) -> typing.Iterator[type[BaseModel]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):
