@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -14,10 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from optimplug import plot
+from optimplug.errors import Problem
 from optimplug.recipe.durations import Horizon
+from optimplug.recipe.explain import Explanation, explain, plain
 from optimplug.recipe.groups import Group as ParameterGroup
 from optimplug.recipe.groups import Grouping
 from optimplug.recipe.schedule import Curve
+from optimplug.recipe.schema import RuleSpec
+from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Plan"]
 
@@ -40,6 +44,13 @@ class Plan:
     grouping: Grouping
     curve: Curve
     horizon: Horizon
+    rules: Sequence[RuleSpec]
+    """The recipe's rules, in order."""
+    depth: Mapping[str, int]
+    """The depth of every parameter; empty where the model gives none."""
+    state_bytes: int | None
+    """The optimizer's state after a first step for every parameter; None where it is unknown,
+    which it is for a class that is not of optimplug.optim."""
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
@@ -50,11 +61,32 @@ class Plan:
         """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use."""
         return group.lr * self.curve(t)
 
+    def explain(self, name: str) -> Explanation:
+        """Tell why a parameter has its settings: the rules in order, and what each did.
+
+        Args:
+            name: any of its names, if it is tied.
+
+        Raises:
+            ArgumentError: the model has no parameter of that name.
+        """
+        return explain(name, self.grouping, self.rules, self.defaults)
+
+    @property
+    def tied(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each parameter that has several; it stands in its group by the first."""
+        return tuple(m.names for m in self.grouping.members.values() if len(m.names) > 1)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """What the recipe says without effect, or hardly with the one that was meant."""
+        return (*rule_warnings(self.grouping), *schedule_warnings(self.curve, self.horizon))
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values."""
+        """Return the plan as plain values, such as JSON has."""
         start, peak, end = self._factors()
         return {
-            "optimizer": {"name": self.optimizer, **self.settings},
+            "optimizer": {"name": self.optimizer, **plain(self.settings)},
             "total_steps": self.horizon.total_steps,
             "steps_per_epoch": self.horizon.steps_per_epoch,
             "groups": [
@@ -67,17 +99,21 @@ class Plan:
                         "peak": group.lr * peak,
                         "end": group.lr * end,
                     },
-                    "settings": {k: v for k, v in group.settings.items() if k != "lr"},
+                    "weight_decay": plain(self._setting(group, "weight_decay")),
+                    "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
                     "rules": [f"groups[{i}]" for i in group.rules],
                     "members": list(group.parameters),
                 }
                 for group in self.groups
             ],
             "frozen": list(self.grouping.frozen),
+            "tied": [list(names) for names in self.tied],
             "phases": [
                 {"name": phase.name, "start": phase.start, "steps": phase.steps}
                 for phase in self.curve.phases
             ],
+            "state_bytes": self.state_bytes,
+            "warnings": [{"path": w.path, "message": w.message} for w in self.warnings],
         }
 
     def plot(self, path: str | PathLike[str]) -> None:
@@ -116,7 +152,7 @@ class Plan:
 
     def _table(self) -> Table:
         start, peak, end = self._factors()
-        others = sorted({key for group in self.groups for key in group.settings if key != "lr"})
+        others = self._columns()
         table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
         table.add_column("group", overflow="fold", min_width=16)
         columns = ["tensors", "parameters", "lr start", "peak", "end", *others]
@@ -129,10 +165,18 @@ class Plan:
                 str(len(group.parameters)),
                 f"{group.numel:,}",
                 *(f"{group.lr * factor:.3g}" for factor in (start, peak, end)),
-                *(str(group.settings.get(key, self.defaults.get(key))) for key in others),
+                *(str(self._setting(group, key)) for key in others),
                 ", ".join(map(str, group.rules)),
             )
         return table
+
+    def _columns(self) -> list[str]:
+        """Return the hyperparameters to show: what rules have set, and the weight decay."""
+        found = {key for group in self.groups for key in group.settings if key != "lr"}
+        return sorted(found | ({"weight_decay"} & self.defaults.keys()))
+
+    def _setting(self, group: ParameterGroup, key: str) -> Any:
+        return group.settings.get(key, self.defaults.get(key))
 
     def _title(self) -> str:
         given = ", ".join(f"{key}={value}" for key, value in self.settings.items())
@@ -140,19 +184,30 @@ class Plan:
         run = f"{total:,} steps" if total is not None else "unknown number of steps"
         return f"{self.optimizer}({given}), {run}"
 
-    def _notes(self) -> list[Text]:
+    def _notes(self) -> Iterator[Text]:
         numel = sum(group.numel for group in self.groups)
         tensors = sum(len(group.parameters) for group in self.groups)
-        notes = [
-            f"{len(self.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
+        yield Text(
+            f"  {len(self.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
             f"rules are counted from 0; end is after the last update"
-        ]
+        )
+        yield Text(f"  optimizer state: {self._memory()}")
         if self.grouping.frozen:
             size = sum(p.numel() for p in self.grouping.frozen.values())
-            notes.append(f"frozen: {len(self.grouping.frozen)} tensors, {size:,} parameters")
+            yield Text(f"  frozen: {len(self.grouping.frozen)} tensors, {size:,} parameters")
+            yield from (Text(f"    {name}") for name in self.grouping.frozen)
+        for names in self.tied:
+            yield Text(f"  tied: {' = '.join(names)}")
         for phase in self.curve.phases:
-            notes.append(f"steps {phase.start:,} to {phase.start + phase.steps:,}: {phase.name}")
-        return [Text(f"  {note}") for note in notes]
+            end = phase.start + phase.steps
+            yield Text(f"  steps {phase.start:,} to {end:,}: {phase.name}")
+        for warning in self.warnings:
+            yield Text(f"  warning: {warning}", style="yellow")
+
+    def _memory(self) -> str:
+        if self.state_bytes is None:
+            return f"unknown, {self.optimizer} is not of optimplug.optim"
+        return f"{self.state_bytes:,} bytes"
 
     def __str__(self) -> str:
         console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)

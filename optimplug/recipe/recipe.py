@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from optimplug import optim
+from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import Problem, RecipeError
+from optimplug.recipe.depth import depths
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.plan import Plan
@@ -86,9 +89,21 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
         grouping, curve = self._resolve(model, horizon)
-        self._construct(grouping)  # what it refuses, a plan must not promise
+        optimizer = self._construct(grouping, without=_unknown_on(grouping))
+        try:
+            depth = depths(model)
+        except ValueError:  # then no rule asks for it, and the plan does without
+            depth = {}
         return Plan(
-            self.spec.optimizer.name, self._settings, self._defaults, grouping, curve, horizon
+            optimizer=self.spec.optimizer.name,
+            settings=self._settings,
+            defaults=self._defaults,
+            grouping=grouping,
+            curve=curve,
+            horizon=horizon,
+            rules=self.spec.groups,
+            depth=depth,
+            state_bytes=state_bytes(optimizer) if _is_own(optimizer) else None,
         )
 
     def build(
@@ -156,10 +171,13 @@ class Recipe:
             parameter.requires_grad_(False)
         return optimizer
 
-    def _construct(self, grouping: Grouping) -> torch.optim.Optimizer:
+    def _construct(
+        self, grouping: Grouping, without: Collection[str] = ()
+    ) -> torch.optim.Optimizer:
         groups = [group.as_param_group() for group in grouping.groups]
+        settings = {key: v for key, v in self._settings.items() if key not in without}
         try:
-            return self._optimizer_class(groups, **self._settings)
+            return self._optimizer_class(groups, **settings)
         except (ValueError, TypeError, RuntimeError) as error:
             raise RecipeError([Problem("optimizer", str(error))], self.source) from error
 
@@ -183,3 +201,14 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:
+    """Tell whether its state is known: a class of this package, not one derived from it."""
+    return type(optimizer) in [getattr(optim, name) for name in optim.__all__]
+
+
+def _unknown_on(grouping: Grouping) -> tuple[str, ...]:
+    """Return the settings that cannot be judged: on the meta device, where it will run."""
+    on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
+    return ("fused", "capturable") if on_meta else ()
