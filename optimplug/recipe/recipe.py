@@ -15,7 +15,9 @@ from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.depth import depths
 from optimplug.recipe.durations import Horizon
+from optimplug.recipe.explain import Explanation, explain
 from optimplug.recipe.groups import Grouping, group_parameters
+from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
@@ -82,6 +84,11 @@ class Recipe:
         except ValidationError as error:
             raise RecipeError(problems(error), name) from None
 
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """Return the JSON Schema of recipes, for editors: what they can check without a model."""
+        return json_schema()
+
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Say what the recipe will do to a model; the model is not changed.
 
@@ -134,6 +141,17 @@ class Recipe:
         with self._located():
             curve = compile_schedule(self.spec.schedule, horizon)
         return RecipeScheduler(optimizer, curve)
+
+    def explain(self, model: nn.Module, name: str) -> Explanation:
+        """Tell why a parameter has its settings; as :meth:`Plan.explain`, without a horizon.
+
+        Raises:
+            RecipeError: the rules do not fit the model.
+            ArgumentError: the model has no parameter of that name.
+        """
+        with self._located():
+            grouping = self._group(model)
+        return explain(name, grouping, self.spec.groups, self._defaults)
 
     @property
     def max_grad_norm(self) -> float | None:
