@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optimplug import plot
+from optimplug import page, plot
 from optimplug.errors import Problem
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.explain import Explanation, explain, plain
@@ -27,6 +27,7 @@ __all__ = ["Plan"]
 
 _WIDTH = 10_000  # as text, the table is as wide as it needs
 _POINTS = 2000  # enough for a curve on paper; the phases' own boundaries are added
+_PAGE_POINTS = 480  # a page shows one for two of its pixels, for every group
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,21 @@ class Plan:
             "warnings": [{"path": w.path, "message": w.message} for w in self.warnings],
         }
 
+    def html(self) -> str:
+        """Return a page that shows the table and every group's lr over time, by itself.
+
+        To point at a group lights up its curve and shows its parameters. Nothing is fetched.
+        """
+        steps = self._times(_PAGE_POINTS) if self._length() else []
+        return page.render(
+            self.to_dict(),
+            self._title(),
+            list(self._summary()),
+            steps,
+            self._traces(steps),
+            self._shades(),
+        )
+
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw lr over time for every group into a PNG, SVG or PDF file.
 
@@ -123,28 +139,50 @@ class Plan:
             MissingExtraError: matplotlib is not installed.
             ValueError: the total number of steps is unknown, so there is nothing to draw.
         """
-        steps = self._times()
-        factors = [self.curve(t) for t in steps]
+        if self.horizon.total_steps is None:
+            raise ValueError("a curve over the run needs to know Horizon.total_steps")
+        steps = self._times(_POINTS)
+        names = [group.name for group in self.groups]
         plot.draw_curves(
             path,
             steps,
-            {group.name: [group.lr * factor for factor in factors] for group in self.groups},
+            dict(zip(names, self._traces(steps), strict=True)),
             [(phase.name, phase.start) for phase in self.curve.phases],
+            dict(zip(names, self._shades(), strict=True)),
         )
 
-    def _times(self) -> list[int]:
+    def _length(self) -> int:
+        """Return the steps of the run, or, where that is unknown, of the phases."""
         total = self.horizon.total_steps
-        if total is None:
-            raise ValueError("a curve over the run needs to know Horizon.total_steps")
-        sampled = {round(i * total / _POINTS) for i in range(_POINTS + 1)}
+        return self.curve.end if total is None else total
+
+    def _times(self, points: int) -> list[int]:
+        length = self._length()
+        sampled = {round(i * length / points) for i in range(points + 1)}
         return sorted(sampled | {phase.start for phase in self.curve.phases})
+
+    def _traces(self, steps: Sequence[int]) -> list[list[float]]:
+        """Return each group's rates; the curve is computed once for all of them."""
+        factors = [self.curve(t) for t in steps]
+        return [[group.lr * factor for factor in factors] for group in self.groups]
+
+    def _shades(self) -> list[float]:
+        """Return where each group lies between bottom (0) and top (1), by its parameters' depth.
+
+        Where the model gives no depth, it is the order of the groups.
+        """
+        top = max(self.depth.values(), default=0)
+        if top == 0:
+            return [i / max(1, len(self.groups) - 1) for i in range(len(self.groups))]
+        sums = [sum(self.depth[name] for name in group.parameters) for group in self.groups]
+        return [
+            total / len(group.parameters) / top
+            for total, group in zip(sums, self.groups, strict=True)
+        ]
 
     def _factors(self) -> tuple[float, float, float]:
         """Return the factor on lr at the first update, at its peak, and after the last update."""
-        if self.horizon.total_steps is None:
-            factors = [self.curve(t) for t in range(self.curve.end + 1)]
-        else:
-            factors = [self.curve(t) for t in self._times()]
+        factors = [self.curve(t) for t in self._times(_POINTS)]
         return factors[0], max(factors), factors[-1]
 
     def __rich__(self) -> RenderableType:
@@ -184,23 +222,27 @@ class Plan:
         run = f"{total:,} steps" if total is not None else "unknown number of steps"
         return f"{self.optimizer}({given}), {run}"
 
-    def _notes(self) -> Iterator[Text]:
+    def _summary(self) -> Iterator[str]:
         numel = sum(group.numel for group in self.groups)
         tensors = sum(len(group.parameters) for group in self.groups)
-        yield Text(
-            f"  {len(self.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
+        yield (
+            f"{len(self.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
             f"rules are counted from 0; end is after the last update"
         )
-        yield Text(f"  optimizer state: {self._memory()}")
+        yield f"optimizer state: {self._memory()}"
         if self.grouping.frozen:
             size = sum(p.numel() for p in self.grouping.frozen.values())
-            yield Text(f"  frozen: {len(self.grouping.frozen)} tensors, {size:,} parameters")
-            yield from (Text(f"    {name}") for name in self.grouping.frozen)
+            yield f"frozen: {len(self.grouping.frozen)} tensors, {size:,} parameters"
+        for phase in self.curve.phases:
+            yield f"steps {phase.start:,} to {phase.start + phase.steps:,}: {phase.name}"
+
+    def _notes(self) -> Iterator[Text]:
+        for line in self._summary():
+            yield Text(f"  {line}")
+        for name in self.grouping.frozen:
+            yield Text(f"  frozen: {name}")
         for names in self.tied:
             yield Text(f"  tied: {' = '.join(names)}")
-        for phase in self.curve.phases:
-            end = phase.start + phase.steps
-            yield Text(f"  steps {phase.start:,} to {end:,}: {phase.name}")
         for warning in self.warnings:
             yield Text(f"  warning: {warning}", style="yellow")
 

@@ -120,7 +120,7 @@ def test_frozen_and_tied_parameters_are_listed():
     assert plan.to_dict()["tied"] == [["bert.pooler.dense.bias", "classifier.bias"]]
     lines = [line.strip() for line in str(plan).splitlines()]
     assert "tied: bert.pooler.dense.bias = classifier.bias" in lines
-    assert "bert.embeddings.position_embeddings.weight" in lines
+    assert "frozen: bert.embeddings.position_embeddings.weight" in lines
 
 
 def test_the_dict_counts_everything_once():
