@@ -33,21 +33,18 @@ def draw(
         phases: the name and first step of each phase.
     """
     x, y, ticks = _axes(steps, curves)
-    lines, handles = [], []
+    lines = []
     for i, (curve, color) in enumerate(zip(curves, colors, strict=True)):
         points = " ".join(_points([(x(t), y(rate)) for t, rate in zip(steps, curve, strict=True)]))
         lines.append(
             f'<polyline class="curve" data-group="{i}" stroke="{color}" points="{points}"/>'
         )
-        # A line is too thin for a pointer; this one is wide and not seen.
-        handles.append(f'<polyline class="grab" data-group="{i}" points="{points}"/>')
     return "".join(
         [
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="learning rates">',
             *_grid(steps, ticks, x, y),
             *(_phase(name, x(start)) for name, start in phases),
             f"<g>{''.join(lines)}</g>",
-            *handles,
             "</svg>",
         ]
     )

@@ -36,6 +36,13 @@ function unpin() {
   hide();
 }
 
+// A line is too thin for a pointer: beside each lies a wide one that is not seen.
+for (const curve of [...document.querySelectorAll(".curve")]) {
+  const wide = curve.cloneNode();
+  wide.setAttribute("class", "grab");
+  curve.ownerSVGElement.append(wide);
+}
+
 for (const part of document.querySelectorAll(".grab, tbody tr")) {
   part.addEventListener("mouseenter", (e) => pinned || show(part, e.clientX, e.clientY));
   part.addEventListener("mousemove", (e) => pinned || move(e.clientX, e.clientY));
