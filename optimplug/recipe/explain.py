@@ -8,7 +8,7 @@ from typing import Any
 
 from optimplug.errors import ArgumentError, did_you_mean
 from optimplug.recipe.groups import Group, Grouping, Member
-from optimplug.recipe.schema import RuleSpec
+from optimplug.recipe.schema import FreezeSpec, RuleSpec
 
 __all__ = ["Explanation", "Statement", "explain", "plain"]
 
@@ -155,7 +155,7 @@ def _statements(member: Member, rules: Sequence[RuleSpec]) -> Iterator[Statement
             vote.rule,
             str(rules[vote.rule].match or ""),
             key,
-            vote.value,
+            _in_words(key, vote.value, rules[vote.rule]),
             tuple(sorted(vote.names)),
             None if vote is votes[-1] else votes[-1].rule,
         )
@@ -163,6 +163,13 @@ def _statements(member: Member, rules: Sequence[RuleSpec]) -> Iterator[Statement
         for vote in votes
     ]
     yield from sorted(spoken, key=lambda statement: statement.rule)
+
+
+def _in_words(key: str, value: Any, rule: RuleSpec) -> Any:
+    """Return what a rule says for a key; of what is not a value, what it comes to."""
+    if isinstance(rule.freeze, FreezeSpec) and key == "freeze":
+        return f"until {rule.freeze.until}"
+    return "of its own" if key == "schedule" else value
 
 
 def _rate(member: Member, group: Group, defaults: Mapping[str, Any]) -> str:
@@ -182,5 +189,5 @@ def _rate(member: Member, group: Group, defaults: Mapping[str, Any]) -> str:
 
 def _freezer(member: Member) -> str:
     votes = member.votes.get("freeze", ())
-    by_rule = votes[-1] if votes and votes[-1].value else None
+    by_rule = votes[-1] if votes and votes[-1].value is True else None
     return f"groups[{by_rule.rule}]" if by_rule else "the model (requires_grad=False)"

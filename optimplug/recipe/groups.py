@@ -28,6 +28,10 @@ class Group:
     settings: dict[str, Any]
     rules: tuple[int, ...]
     """Which rules of the recipe set something here, by their place under ``groups``."""
+    schedule: str | None = None
+    """The rule that gives it a schedule of its own: ``groups[2]``."""
+    freeze: str | None = None
+    """The rule that leaves it as it is for a time."""
 
     @property
     def lr(self) -> float:
@@ -41,10 +45,12 @@ class Group:
 
     def as_param_group(self) -> dict[str, Any]:
         """Return the dict that an optimizer takes."""
+        said = {"schedule": self.schedule, "freeze": self.freeze}
         return {
             "params": list(self.parameters.values()),
             "param_names": list(self.parameters),
             "name": self.name,
+            **{key: rule for key, rule in said.items() if rule is not None},
             **self.settings,
         }
 
@@ -122,7 +128,7 @@ def group_parameters(
         distance = depth.get("", 0) - depth.get(name, 0)
         everyone[name] = Member(parameter, tuple(p.name for p in named), votes, distance)
         said = {key: voted[-1].value for key, voted in votes.items()}
-        if said.pop("freeze", False) or not parameter.requires_grad:
+        if said.get("freeze") is True or not parameter.requires_grad:
             frozen[name] = parameter
             continue
         decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
@@ -130,6 +136,8 @@ def group_parameters(
         if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
             wrong.append(Problem("groups", f"lr of {name} comes to {rate}; it must be finite"))
         said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
+        if said.get("freeze") is False:
+            del said["freeze"]
         said["lr"] = rate
         key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
         members[key].append((name, parameter))
@@ -142,12 +150,20 @@ def group_parameters(
     names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
     return Grouping(
         tuple(
-            Group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
+            _group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
             for key in members
         ),
         frozen,
         everyone,
     )
+
+
+def _group(
+    name: str, members: dict[str, nn.Parameter], said: Mapping[str, Any], rules: tuple[int, ...]
+) -> Group:
+    """Tell what is for the optimizer from what is for the scheduler."""
+    settings = {k: v for k, v in said.items() if k not in ("schedule", "freeze")}
+    return Group(name, members, settings, rules, said.get("schedule"), said.get("freeze"))
 
 
 def _unmatched(
@@ -184,7 +200,10 @@ def _vote(
     votes: dict[str, list[Vote]] = {}
     for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
         names = frozenset(place.name for place in named if matches(rule.match, place, named))
-        own = rule.model_dump(include={"layer_decay", "lr_scale", "freeze"}, exclude_none=True)
+        own = rule.model_dump(include={"layer_decay", "lr_scale"}, exclude_none=True)
+        own |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
+        if rule.freeze is not None:
+            own["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
         for key, value in {**own, **hyper}.items() if names else ():
             votes.setdefault(key, []).append(Vote(value, i, names))
     for key, (*before, winner) in votes.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -18,6 +18,7 @@ from optimplug import optim
 from optimplug.optim import lr_scheduler
 from optimplug.recipe.durations import Duration
 from optimplug.recipe.match import _FAMILIES
+from optimplug.recipe.phases import preset_names, vocabulary
 from optimplug.recipe.resolve import (
     expected,
     of_group,
@@ -25,7 +26,7 @@ from optimplug.recipe.resolve import (
     parameters_of,
     scheduler_names,
 )
-from optimplug.recipe.schema import RecipeSpec
+from optimplug.recipe.schema import PhaseSpec, RecipeSpec
 
 __all__ = ["json_schema"]
 
@@ -54,17 +55,10 @@ def json_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _tidy(found)
     parts = schema["$defs"]
     known = {name: getattr(optim, name) for name in optimizer_names()}
-    parts["OptimizerSpec"] |= _by_name(
-        known, ("params",), others=True, also=parts["OptimizerSpec"]["properties"]
-    )
-    parts["PhaseSpec"] |= _by_name(
-        {name: getattr(lr_scheduler, name) for name in scheduler_names()},
-        ("optimizer", "last_epoch", "verbose"),
-        others=False,
-        also=parts["PhaseSpec"]["properties"],
-    )
+    _complete_optimizer(parts["OptimizerSpec"], known)
+    _complete_phase(parts["PhaseSpec"])
     said = parts["RuleSpec"]["properties"]
-    parts["RuleSpec"]["properties"] = {**said, **_merged(map(_group_forms, known.values()))}
+    parts["RuleSpec"]["properties"] = {**_merged(map(_group_forms, known.values())), **said}
     parts["RuleSpec"]["minProperties"] = 1
     conditions = parts["Match"]["anyOf"][-1]
     conditions["additionalProperties"] = parts["Match"].pop("additionalProperties")
@@ -72,11 +66,10 @@ def json_schema() -> dict[str, Any]:
     conditions["properties"]["type"]["anyOf"].insert(0, {"enum": list(_FAMILIES)})
     # Which hyperparameters a rule may set, the optimizer's name tells.
     schema["allOf"] = [
-        _when_named(
-            name,
-            {"groups": {"items": {"propertyNames": {"enum": [*said, *_group_forms(cls)]}}}},
-            within="optimizer",
-        )
+        {
+            "if": {"properties": {"optimizer": _is("name", name)}, "required": ["optimizer"]},
+            "then": {"properties": {"groups": {"items": _keys([*said, *_group_forms(cls)])}}},
+        }
         for name, cls in known.items()
     ]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
@@ -88,6 +81,8 @@ class _Generator(GenerateJsonSchema):
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         inner = super().function_before_schema(schema)
         name = getattr(schema["function"]["function"], "__name__", "")
+        if name == "_as_phases":
+            return {"anyOf": [{"enum": preset_names()}, dict(inner["items"]), inner]}
         return {"anyOf": [*_SHORTHANDS[name], inner]} if name in _SHORTHANDS else inner
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
@@ -114,33 +109,54 @@ def _tidy(schema: Any) -> Any:
     return {**found, "description": " ".join(text.split())} if isinstance(text, str) else found
 
 
-def _by_name(
-    known: Mapping[str, type], without: tuple[str, ...], others: bool, also: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what a mapping may hold, by the class that its ``name`` says.
+def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type]) -> None:
+    """Add the hyperparameters of each optimizer, and which it is that needs them."""
+    own = {name: _forms(cls, ("params",)) for name, cls in known.items()}
+    needed = {
+        name: [k for k, p in parameters_of(cls, ("params",)).items() if p.default is required]
+        for name, cls in known.items()
+    }
+    path = {"type": "string", "pattern": r"^[^.].*\.[^.]+$"}
+    part["properties"]["name"] |= {"anyOf": [{"enum": list(known)}, path]}
+    part["properties"] = {**_merged(own.values()), **part["properties"]}
+    part["allOf"] = [
+        _case("name", name, ["name"], forms, needed[name]) for name, forms in own.items()
+    ]
 
-    Args:
-        known: the classes.
-        without: their arguments that are not for a recipe.
-        others: whether the import path of another class will do.
-        also: what the mapping may hold besides arguments, whatever the class; ``name`` among it.
-    """
-    names: dict[str, Any] = {"enum": list(known)}
-    if others:
-        path = {"type": "string", "pattern": r"^[^.].*\.[^.]+$"}
-        names = {"anyOf": [names, path]}
-    names["description"] = also["name"]["description"]
-    cases = []
-    for name, cls in known.items():
-        forms = _forms(cls, without)
-        case: dict[str, Any] = {
-            "properties": forms,
-            "propertyNames": {"enum": [*also, *forms]},
-        }
-        needed = [k for k, p in parameters_of(cls, without).items() if p.default is required]
-        cases.append(_when_named(name, {}, then={**case, "required": ["name", *needed]}))
-    everything = _merged(_forms(cls, without) for cls in known.values())
-    return {"properties": {**everything, **also, "name": names}, "allOf": cases}
+
+def _complete_phase(part: dict[str, Any]) -> None:
+    """Add the arguments of each scheduler and preset, and which it is that takes them."""
+    cases, merged = [], []
+    for key, names in (("name", scheduler_names()), ("preset", preset_names())):
+        part["properties"][key] = {**part["properties"][key], "enum": names}
+        for name in names:
+            words = vocabulary(PhaseSpec.model_construct(None, **{key: name}))
+            source = getattr(lr_scheduler, name) if key == "name" else None
+            forms = _described(
+                {k: _phase_form(k, p, words.durations) for k, p in words.arguments.items()}, source
+            )
+            cases.append(_case(key, name, [key, *words.keys], forms, words.required))
+            merged.append(forms)
+    cases.append({"if": {"required": ["together"]}, "then": _keys(["together", "for", "of"])})
+    part["properties"] = {**_merged(merged), **part["properties"]}
+    part["oneOf"] = [{"required": [key]} for key in ("name", "preset", "together")]
+    part["allOf"] = cases
+
+
+def _case(
+    key: str, name: str, also: Sequence[str], forms: Mapping[str, Any], needed: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a mapping may hold if it says this name, and what it must."""
+    then = {"properties": dict(forms), **_keys([*also, *forms]), "required": list(needed)}
+    return {"if": _is(key, name), "then": then}
+
+
+def _is(key: str, name: str) -> dict[str, Any]:
+    return {"properties": {key: {"const": name}}, "required": [key]}
+
+
+def _keys(names: Sequence[str]) -> dict[str, Any]:
+    return {"propertyNames": {"enum": list(names)}}
 
 
 def _merged(forms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -173,11 +189,23 @@ def _group_forms(cls: type) -> dict[str, Any]:
 
 def _forms(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
     """Return the form of every argument of a class."""
-    said = _descriptions(cls)
+    return _described({key: _form(key, p) for key, p in parameters_of(cls, without).items()}, cls)
+
+
+def _described(forms: Mapping[str, Any], cls: type | None) -> dict[str, Any]:
+    said = _descriptions(cls) if cls else {}
     return {
-        key: {**_form(key, p), **({"description": said[key]} if key in said else {})}
-        for key, p in parameters_of(cls, without).items()
+        key: {**form, **({"description": said[key]} if key in said else {})}
+        for key, form in forms.items()
     }
+
+
+def _phase_form(key: str, parameter: inspect.Parameter, durations: Sequence[str]) -> dict[str, Any]:
+    if key in durations:
+        one = {"$ref": "#/$defs/Duration"}
+        return {"type": "array", "items": one} if key == "milestones" else one
+    kinds = {bool: "boolean", str: "string"}
+    return {"type": kinds.get(type(parameter.default), "number")}
 
 
 def _form(key: str, parameter: inspect.Parameter) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from rich.text import Text
 
 from optimplug import page, plot
 from optimplug.errors import Problem
+from optimplug.recipe.curve import Curve
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.explain import Explanation, explain, plain
 from optimplug.recipe.groups import Group as ParameterGroup
 from optimplug.recipe.groups import Grouping
-from optimplug.recipe.schedule import Curve
+from optimplug.recipe.scheduler import Timetable
 from optimplug.recipe.schema import RuleSpec
-from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Plan"]
 
@@ -43,7 +43,7 @@ class Plan:
     defaults: Mapping[str, Any]
     """The same, with the optimizer's own defaults."""
     grouping: Grouping
-    curve: Curve
+    timetable: Timetable
     horizon: Horizon
     rules: Sequence[RuleSpec]
     """The recipe's rules, in order."""
@@ -52,15 +52,29 @@ class Plan:
     state_bytes: int | None
     """The optimizer's state after a first step for every parameter; None where it is unknown,
     which it is for a class that is not of optimplug.optim."""
+    warnings: tuple[Problem, ...]
+    """What the recipe says without effect, or hardly with the one that was meant."""
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
         """The parameter groups, in the optimizer's order."""
         return self.grouping.groups
 
+    @property
+    def curve(self) -> Curve:
+        """The factor on lr over time, of the groups that have no schedule of their own."""
+        return self.timetable.shared["lr"]
+
+    def curve_of(self, group: ParameterGroup) -> Curve:
+        """Return the factor on lr over time that a group follows."""
+        return self.timetable.tracks(group.schedule)["lr"]
+
     def lr(self, group: ParameterGroup, t: int) -> float:
-        """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use."""
-        return group.lr * self.curve(t)
+        """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use.
+
+        A plateau is taken not to lower it: no metric is known yet.
+        """
+        return group.lr * self.curve_of(group)(t)
 
     def explain(self, name: str) -> Explanation:
         """Tell why a parameter has its settings: the rules in order, and what each did.
@@ -78,14 +92,8 @@ class Plan:
         """The names of each parameter that has several; it stands in its group by the first."""
         return tuple(m.names for m in self.grouping.members.values() if len(m.names) > 1)
 
-    @property
-    def warnings(self) -> tuple[Problem, ...]:
-        """What the recipe says without effect, or hardly with the one that was meant."""
-        return (*rule_warnings(self.grouping), *schedule_warnings(self.curve, self.horizon))
-
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, such as JSON has."""
-        start, peak, end = self._factors()
         return {
             "optimizer": {"name": self.optimizer, **plain(self.settings)},
             "total_steps": self.horizon.total_steps,
@@ -95,17 +103,15 @@ class Plan:
                     "name": group.name,
                     "tensors": len(group.parameters),
                     "parameters": group.numel,
-                    "lr": {
-                        "start": group.lr * start,
-                        "peak": group.lr * peak,
-                        "end": group.lr * end,
-                    },
+                    "lr": dict(zip(("start", "peak", "end"), rates, strict=True)),
                     "weight_decay": plain(self._setting(group, "weight_decay")),
                     "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
+                    "schedule": group.schedule,
+                    "frozen_until": self.timetable.frozen_until.get(group.freeze or ""),
                     "rules": [f"groups[{i}]" for i in group.rules],
                     "members": list(group.parameters),
                 }
-                for group in self.groups
+                for group, rates in zip(self.groups, self._rates(), strict=True)
             ],
             "frozen": list(self.grouping.frozen),
             "tied": [list(names) for names in self.tied],
@@ -154,17 +160,26 @@ class Plan:
     def _length(self) -> int:
         """Return the steps of the run, or, where that is unknown, of the phases."""
         total = self.horizon.total_steps
-        return self.curve.end if total is None else total
+        return max(curve.end for curve in self._curves()) if total is None else total
 
     def _times(self, points: int) -> list[int]:
         length = self._length()
         sampled = {round(i * length / points) for i in range(points + 1)}
-        return sorted(sampled | {phase.start for phase in self.curve.phases})
+        return sorted(sampled | {phase.start for c in self._curves() for phase in c.phases})
+
+    def _curves(self) -> list[Curve]:
+        return [self.curve, *map(self.curve_of, self.groups)]
 
     def _traces(self, steps: Sequence[int]) -> list[list[float]]:
-        """Return each group's rates; the curve is computed once for all of them."""
-        factors = [self.curve(t) for t in steps]
-        return [[group.lr * factor for factor in factors] for group in self.groups]
+        """Return each group's rates; a curve is computed once for all that follow it."""
+        factors: dict[int, list[float]] = {}
+        for curve in map(self.curve_of, self.groups):
+            if id(curve) not in factors:
+                factors[id(curve)] = [curve(t) for t in steps]
+        return [
+            [group.lr * factor for factor in factors[id(self.curve_of(group))]]
+            for group in self.groups
+        ]
 
     def _shades(self) -> list[float]:
         """Return where each group lies between bottom (0) and top (1), by its parameters' depth.
@@ -180,16 +195,15 @@ class Plan:
             for total, group in zip(sums, self.groups, strict=True)
         ]
 
-    def _factors(self) -> tuple[float, float, float]:
-        """Return the factor on lr at the first update, at its peak, and after the last update."""
-        factors = [self.curve(t) for t in self._times(_POINTS)]
-        return factors[0], max(factors), factors[-1]
+    def _rates(self) -> list[tuple[float, float, float]]:
+        """Return each group's rate at the first update, at its peak, and after the last update."""
+        traces = self._traces(self._times(_POINTS))
+        return [(trace[0], max(trace), trace[-1]) for trace in traces]
 
     def __rich__(self) -> RenderableType:
         return Group(self._table(), *self._notes())
 
     def _table(self) -> Table:
-        start, peak, end = self._factors()
         others = self._columns()
         table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
         table.add_column("group", overflow="fold", min_width=16)
@@ -197,12 +211,12 @@ class Plan:
         for column in columns:
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("rules")
-        for group in self.groups:
+        for group, rates in zip(self.groups, self._rates(), strict=True):
             table.add_row(
                 group.name,
                 str(len(group.parameters)),
                 f"{group.numel:,}",
-                *(f"{group.lr * factor:.3g}" for factor in (start, peak, end)),
+                *(f"{rate:.3g}" for rate in rates),
                 *(str(self._setting(group, key)) for key in others),
                 ", ".join(map(str, group.rules)),
             )
@@ -233,8 +247,23 @@ class Plan:
         if self.grouping.frozen:
             size = sum(p.numel() for p in self.grouping.frozen.values())
             yield f"frozen: {len(self.grouping.frozen)} tensors, {size:,} parameters"
-        for phase in self.curve.phases:
-            yield f"steps {phase.start:,} to {phase.start + phase.steps:,}: {phase.name}"
+        for where, curve in self._named_curves():
+            for phase in curve.phases:
+                steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
+                yield f"{where}{steps}: {phase.name}"
+        for group in self.groups:
+            if group.schedule is not None:
+                yield f"{group.name} has the schedule of {group.schedule}"
+            if group.freeze is not None:
+                until = self.timetable.frozen_until[group.freeze]
+                yield f"{group.name} is frozen until step {until:,}, by {group.freeze}"
+
+    def _named_curves(self) -> Iterator[tuple[str, Curve]]:
+        """Walk every curve, each with what tells it from that of lr for all."""
+        for of, curve in self.timetable.shared.items():
+            yield ("" if of == "lr" else f"{of}, "), curve
+        for rule, tracks in self.timetable.own.items():
+            yield from ((f"{rule}, {of}, ", curve) for of, curve in tracks.items())
 
     def _notes(self) -> Iterator[Text]:
         for line in self._summary():

@@ -34,6 +34,12 @@ _WHOLE_OPTIMIZER = frozenset(
 )
 
 
+# A recipe composes by itself, and knows no functions.
+_NO_PHASE = frozenset(
+    {"LRScheduler", "SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR"}
+)
+
+
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Return the optimizer of that name: one of optimplug.optim, or an import path.
 
@@ -63,8 +69,8 @@ def optimizer_names() -> list[str]:
 
 
 def scheduler_names() -> list[str]:
-    """Return the schedulers that a phase can name; a recipe's phases are the sequence."""
-    return [n for n in lr_scheduler.__all__ if n not in ("LRScheduler", "SequentialLR")]
+    """Return the schedulers that a phase can name."""
+    return [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
 
 
 def of_group(names: Iterable[str]) -> list[str]:
@@ -80,8 +86,10 @@ def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]
 
 
-def parameters_of(cls: type, without: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """Return the keyword arguments of a class, by name."""
+def parameters_of(
+    cls: Callable[..., object], without: Iterable[str]
+) -> dict[str, inspect.Parameter]:
+    """Return the keyword arguments of a class or a function, by name."""
     skip = {*without, "self"}
     return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in skip}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,17 @@ from pydantic import (
 from optimplug.errors import Problem, did_you_mean, nearest
 from optimplug.recipe.durations import Duration
 
-__all__ = ["Match", "OptimizerSpec", "PhaseSpec", "RecipeSpec", "RuleSpec", "path_of", "problems"]
+__all__ = [
+    "FreezeSpec",
+    "Match",
+    "OptimizerSpec",
+    "PhaseSpec",
+    "RecipeSpec",
+    "RuleSpec",
+    "as_written",
+    "path_of",
+    "problems",
+]
 
 
 def _as_list(value: Any) -> Any:
@@ -89,6 +99,17 @@ class OptimizerSpec(_Spec):
     name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
 
 
+class FreezeSpec(_Spec):
+    """For how long a parameter stays as it is."""
+
+    until: InstanceOf[Duration] = Field(description="how long, from the start of the run")
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return Duration.parse(value)
+
+
 class RuleSpec(_Spec):
     """Settings for the parameters that match; every other key is a hyperparameter."""
 
@@ -97,7 +118,8 @@ class RuleSpec(_Spec):
     match: Match | None = Field(None, description="left out: every parameter")
     layer_decay: float | None = Field(None, gt=0, description="lr x this ^ (distance from the top)")
     lr_scale: float | None = Field(None, ge=0, description="lr x this")
-    freeze: bool | None = Field(None, description="leave the parameter as it is")
+    freeze: bool | FreezeSpec | None = Field(None, description="leave the parameter as it is")
+    schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
 
     @model_validator(mode="after")
     def _says_something(self) -> RuleSpec:
@@ -110,21 +132,75 @@ class RuleSpec(_Spec):
         return self
 
 
+class _MisspeltError(ValueError):
+    """A key was taken for an argument, but is meant for another."""
+
+    def __init__(self, key: str, meant: str) -> None:
+        super().__init__(f"unknown key; did you mean {meant!r}?")
+        self.key = key
+
+
 class PhaseSpec(_Spec):
-    """One scheduler and how long it acts; every other key is an argument of the scheduler."""
+    """One scheduler or preset, or several together, and how long they act.
+
+    Every other key is an argument of the scheduler or the preset.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="a class of optimplug.optim.lr_scheduler")
+    name: str | None = Field(None, description="a class of optimplug.optim.lr_scheduler")
+    preset: str | None = Field(
+        None, description="a whole schedule by its name: linear, cosine, ..."
+    )
+    together: list[PhaseSpec] | None = Field(
+        None, min_length=2, description="phases that act at once; their factors are multiplied"
+    )
     for_: InstanceOf[Duration] | None = Field(
         None, alias="for", description="left out: what the other phases leave"
     )
+    warmup: InstanceOf[Duration] | None = Field(None, description="of a preset: rise from 0 first")
+    every: Literal["step", "epoch", "validation"] | None = Field(
+        None, description="what it counts: steps, unless it follows a metric"
+    )
+    monitor: str | None = Field(None, description="the metric that a plateau follows")
     floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
+    of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
 
-    @field_validator("for_", mode="before")
+    @field_validator("for_", "warmup", mode="before")
     @classmethod
     def _duration(cls, value: Any) -> Duration:
         return Duration.parse(value)
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> PhaseSpec:
+        given = [key for key in ("name", "preset", "together") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"must give one of name, preset and together (got {given})")
+        extra = [*(self.model_extra or {})]
+        if not given:
+            for key in extra:
+                close = nearest(key, ("name", "preset", "together"))
+                if close:
+                    raise _MisspeltError(key, close)
+            raise ValueError("must give a name, a preset or phases together")
+        if self.together is not None:
+            wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
+            if wrong:
+                raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
+            if any({"together", "for_", "of"} & part.model_fields_set for part in self.together):
+                raise ValueError("phases under together have no together, for or of of their own")
+        return self
+
+
+def _as_phases(value: Any) -> Any:
+    """Take a preset's name, or a single phase, for a list of one."""
+    if isinstance(value, str):
+        return [{"preset": value}]
+    return [value] if isinstance(value, Mapping) else value
+
+
+Phases = Annotated[list[PhaseSpec], BeforeValidator(_as_phases)]
+"""Phases in sequence, one phase, or a preset's name."""
 
 
 class RecipeSpec(_Spec):
@@ -132,7 +208,33 @@ class RecipeSpec(_Spec):
 
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
-    schedule: list[PhaseSpec] = []
+    schedule: Phases = []
+
+
+def as_written(path: str, content: Mapping[str, Any]) -> str:
+    """Return the path as the recipe has it: ``schedule[0].for`` is ``schedule.for`` of one phase.
+
+    Example:
+        >>> as_written("schedule[0].preset", {"schedule": "cosin"})
+        'schedule'
+    """
+    for found in list(re.finditer(r"schedule\[0\]", path))[::-1]:
+        before, after = path[: found.start()] + "schedule", path[found.end() :]
+        written = _at(content, before)
+        if isinstance(written, str):
+            path = before
+        elif not isinstance(written, list):
+            path = before + after
+    return path
+
+
+def _at(content: Any, path: str) -> Any:
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        try:
+            content = content[key] if key else content[int(index)]
+        except (KeyError, IndexError, TypeError):
+            return []  # it is not there at all, so nothing is to be said of its form
+    return content
 
 
 def problems(error: ValidationError) -> Iterable[Problem]:
@@ -157,7 +259,9 @@ def problems(error: ValidationError) -> Iterable[Problem]:
                 continue
             message = "is required, but missing"
         elif kind == "value_error":
-            message = str(found["ctx"]["error"])
+            cause = found["ctx"]["error"]
+            message = str(cause)
+            loc = (*loc, cause.key) if isinstance(cause, _MisspeltError) else loc
         elif kind.startswith("model_"):
             message = f"must be a mapping (got {found['input']!r})"
         else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from optimplug.errors import Problem
+from optimplug.recipe.curve import Curve
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Grouping
-from optimplug.recipe.schedule import Curve
+from optimplug.recipe.schema import PhaseSpec
 
 __all__ = ["rule_warnings", "schedule_warnings"]
 
@@ -72,17 +73,26 @@ def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
         yield Problem(f"groups[{rule}].freeze", message)
 
 
-def schedule_warnings(curve: Curve, horizon: Horizon) -> Iterator[Problem]:
-    """Find phases that cannot do what they are for, and steps that train nothing."""
-    for i, phase in enumerate(curve.phases):
-        if phase.steps == 0:
-            yield Problem(f"schedule[{i}]", f"{phase.name} takes 0 steps, so it does nothing")
-            continue
-        floor, start = phase.arguments.get("eta_min"), curve(phase.start)
-        if floor is not None and floor >= start:
-            message = f"{floor:g} is not below where the phase starts, {start:g} x lr"
-            yield Problem(f"schedule[{i}].floor", message)
-    total = horizon.total_steps
+def schedule_warnings(
+    path: str, phases: Sequence[PhaseSpec], tracks: Mapping[str, Curve], horizon: Horizon
+) -> Iterator[Problem]:
+    """Find phases that cannot do what they are for, and steps that train nothing.
+
+    Args:
+        path: where the phases stand in the recipe.
+        phases: what it says there.
+        tracks: the curve of each hyperparameter that they make.
+        horizon: of the run.
+    """
+    for of, curve in tracks.items():
+        own = [(f"{path}[{i}]", spec) for i, spec in enumerate(phases) if (spec.of or "lr") == of]
+        for (where, spec), phase in zip(own, curve.phases, strict=False):
+            if phase.steps == 0:
+                yield Problem(where, f"{phase.name} takes 0 steps, so it does nothing")
+            elif spec.floor is not None and spec.floor >= (start := curve(phase.start)):
+                message = f"{spec.floor:g} is not below where the phase starts, {start:g} x {of}"
+                yield Problem(f"{where}.floor", message)
+    curve, total = tracks["lr"], horizon.total_steps
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
-        yield Problem("schedule", f"lr is 0 for the last {left} of {total} steps, after the phases")
+        yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")

@@ -84,6 +84,17 @@ def test_a_frozen_parameter_is_told_with_what_freezes_it():
     assert found.frozen_by == "the model (requires_grad=False)"
 
 
+def test_what_is_frozen_for_a_time_or_has_a_schedule_of_its_own():
+    rules = [{"freeze": {"until": "10%"}}, {"match": "bias", "schedule": "cosine"}]
+    found = explained("bias", *rules, model=nn.Linear(2, 2))
+    assert [(s.key, s.value) for s in found.statements] == [
+        ("freeze", "until 10%"),
+        ("schedule", "of its own"),
+    ]
+    assert found.frozen_by is None
+    assert found.group == "bias"
+
+
 def test_a_parameter_that_no_rule_speaks_of():
     found = explained("bias", {"match": "weight", "lr_scale": 2}, model=nn.Linear(2, 2))
     assert "no rule speaks of it" in str(found)

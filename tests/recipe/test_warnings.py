@@ -84,6 +84,17 @@ PHASES = {
 }
 
 
+def test_phases_of_rules_are_looked_at_too_by_the_path_that_they_have():
+    rules = [{"match": "0.*", "schedule": {"name": "CosineAnnealingLR", "for": 0}}]
+    plan = recipe_of(*rules, schedule=[{**FALL, "of": "weight_decay", "floor": 1}]).plan(
+        model(), Horizon(total_steps=100)
+    )
+    assert [str(warning) for warning in plan.warnings] == [
+        "schedule[0].floor: 1 is not below where the phase starts, 1 x weight_decay",
+        "groups[0].schedule: CosineAnnealingLR takes 0 steps, so it does nothing",
+    ]
+
+
 @pytest.mark.parametrize(("rules", "build", "expected"), RULES.values(), ids=RULES)
 def test_rules(rules, build, expected):
     plan = recipe_of(*rules).plan(build(), Horizon(total_steps=100))
