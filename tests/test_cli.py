@@ -173,13 +173,10 @@ def test_its_weights_have_the_type_that_the_config_says(folder, run):
     assert "cls.predictions.bias (bfloat16, 30522)" in run(*arguments).out
 
 
-def test_a_reader_that_leaves_is_no_error(folder, run):
+def test_a_reader_that_leaves_is_no_error(folder):
     python = f"{sys.executable} -W error -m optimplug"
-    many = "nn.Sequential(*[nn.Linear(1, 1) for _ in range(400)])"
-    (folder / "models.py").write_text(f"from torch import nn\ndef build(): return {many}")
-    (folder / "recipe.yaml").write_text("optimizer: {name: AdamW}\ngroups: [{layer_decay: 0.99}]")
-    for command in ("plan recipe.yaml --model models:build --json", "schema"):
-        shell = f"set -o pipefail; {python} {command} | head -c 10 > /dev/null"
+    for command in ("plan recipe.yaml --model models:build --steps 9 --json", "schema"):
+        shell = f"set -o pipefail; {python} {command} | true"
         done = subprocess.run(
             ["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False
         )
