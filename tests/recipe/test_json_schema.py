@@ -153,7 +153,7 @@ def test_the_readmes_recipe_is_valid(validator, tmp_path):
     for i, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.DOTALL)):
         file = tmp_path / f"{i}.yaml"
         file.write_text(text)
-        content, _ = read(file)
+        content = {"optimizer": ADAMW, **read(file)[0]}  # some blocks show a part
         assert [error.message for error in validator.iter_errors(content)] == []
 
 
