@@ -82,8 +82,8 @@ def run(command, cwd, **variables):
 def test_optimplug(folder, command):
     done = run(command, folder)
     assert done.returncode == 0, done.stderr
-    if "--plot" in command:
-        assert (folder / "lr.png").exists()
+    for file in re.findall(r"(?:--plot|--html|>) (\S+)", command):
+        assert (folder / file).stat().st_size > 1000
 
 
 # `make` finds this environment ready (-o), and is given a small job.

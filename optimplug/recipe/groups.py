@@ -16,7 +16,7 @@ from optimplug.recipe.depth import depths
 from optimplug.recipe.match import Place, matches, places, suggestion
 from optimplug.recipe.schema import RuleSpec
 
-__all__ = ["Group", "Grouping", "group_parameters"]
+__all__ = ["Group", "Grouping", "Member", "Vote", "group_parameters"]
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,35 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Grouping:
-    """What the rules make of a model: groups to train, and parameters left as they are."""
-
-    groups: tuple[Group, ...]
-    frozen: dict[str, nn.Parameter]
-
-
-@dataclass(frozen=True)
-class _Vote:
+class Vote:
     """What a rule says for one key of one parameter, and by which of its names."""
 
     value: Any
     rule: int
     names: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter of the model, and all that was said of it."""
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    """All its names, if it is tied; by the first it stands in its group."""
+    votes: Mapping[str, Sequence[Vote]]
+    """For each key what every rule said, in their order; the last one counts."""
+    distance: int
+    """How many layers it is from the top; 0 where no rule asks for depth."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the rules make of a model: groups to train, and parameters left as they are."""
+
+    groups: tuple[Group, ...]
+    frozen: dict[str, nn.Parameter]
+    members: dict[str, Member]
+    """Every parameter, frozen ones too, by the first of its names."""
 
 
 def group_parameters(
@@ -106,14 +121,16 @@ def group_parameters(
     members: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     winners: dict[str, set[int]] = defaultdict(set)
+    everyone: dict[str, Member] = {}
     for parameter, named in by_parameter.items():
         name = named[0].name
         votes = _vote(rules, values, named, wrong)
-        said = {key: vote.value for key, vote in votes.items()}
+        distance = depth.get("", 0) - depth.get(name, 0)
+        everyone[name] = Member(parameter, tuple(p.name for p in named), votes, distance)
+        said = {key: voted[-1].value for key, voted in votes.items()}
         if said.get("freeze") is True or not parameter.requires_grad:
             frozen[name] = parameter
             continue
-        distance = depth.get("", 0) - depth.get(name, 0)
         decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
         rate = math.prod([said.get("lr", defaults["lr"]), scale, *[decay] * distance])
         if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
@@ -125,7 +142,7 @@ def group_parameters(
         key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
         members[key].append((name, parameter))
         settings[key] = said
-        winners[key] |= {vote.rule for vote in votes.values()}
+        winners[key] |= {voted[-1].rule for voted in votes.values()}
     if not members and not wrong:
         wrong.append(Problem("groups", "no parameter is left to train: all are frozen"))
     if wrong:
@@ -137,6 +154,7 @@ def group_parameters(
             for key in members
         ),
         frozen,
+        everyone,
     )
 
 
@@ -177,9 +195,9 @@ def _vote(
     values: Sequence[Mapping[str, Any]],
     named: Sequence[Place],
     wrong: list[Problem],
-) -> dict[str, _Vote]:
+) -> dict[str, list[Vote]]:
     """Let every rule that matches one of a parameter's names speak; later ones win key by key."""
-    votes: dict[str, list[_Vote]] = defaultdict(list)
+    votes: dict[str, list[Vote]] = {}
     for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
         names = frozenset(place.name for place in named if matches(rule.match, place, named))
         own = rule.model_dump(include={"layer_decay", "lr_scale"}, exclude_none=True)
@@ -187,7 +205,7 @@ def _vote(
         if rule.freeze is not None:
             own["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
         for key, value in {**own, **hyper}.items() if names else ():
-            votes[key].append(_Vote(value, i, names))
+            votes.setdefault(key, []).append(Vote(value, i, names))
     for key, (*before, winner) in votes.items():
         for vote in before:
             if vote.value != winner.value and vote.names.isdisjoint(winner.names):
@@ -199,7 +217,7 @@ def _vote(
                         "let a single rule speak for it",
                     )
                 )
-    return {key: said[-1] for key, said in votes.items()}
+    return votes
 
 
 def _comparable(value: object) -> object:

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,7 +18,14 @@ from optimplug.recipe.presets import PRESETS
 from optimplug.recipe.resolve import blame, parameters_of, scheduler_class
 from optimplug.recipe.schema import PhaseSpec
 
-__all__ = ["build_part", "length_argument", "part_problems"]
+__all__ = [
+    "Vocabulary",
+    "build_part",
+    "length_argument",
+    "part_problems",
+    "preset_names",
+    "vocabulary",
+]
 
 # What counts time, and may be given as a duration ...
 _COUNTS = {
@@ -66,6 +73,37 @@ _NOT_HERE = {
 }
 
 Arguments = dict[str, Any]
+
+
+class Vocabulary(NamedTuple):
+    """What a phase of some scheduler or preset may say."""
+
+    arguments: dict[str, inspect.Parameter]
+    durations: list[str]
+    """Which of the arguments count time."""
+    keys: list[str]
+    """What else, of the keys of every phase."""
+    required: list[str]
+
+
+def preset_names() -> list[str]:
+    """Return the presets that a phase can name."""
+    return [*PRESETS, _PLATEAU_PRESET]
+
+
+def vocabulary(spec: PhaseSpec) -> Vocabulary:
+    """Return what a phase may say, by its name or preset alone."""
+    name = spec.name or spec.preset or ""
+    plateau = name in (_PLATEAU_PRESET, "ReduceLROnPlateau")
+    minimum = _FLOOR.get("ReduceLROnPlateau" if plateau else name)
+    known = {key: p for key, p in _known(spec, "").items() if key != minimum}
+    keys = ["for", "every", "of"]
+    keys += ["floor"] if minimum else []
+    keys += ["monitor"] if plateau else ["warmup"] if spec.preset else []
+    empty = [k for k, p in known.items() if p.default is inspect.Parameter.empty]
+    needed = [key for key in empty if key != _LENGTH.get(name)]
+    needed += ["monitor"] if plateau else ["floor"] if name == "CyclicLR" else []
+    return Vocabulary(known, [key for key in _counts(spec) if key in known], keys, needed)
 
 
 def part_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
@@ -174,7 +212,7 @@ def _known(spec: PhaseSpec, path: str) -> Mapping[str, inspect.Parameter]:
     """Return the arguments that a scheduler or a preset takes in a recipe."""
     if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
         if spec.preset not in PRESETS:
-            hint = did_you_mean(spec.preset, [*PRESETS, _PLATEAU_PRESET])
+            hint = did_you_mean(spec.preset, preset_names())
             raise RecipeError.at(f"{path}.preset", f"no preset {spec.preset!r}{hint}")
         return parameters_of(PRESETS[spec.preset], without=("t", "warmup", "total", "lr"))
     name = spec.name or "ReduceLROnPlateau"

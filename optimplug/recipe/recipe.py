@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from optimplug import optim
+from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import Problem, RecipeError, did_you_mean
+from optimplug.recipe.depth import depths
 from optimplug.recipe.durations import Horizon
+from optimplug.recipe.explain import Explanation, explain
 from optimplug.recipe.groups import Grouping, group_parameters
+from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
@@ -26,6 +31,7 @@ from optimplug.recipe.schema import (
     as_written,
     problems,
 )
+from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Recipe"]
 
@@ -91,6 +97,11 @@ class Recipe:
         recipe._content = content
         return recipe
 
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """Return the JSON Schema of recipes, for editors: what they can check without a model."""
+        return json_schema()
+
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Say what the recipe will do to a model; the model is not changed.
 
@@ -98,9 +109,22 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
         grouping, timetable = self._resolve(model, horizon)
-        self._construct(grouping)  # what it refuses, a plan must not promise
+        optimizer = self._construct(grouping, without=_unknown_on(grouping))
+        try:
+            depth = depths(model)
+        except ValueError:  # then no rule asks for it, and the plan does without
+            depth = {}
         return Plan(
-            self.spec.optimizer.name, self._settings, self._defaults, grouping, timetable, horizon
+            optimizer=self.spec.optimizer.name,
+            settings=self._settings,
+            defaults=self._defaults,
+            grouping=grouping,
+            timetable=timetable,
+            horizon=horizon,
+            rules=self.spec.groups,
+            depth=depth,
+            state_bytes=state_bytes(optimizer) if _is_own(optimizer) else None,
+            warnings=tuple(self._warnings(grouping, timetable, horizon)),
         )
 
     def build(
@@ -131,6 +155,17 @@ class Recipe:
         with self._located():
             timetable = self._timetable(horizon)
         return RecipeScheduler(optimizer, timetable)
+
+    def explain(self, model: nn.Module, name: str) -> Explanation:
+        """Tell why a parameter has its settings; as :meth:`Plan.explain`, without a horizon.
+
+        Raises:
+            RecipeError: the rules do not fit the model.
+            ArgumentError: the model has no parameter of that name.
+        """
+        with self._located():
+            grouping = self._group(model)
+        return explain(name, grouping, self.spec.groups, self._defaults)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -182,6 +217,16 @@ class Recipe:
             raise RecipeError(wrong)
         return Timetable(tracks.pop("schedule"), tracks, frozen)
 
+    def _warnings(
+        self, grouping: Grouping, timetable: Timetable, horizon: Horizon
+    ) -> Iterator[Problem]:
+        found = list(rule_warnings(grouping))
+        for path, phases in self._schedules():
+            rule = path.removesuffix(".schedule") if path != "schedule" else None
+            found += schedule_warnings(path, phases, timetable.tracks(rule), horizon)
+        for path, message in found:
+            yield Problem(as_written(path, self._content), message)
+
     def _schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
         """Walk the recipe's schedule and those of its rules, each with its path."""
         yield "schedule", self.spec.schedule
@@ -209,10 +254,13 @@ class Recipe:
             parameter.requires_grad_(False)
         return optimizer
 
-    def _construct(self, grouping: Grouping) -> torch.optim.Optimizer:
+    def _construct(
+        self, grouping: Grouping, without: Collection[str] = ()
+    ) -> torch.optim.Optimizer:
         groups = [group.as_param_group() for group in grouping.groups]
+        settings = {key: v for key, v in self._settings.items() if key not in without}
         try:
-            return self._optimizer_class(groups, **self._settings)
+            return self._optimizer_class(groups, **settings)
         except (ValueError, TypeError, RuntimeError) as error:
             raise RecipeError([Problem("optimizer", str(error))], self.source) from error
 
@@ -237,6 +285,17 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:
+    """Tell whether its state is known: a class of this package, not one derived from it."""
+    return type(optimizer) in [getattr(optim, name) for name in optim.__all__]
+
+
+def _unknown_on(grouping: Grouping) -> tuple[str, ...]:
+    """Return the settings that cannot be judged: on the meta device, where it will run."""
+    on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
+    return ("fused", "capturable") if on_meta else ()
 
 
 @contextmanager

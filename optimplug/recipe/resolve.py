@@ -16,7 +16,17 @@ from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
 from optimplug.optim import lr_scheduler
 
-__all__ = ["blame", "optimizer_class", "optimizer_problems", "parameters_of", "scheduler_class"]
+__all__ = [
+    "blame",
+    "expected",
+    "of_group",
+    "optimizer_class",
+    "optimizer_names",
+    "optimizer_problems",
+    "parameters_of",
+    "scheduler_class",
+    "scheduler_names",
+]
 
 # These choose how the whole optimizer runs; a group cannot differ in them.
 _WHOLE_OPTIMIZER = frozenset(
@@ -36,7 +46,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         RecipeError: there is none, or the path leads to something else than an Optimizer class.
     """
-    known = [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+    known = optimizer_names()
     if name in known:
         return getattr(optim, name)  # type: ignore[no-any-return]
     module_name, _, class_name = name.rpartition(".")
@@ -53,9 +63,24 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return found
 
 
+def optimizer_names() -> list[str]:
+    """Return the optimizers that need no import path."""
+    return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+
+
+def scheduler_names() -> list[str]:
+    """Return the schedulers that a phase can name."""
+    return [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
+
+
+def of_group(names: Iterable[str]) -> list[str]:
+    """Return those hyperparameters in which groups can differ."""
+    return [name for name in names if name not in _WHOLE_OPTIMIZER]
+
+
 def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
     """Return the scheduler of that name in optimplug.optim.lr_scheduler."""
-    known = [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
+    known = scheduler_names()
     if name not in known:
         raise RecipeError.at(path, f"no scheduler {name!r}{did_you_mean(name, known)}")
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]
@@ -85,14 +110,14 @@ def optimizer_problems(
     """
     known = parameters_of(cls, without=("params",))
     wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"], ()))
-    of_group = {name: p for name, p in known.items() if name not in _WHOLE_OPTIMIZER}
-    whole = known.keys() - of_group.keys()
+    own = {name: known[name] for name in of_group(known)}
+    whole = known.keys() - own.keys()
     rate = settings.get("lr", known["lr"].default if "lr" in known else None)
     if rate is None or rate is required or rate is inspect.Parameter.empty:
         wrong.append(Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it"))
     for i, rule in enumerate(rules):
-        valid = [*of_group, *rule_keys]
-        wrong += _argument_problems(f"groups[{i}]", rule, of_group, valid, whole)
+        valid = [*own, *rule_keys]
+        wrong += _argument_problems(f"groups[{i}]", rule, own, valid, whole)
     yield from wrong or _value_problems(cls, settings, rules)
 
 
@@ -106,7 +131,7 @@ def _argument_problems(
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in given.items():
         if key in known:
-            kind = _expected(key, known[key].default)
+            kind = expected(key, known[key].default)
             left_open = value is None and known[key].default is None
             if kind and not left_open and not _is_kind(value, kind):
                 yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
@@ -116,7 +141,7 @@ def _argument_problems(
             yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
 
 
-def _expected(key: str, default: object) -> str | None:
+def expected(key: str, default: object) -> str | None:
     """Say what kind of value stands where this default does; None if that cannot be told."""
     if isinstance(default, bool) or key in ("foreach", "fused"):
         return "true or false"
