@@ -13,7 +13,21 @@ from typing import Literal
 
 from optimplug.errors import ArgumentError
 
-__all__ = ["PRESETS", "Preset"]
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Shape",
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+    "warmup_stable_decay",
+]
 
 Preset = Callable[..., float]
 Shape = Literal["linear", "cosine", "1-sqrt"]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from optimplug._core.optim.functional import Functional
 from optimplug._core.optim.rule import Rule
 
-__all__ = ["Program", "trace"]
+__all__ = ["Coefficient", "Decision", "Numbers", "Program", "Value", "trace"]
 
 Numbers = Sequence[Mapping[str, float]]
 """The scalars of each cell of a batch."""
