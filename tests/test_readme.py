@@ -34,8 +34,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_recipe_has_ten_lines():
-    assert len(RECIPE.splitlines()) == 10
+def test_the_recipe_has_at_most_ten_lines():
+    assert len(RECIPE.splitlines()) <= 10
 
 
 # What the trainers say of their own defaults, which a first snippet leaves as they are.

@@ -15,7 +15,12 @@ from optimplug.recipe.durations import Horizon
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
-from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
+from optimplug.recipe.resolve import (
+    no_decay_problems,
+    optimizer_class,
+    optimizer_problems,
+    parameters_of,
+)
 from optimplug.recipe.schedule import Curve, RecipeScheduler, compile_schedule, phase_problems
 from optimplug.recipe.schema import RecipeSpec, RuleSpec, problems
 
@@ -55,7 +60,8 @@ class Recipe:
         found = optimizer_problems(
             self._optimizer_class, self._settings, list(self._rule_values), rule_keys
         )
-        wrong = [*found, *wrong]
+        spared = no_decay_problems(self._optimizer_class, (r.no_decay for r in spec.groups))
+        wrong = [*found, *spared, *wrong]
         if wrong:
             raise RecipeError(wrong, source)
 

@@ -16,7 +16,14 @@ from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
 from optimplug.optim import lr_scheduler
 
-__all__ = ["blame", "optimizer_class", "optimizer_problems", "parameters_of", "scheduler_class"]
+__all__ = [
+    "blame",
+    "no_decay_problems",
+    "optimizer_class",
+    "optimizer_problems",
+    "parameters_of",
+    "scheduler_class",
+]
 
 # These choose how the whole optimizer runs; a group cannot differ in them.
 _WHOLE_OPTIMIZER = frozenset(
@@ -87,6 +94,22 @@ def optimizer_problems(
         valid = [*of_group, *rule_keys]
         wrong += _argument_problems(f"groups[{i}]", rule, of_group, valid, whole)
     yield from wrong or _value_problems(cls, settings, rules)
+
+
+def no_decay_problems(
+    cls: type[torch.optim.Optimizer], no_decay: Iterable[object]
+) -> Iterator[Problem]:
+    """Check that the optimizer has a weight decay, if a rule spares some parameters from it.
+
+    Args:
+        cls: the optimizer's class.
+        no_decay: what each rule under ``groups`` says for ``no_decay``, or None.
+    """
+    if "weight_decay" in parameters_of(cls, without=()):
+        return
+    for i, spared in enumerate(no_decay):
+        if spared is not None:
+            yield Problem(f"groups[{i}].no_decay", f"{cls.__name__} has no weight_decay")
 
 
 def _argument_problems(
