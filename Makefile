@@ -7,7 +7,7 @@ ARGS ?=
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow bench check format clean
+.PHONY: demo test test-slow bench gallery check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
@@ -19,7 +19,11 @@ test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
+	$(BIN)/python benchmarks/schedulers.py $(ARGS)
 	$(BIN)/python benchmarks/optimizers.py $(ARGS)
+
+gallery: $(READY)  ## A picture of every scheduler, in docs/gallery
+	$(BIN)/python docs/gallery.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

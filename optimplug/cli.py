@@ -1,4 +1,4 @@
-"""The command line: ``optimplug plan`` and ``optimplug check``.
+"""The command line: ``optimplug plan``, ``explain``, ``check`` and ``schema``.
 
 Exit status: 0 if all is well, 1 for a bad recipe, 2 for bad usage.
 """
@@ -6,29 +6,48 @@ Exit status: 0 if all is well, 1 for a bad recipe, 2 for bad usage.
 from __future__ import annotations
 
 import importlib
+import io
+import json as json_format
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from torch import nn
 
-from optimplug.errors import MissingExtraError, OptimplugError
+from optimplug.errors import ArgumentError, MissingExtraError, OptimplugError
 from optimplug.recipe import Horizon, Recipe
 
-__all__ = ["app", "check", "main", "plan"]
+__all__ = ["app", "check", "explain", "main", "plan", "schema"]
 
 app = typer.Typer(
     name="optimplug",
-    help="Say once who learns how fast, and see it before you train.",
+    help="Say once who learns how fast, and see it before you train.\n\n"
+    "Exit status: 0 if all is well, 1 for a bad recipe, 2 for bad usage.\n\n"
+    "Example: optimplug plan recipe.yaml --model mypackage.models:build --steps 1000",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="MODULE:FACTORY|FOLDER",
+        help="What builds the model, without arguments; or a folder (or file) with the config.json "
+        "of a transformers model, which is built without its weights.",
+    ),
+]
+OnMeta = Annotated[
+    bool,
+    typer.Option("--meta", help="Run the factory on the meta device, where a model has no size."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -38,66 +57,136 @@ def check(recipe: RecipeFile) -> None:
     Example: optimplug check recipe.yaml
     """
     Recipe.load(recipe)
-    typer.echo(f"{recipe}: ok")
+    _show(f"{recipe}: ok")
 
 
 @app.command()
 def plan(
     recipe: RecipeFile,
-    model: Annotated[
-        str,
-        typer.Option(metavar="MODULE:FACTORY", help="What builds the model, without arguments."),
-    ],
+    model: Model,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer updates in the run.")] = None,
     steps_per_epoch: Annotated[
         int | None, typer.Option(min=1, help="Optimizer updates in an epoch.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw lr over time into this PNG or SVG file.")
+        Path | None, typer.Option(help="Draw lr over time into this PNG, SVG or PDF file.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write table and curves into this HTML page.")
+    ] = None,
+    json: AsJson = False,
+    meta: OnMeta = False,
 ) -> None:
     """Show what a recipe will do to a model: its groups, their settings, lr over time.
 
     Example: optimplug plan recipe.yaml --model mypackage.models:build --steps 1000 --plot lr.png
+
+    Example: optimplug plan recipe.yaml --model ./my-bert --steps 1000 --html plan.html
+
+    Example: optimplug plan recipe.yaml --model ./my-bert --steps 1000 --json | jq .groups
     """
     loaded = Recipe.load(recipe)
     if plot is not None and steps is None:
         raise typer.BadParameter("a plot needs --steps", param_hint="--plot")
-    found = loaded.plan(_build_model(model), Horizon(steps, steps_per_epoch))
-    if sys.stdout.isatty():
-        Console().print(found)
-    else:
-        typer.echo(str(found))
+    found = loaded.plan(_build_model(model, meta), Horizon(steps, steps_per_epoch))
     if plot is not None:
         try:
             found.plot(plot)
         except (ValueError, OSError) as error:
             raise typer.BadParameter(str(error), param_hint="--plot") from None
+    if html is not None:
+        try:
+            html.write_text(found.html(), encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(str(error), param_hint="--html") from None
+    _show(_json(found.to_dict()) if json else found)
 
 
-def _build_model(path: str) -> nn.Module:
-    """Import ``package.module:factory`` and call it."""
-    module_name, _, factory_name = path.partition(":")
+@app.command()
+def explain(
+    recipe: RecipeFile,
+    names: Annotated[
+        list[str], typer.Argument(metavar="PARAMETER...", help="Full names of parameters.")
+    ],
+    model: Model,
+    json: AsJson = False,
+    meta: OnMeta = False,
+) -> None:
+    """Tell why parameters have their settings: every rule in order, and what it did.
+
+    Example: optimplug explain recipe.yaml classifier.bias --model mypackage.models:build
+    """
+    loaded = Recipe.load(recipe)
+    built = _build_model(model, meta)
+    try:
+        found = [loaded.explain(built, name) for name in names]
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error), param_hint="PARAMETER") from None
+    _show(_json([one.to_dict() for one in found]) if json else "\n\n".join(map(str, found)))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, by which an editor completes and checks one.
+
+    Example: optimplug schema > recipe.schema.json
+
+    A recipe then begins with: # yaml-language-server: $schema=recipe.schema.json
+    """
+    _show(_json(Recipe.json_schema()))
+
+
+def _json(value: Any) -> str:
+    return json_format.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _show(what: RenderableType) -> None:
+    """Print text, or a table in colours where it goes to a terminal; bear a reader that leaves."""
+    try:
+        if sys.stdout.isatty() and not isinstance(what, str):
+            Console().print(what)
+        else:
+            sys.stdout.write(f"{what}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As after `| head -1`. What is still in the buffer goes nowhere, without a complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _build_model(given: str, meta: bool) -> nn.Module:
+    """Return the model of a ``package.module:factory``, or of a folder with a config."""
+    module_name, colon, factory_name = given.partition(":")
+    if Path(given).exists() or (not colon and os.sep in given):
+        from optimplug.huggingface import model_of_config
+
+        try:
+            return model_of_config(given)
+        except ArgumentError as error:
+            raise _bad_model(str(error)) from None
     if not module_name or not factory_name:
-        raise typer.BadParameter(
-            f"must be package.module:factory (got {path!r})", param_hint="--model"
-        )
+        message = f"must be package.module:factory, or a folder with a config.json (got {given!r})"
+        raise _bad_model(message)
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-        model = factory if isinstance(factory, nn.Module) else factory()
+        with torch.device("meta") if meta else nullcontext():
+            model = factory if isinstance(factory, nn.Module) else factory()
     except Exception as error:  # the user's own code, which can fail in any way
-        reason = f"{type(error).__name__}: {error}"
-        raise typer.BadParameter(f"{path!r} failed: {reason}", param_hint="--model") from None
+        raise _bad_model(f"{given!r} failed: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
-        raise typer.BadParameter(
-            f"{path!r} gave a {type(model).__name__}, not a torch.nn.Module", param_hint="--model"
-        )
+        raise _bad_model(f"{given!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _bad_model(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--model")
 
 
 def main() -> None:
     """Run the command line."""
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a plain string is what sys.path holds)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a pipe may take ASCII alone
     try:
         app()
     except MissingExtraError as error:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from optimplug._core.optim.gradients import global_norm
-from optimplug.errors import MissingExtraError, RecipeError
+from optimplug.errors import ArgumentError, MissingExtraError, RecipeError
 from optimplug.recipe import Horizon, Recipe
 from optimplug.recipe.reader import Source
 
 try:
-    from transformers import Trainer, TrainingArguments
+    import transformers
+    from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
     from transformers.trainer_utils import has_length
 except ImportError:
     raise MissingExtraError("optimplug.huggingface", "huggingface") from None
 
-__all__ = ["RecipeTrainer", "with_recipe"]
+__all__ = ["RecipeTrainer", "model_of_config", "with_recipe"]
 
 _Trainer = TypeVar("_Trainer", bound=Trainer)
 
@@ -136,3 +139,37 @@ def _report_replaced(args: TrainingArguments) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def model_of_config(path: str | os.PathLike[str]) -> PreTrainedModel:
+    """Build the model that a ``config.json`` describes, on the meta device: shapes, no weights.
+
+    Nothing is fetched, and no code beside the config is run. The class is the first of the config's
+    ``architectures``.
+
+    Args:
+        path: a model's folder, or its ``config.json``.
+
+    Raises:
+        ArgumentError: there is no such file, or it describes no model of transformers.
+    """
+    file = Path(path)
+    file = file / "config.json" if file.is_dir() else file
+    if not file.is_file():
+        raise ArgumentError(f"must be a folder with a config.json, or such a file (got {path})")
+    try:
+        config = AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ArgumentError(f"{file} is no config of transformers: {error}") from None
+    name = next(iter(config.architectures or ()), None)
+    found = getattr(transformers, str(name), None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ArgumentError(
+            f"{file}: 'architectures' must name a model class of transformers (got {name!r})"
+        )
+    try:
+        with torch.device("meta"):
+            return cast("PreTrainedModel", cast("Any", found)._from_config(config))
+    except Exception as error:  # a model's own code, with values that it may not expect
+        reason = f"{type(error).__name__}: {error}"
+        raise ArgumentError(f"{file}: {name} cannot be built: {reason}") from None

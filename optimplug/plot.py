@@ -17,8 +17,9 @@ def draw_curves(
     steps: Sequence[int],
     curves: Mapping[str, Sequence[float]],
     phases: Sequence[tuple[str, int]],
+    shades: Mapping[str, float],
 ) -> None:
-    """Draw lr over time, from the first group (dark) to the last (bright).
+    """Draw lr over time, from the bottom of the model (dark) to its top (bright).
 
     Groups whose rates are the same share a line, and its label says how many they are.
 
@@ -27,6 +28,7 @@ def draw_curves(
         steps: where the curves were computed.
         curves: the learning rates of each group at these steps.
         phases: the name and first step of each phase, marked in the picture.
+        shades: each group's place between the bottom (0) and the top (1).
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -40,9 +42,11 @@ def draw_curves(
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="learning rate", xlim=(0, steps[-1]))
     colors = colormaps["viridis"]
     lines = _distinct(curves)
-    for i, (label, values) in enumerate(lines.items()):
-        shown = label if i < _MOST_NAMED else None
-        axes.plot(steps, values, label=shown, color=colors(0.9 * i / max(1, len(lines) - 1)))
+    for i, names in enumerate(lines):
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        shown = f"{names[0]}{more}" if i < _MOST_NAMED else None
+        shade = sum(shades[name] for name in names) / len(names)
+        axes.plot(steps, curves[names[0]], label=shown, color=colors(0.9 * shade))
     for name, start in phases:
         axes.axvline(start, color="0.6", linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -64,12 +68,9 @@ def draw_curves(
     figure.savefig(path, dpi=150)
 
 
-def _distinct(curves: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Keep each curve once, under its first name and the number of groups on it."""
+def _distinct(curves: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Return the names of the groups on each curve."""
     names: dict[tuple[float, ...], list[str]] = {}
     for name, values in curves.items():
         names.setdefault(tuple(values), []).append(name)
-    return {
-        group[0] if len(group) == 1 else f"{group[0]} (and {len(group) - 1} more)": values
-        for values, group in names.items()
-    }
+    return list(names.values())

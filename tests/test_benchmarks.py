@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import optimizers
+import schedulers
 
 
 def test_the_models_have_the_shapes_that_they_are_named_for():
@@ -41,4 +42,14 @@ def test_it_leaves_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     for case in optimizers.CASES:
         assert f"| {case.model}, {case.groups} groups" in table
     assert (tmp_path / "optimizers.png").read_bytes().startswith(b"\x89PNG")
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_the_schedulers_are_measured_as_well(tmp_path, monkeypatch, capsys):
+    arguments = ["schedulers.py", "--device", "cpu", "--rounds", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(schedulers, "GROUPS", 3)
+    schedulers.main()
+    table = (tmp_path / "schedulers.md").read_text()
+    assert [f"| {name} |" in table for name in schedulers.CASES] == [True] * len(schedulers.CASES)
     assert "ratio" in capsys.readouterr().out

@@ -1,7 +1,14 @@
+import importlib
+import json
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from transformers import BertConfig, GPT2Config
+
+from optimplug.cli import main
 
 RECIPE = """\
 optimizer: {name: AdamW, lr: 1e-3}
@@ -18,6 +25,7 @@ def build(): return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 def needs(argument): return build()
 ready = build()
 text = str
+def huge(): return nn.Sequential(nn.Linear(2**20, 2**20), nn.Linear(2**20, 1))
 """
 
 
@@ -28,9 +36,31 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, *arguments):
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Run the command in this process, which is many times faster than in one of its own."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["optimplug", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setenv("COLUMNS", "400")
+        for name in ("models", "mine"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return SimpleNamespace(returncode=end.value.code, **capsys.readouterr()._asdict())
+
+    return run
+
+
+def run_apart(folder, *arguments, **variables):
     command = [sys.executable, "-W", "error", "-m", "optimplug", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
+    )
 
 
 def test_the_installed_command_is_the_module():
@@ -40,25 +70,117 @@ def test_the_installed_command_is_the_module():
     assert script.value == "optimplug.cli:main"
 
 
-def test_check(folder):
-    done = run(folder, "check", "recipe.yaml")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "recipe.yaml: ok\n", "")
+def test_check(run):
+    done = run("check", "recipe.yaml")
+    assert (done.returncode, done.out, done.err) == (0, "recipe.yaml: ok\n", "")
 
 
 @pytest.mark.parametrize("model", ["models:build", "models:ready"])
-def test_plan(folder, model):
-    done = run(folder, "plan", "recipe.yaml", "--model", model, "--steps", "100")
+def test_plan(run, model):
+    done = run("plan", "recipe.yaml", "--model", model, "--steps", "100")
+    assert (done.returncode, done.err) == (0, "")
+    assert "AdamW(lr=0.001), 100 steps" in done.out
+    assert "steps 10 to 100: CosineAnnealingLR" in done.out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_pipe_gets_the_table_without_colours_whatever_it_takes(folder, encoding):
+    arguments = ("plan", "recipe.yaml", "--model", "models:build", "--steps", "100")
+    done = run_apart(folder, *arguments, PYTHONIOENCODING=encoding)
     assert (done.returncode, done.stderr) == (0, "")
     assert "AdamW(lr=0.001), 100 steps" in done.stdout
-    assert "steps 10 to 100: CosineAnnealingLR" in done.stdout
-    assert "\x1b" not in done.stdout  # a pipe gets no colours
+    assert "\x1b" not in done.stdout
 
 
-def test_plot(folder):
+def test_bad_usage_is_status_2_in_a_process_of_its_own(folder):
+    done = run_apart(folder, "plan", "recipe.yaml", "--model", "models")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_plot(folder, run):
     model = ("--model", "models:build")
-    done = run(folder, "plan", "recipe.yaml", *model, "--steps", "100", "--plot", "lr.png")
+    done = run("plan", "recipe.yaml", *model, "--steps", "100", "--plot", "lr.png")
     assert done.returncode == 0
     assert (folder / "lr.png").stat().st_size > 1000
+
+
+def test_json_is_the_plan_and_nothing_else(run):
+    done = run("plan", "recipe.yaml", "--model", "models:build", "--steps", "10", "--json")
+    assert (done.returncode, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert found["total_steps"] == 10
+    assert [group["members"] for group in found["groups"]] == [
+        ["0.weight", "1.weight"],
+        ["0.bias", "1.bias"],
+    ]
+
+
+def test_html(folder, run):
+    model = ("--model", "models:build")
+    done = run("plan", "recipe.yaml", *model, "--steps", "100", "--html", "plan.html")
+    assert done.returncode == 0
+    assert "AdamW(lr=0.001), 100 steps" in done.out
+    assert (folder / "plan.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_explain(run):
+    done = run("explain", "recipe.yaml", "0.bias", "1.weight", "--model", "models:build")
+    assert (done.returncode, done.err) == (0, "")
+    assert "  groups[0] ('*.bias'): weight_decay = 0\n" in done.out
+    assert "1.weight (float32, 1x3)\n  no rule speaks of it\n" in done.out
+    done = run("explain", "recipe.yaml", "0.bias", "--model", "models:build", "--json")
+    (found,) = json.loads(done.out)
+    assert found["rules"][0]["value"] == 0
+
+
+def test_schema(run):
+    done = run("schema")
+    assert (done.returncode, done.err) == (0, "")
+    assert json.loads(done.out)["required"] == ["optimizer"]
+
+
+def test_a_factory_can_be_run_without_memory(run):
+    arguments = ("plan", "recipe.yaml", "--model", "models:huge", "--meta", "--steps", "9")
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.err
+    # Two moments of four bytes for each number, and a count.
+    numbers = sum(group["parameters"] for group in json.loads(done.out)["groups"])
+    assert numbers > 2**40
+    assert json.loads(done.out)["state_bytes"] == 8 * numbers + 4
+
+
+SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+BERT = BertConfig(**SMALL, architectures=["BertForMaskedLM"])
+GPT2 = GPT2Config(n_layer=1, n_embd=8, n_head=2, architectures=["GPT2LMHeadModel"])
+
+
+@pytest.mark.parametrize("given", ["model", "model/config.json", "./model"])
+def test_a_folder_of_transformers_is_built_without_weights(folder, run, given):
+    GPT2.save_pretrained(folder / "model")
+    done = run("plan", "recipe.yaml", "--model", given, "--steps", "10", "--json")
+    assert done.returncode == 0, done.err
+    found = json.loads(done.out)
+    assert found["tied"] == [["transformer.wte.weight", "lm_head.weight"]]
+    assert [path.name for path in (folder / "model").iterdir()] == ["config.json"]
+
+
+def test_its_weights_have_the_type_that_the_config_says(folder, run):
+    BERT.save_pretrained(folder / "model")
+    config = json.loads((folder / "model/config.json").read_text())
+    (folder / "model/config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    arguments = ("explain", "recipe.yaml", "cls.predictions.bias", "--model", "model")
+    assert "cls.predictions.bias (bfloat16, 30522)" in run(*arguments).out
+
+
+def test_a_reader_that_leaves_is_no_error(folder):
+    python = f"{sys.executable} -W error -m optimplug"
+    for command in ("plan recipe.yaml --model models:build --steps 9 --json", "schema"):
+        shell = f"set -o pipefail; {python} {command} | true"
+        done = subprocess.run(
+            ["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
 
 
 BAD_RECIPE = [
@@ -94,12 +216,12 @@ BAD_RECIPE = [
 
 
 @pytest.mark.parametrize(("old", "new", "line"), BAD_RECIPE, ids=[case[2] for case in BAD_RECIPE])
-def test_a_bad_recipe_is_one_line_and_status_1(folder, old, new, line):
+def test_a_bad_recipe_is_one_line_and_status_1(folder, run, old, new, line):
     (folder / "recipe.yaml").write_text(RECIPE.replace(old, new, 1))
-    done = run(folder, "plan", "recipe.yaml", "--model", "models:build", "--steps", "100")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(line)
-    assert done.stderr.count("\n") == 1
+    done = run("plan", "recipe.yaml", "--model", "models:build", "--steps", "100")
+    assert (done.returncode, done.out) == (1, "")
+    assert done.err.startswith(line)
+    assert done.err.count("\n") == 1
 
 
 BAD_USAGE = [
@@ -120,33 +242,61 @@ BAD_USAGE = [
     (["plan", "recipe.yaml", "--model", "models:build", "--steps", "0"], "--steps"),
     (["plan", "recipe.yaml", "--model", "models:build", "--plot", "x.png"], "--steps"),
     (["paln"], "paln"),
+    (
+        ["plan", "recipe.yaml", "--model", "models:build", "--steps", "9", "--html", "no/x.html"],
+        "--html",
+    ),
+    (["plan", "recipe.yaml", "--model", "./nowhere"], "a folder with a config.json"),
+    (["plan", "recipe.yaml", "--model", "."], "a folder with a config.json"),
+    (["plan", "recipe.yaml", "--model", "models.py"], "no config of transformers"),
+    (["plan", "recipe.yaml", "--model", "unknown"], "'architectures' must name a model class"),
+    (["plan", "recipe.yaml", "--model", "remote"], "no config of transformers"),
+    (["explain", "recipe.yaml", "--model", "models:build"], "PARAMETER"),
+    (
+        ["explain", "recipe.yaml", "0.bais", "--model", "models:build"],
+        "no parameter '0.bais'; did you mean '0.bias'?",
+    ),
+    (["schema", "recipe.yaml"], "recipe.yaml"),
 ]
 
 
+CONFIGS = {
+    "unknown": {"model_type": "bert", "architectures": ["pipeline"]},
+    "remote": {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}},
+}
+
+
 @pytest.mark.parametrize(("arguments", "message"), BAD_USAGE, ids=lambda x: str(x))
-def test_bad_usage_is_status_2_without_a_traceback(folder, arguments, message):
-    done = run(folder, *arguments)
+def test_bad_usage_is_status_2_without_a_traceback(folder, run, arguments, message):
+    (folder / "recipe.yaml").write_text(RECIPE.replace("10%", "1"))
+    for name, config in CONFIGS.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+    (folder / "remote/code.py").write_text("raise SystemExit('was run')")
+    done = run(*arguments)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert message in done.err
+    assert "was run" not in done.err
+    assert "Traceback" not in done.err
 
 
-def test_an_optimizer_in_the_current_folder_can_be_named(folder):
+def test_an_optimizer_in_the_current_folder_can_be_named(folder, run):
     (folder / "mine.py").write_text("import torch\nclass Mine(torch.optim.SGD): pass\n")
     (folder / "recipe.yaml").write_text("optimizer: {name: mine.Mine, lr: 0.1}\n")
-    assert run(folder, "check", "recipe.yaml").returncode == 0
+    assert run("check", "recipe.yaml").returncode == 0
 
 
-def test_a_missing_recipe_is_status_1(folder):
-    done = run(folder, "check", "none.yaml")
-    assert (done.returncode, done.stderr) == (
+def test_a_missing_recipe_is_status_1(run):
+    done = run("check", "none.yaml")
+    assert (done.returncode, done.err) == (
         1,
         "none.yaml: cannot read the recipe: No such file or directory\n",
     )
 
 
-@pytest.mark.parametrize("command", [[], ["plan"], ["check"]], ids=str)
-def test_help_has_an_example(folder, command):
-    done = run(folder, *command, "--help")
+@pytest.mark.parametrize("command", [[], ["plan"], ["check"], ["explain"], ["schema"]], ids=str)
+def test_help_has_an_example(run, command):
+    done = run(*command, "--help")
     assert done.returncode == 0
-    assert "Example" in done.stdout or not command
+    assert "Example" in done.out
+    assert "\x1b" not in done.out

@@ -3,6 +3,6 @@
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.recipe import Recipe
-from optimplug.recipe.schedule import RecipeScheduler
+from optimplug.recipe.scheduler import RecipeScheduler
 
 __all__ = ["Horizon", "Plan", "Recipe", "RecipeScheduler"]

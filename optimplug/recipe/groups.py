@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from optimplug.recipe.match import (
 )
 from optimplug.recipe.schema import LayerDecay, Match, RuleSpec
 
-__all__ = ["Group", "Grouping", "group_parameters"]
+__all__ = ["Group", "Grouping", "Member", "Vote", "group_parameters"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Group:
     settings: dict[str, Any]
     rules: tuple[int, ...]
     """Which rules of the recipe set something here, by their place under ``groups``."""
+    schedule: str | None = None
+    """The rule that gives it a schedule of its own: ``groups[2]``."""
+    freeze: str | None = None
+    """The rule that leaves it as it is for a time."""
 
     @property
     def lr(self) -> float:
@@ -51,12 +55,38 @@ class Group:
 
     def as_param_group(self) -> dict[str, Any]:
         """Return the dict that an optimizer takes."""
+        said = {"schedule": self.schedule, "freeze": self.freeze}
         return {
             "params": list(self.parameters.values()),
             "param_names": list(self.parameters),
             "name": self.name,
+            **{key: rule for key, rule in said.items() if rule is not None},
             **self.settings,
         }
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What a rule says for one key of one parameter, and by which of its names."""
+
+    value: Any
+    rule: int
+    names: frozenset[str]
+    by: str
+    """The rule's own key that says so: ``no_decay`` says ``weight_decay: 0``."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter of the model, and all that was said of it."""
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    """All its names, if it is tied; by the first it stands in its group."""
+    votes: Mapping[str, Sequence[Vote]]
+    """For each key what every rule said, in their order; the last one counts."""
+    distance: int
+    """How many layers it is from the top; 0 where no rule asks for depth."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +95,8 @@ class Grouping:
 
     groups: tuple[Group, ...]
     frozen: dict[str, nn.Parameter]
+    members: dict[str, Member]
+    """Every parameter, frozen ones too, by the first of its names."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +108,11 @@ class _Statement:
     says: Mapping[str, Any]
     missed: Callable[[], Problem]
     """Tells what is wrong if it holds for none."""
+    by: str | None = None
+    """The rule's key that says so, where it is another than those of ``says``."""
 
 
-@dataclass(frozen=True)
-class _Vote:
-    """What a rule says for one key of one parameter, and by which of its names."""
-
-    value: Any
-    rule: int
-    names: frozenset[str]
-
-
-_Votes = dict[str, list[_Vote]]
+_Votes = dict[str, list[Vote]]
 
 
 def group_parameters(
@@ -117,34 +142,49 @@ def group_parameters(
     members: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     winners: dict[str, set[int]] = defaultdict(set)
-    for (place, *_), ballot in zip(everywhere, ballots, strict=True):
-        votes = {key: said[-1] for key, said in ballot.items()}
-        said = {key: vote.value for key, vote in votes.items()}
-        if said.pop("freeze", False) or not place.parameter.requires_grad:
+    everyone: dict[str, Member] = {}
+    for named, votes in zip(everywhere, ballots, strict=True):
+        place = named[0]
+        distance = place.depth.below_top if place.depth else 0
+        names = tuple(place.name for place in named)
+        everyone[place.name] = Member(place.parameter, names, votes, distance)
+        said = {key: voted[-1].value for key, voted in votes.items()}
+        if said.get("freeze") is True or not place.parameter.requires_grad:
             frozen[place.name] = place.parameter
             continue
-        rate = _rate(said, defaults, place)
+        rate = _rate(said, defaults, distance)
         if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
             message = f"lr of {place.name} comes to {rate}; it must be finite"
             wrong.append(Problem("groups", message))
         said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
+        if said.get("freeze") is False:
+            del said["freeze"]
         said["lr"] = rate
         key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
         members[key].append((place.name, place.parameter))
         settings[key] = said
-        winners[key] |= {vote.rule for vote in votes.values()}
+        winners[key] |= {voted[-1].rule for voted in votes.values()}
     if not members and not wrong:
         wrong.append(Problem("groups", "no parameter is left to train: all are frozen"))
     if wrong:
         raise RecipeError(wrong)
-    names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
+    group_names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
     return Grouping(
         tuple(
-            Group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
+            _group(group_names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
             for key in members
         ),
         frozen,
+        everyone,
     )
+
+
+def _group(
+    name: str, members: dict[str, nn.Parameter], said: Mapping[str, Any], rules: tuple[int, ...]
+) -> Group:
+    """Tell what is for the optimizer from what is for the scheduler."""
+    settings = {k: v for k, v in said.items() if k not in ("schedule", "freeze")}
+    return Group(name, members, settings, rules, said.get("schedule"), said.get("freeze"))
 
 
 def _check_trainable(model: nn.Module) -> None:
@@ -184,8 +224,11 @@ def _statements(
         if skip_depth and asks_depth(rule.match):
             continue
         holds = condition(rule.match)
-        own = {key: getattr(rule, key) for key in ("layer_decay", "lr_scale", "freeze")}
+        own = {key: getattr(rule, key) for key in ("layer_decay", "lr_scale")}
         says = {key: value for key, value in own.items() if value is not None}
+        says |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
+        if rule.freeze is not None:
+            says["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
         missed = partial(_missed, f"groups[{i}].match", f"{rule.match}", rule.match, model)
         yield _Statement(i, holds, {**says, **hyper}, missed)
         for word in rule.no_decay or ():
@@ -195,7 +238,8 @@ def _statements(
             elif word not in MEMBERS:
                 guess = Match.model_validate(word)
             missed = partial(_missed, f"groups[{i}].no_decay", what, guess, model)
-            yield _Statement(i, _both(holds, member(word)), {"weight_decay": 0}, missed)
+            both = _both(holds, member(word))
+            yield _Statement(i, both, {"weight_decay": 0}, missed, by="no_decay")
 
 
 def _missed(path: str, what: str, guess: Match | None, model: nn.Module) -> Problem:
@@ -217,7 +261,7 @@ def _vote(
             names = frozenset(place.name for place in named if statement.holds(place, named))
             held = held or bool(names)
             for key, value in statement.says.items() if names else ():
-                ballot[key].append(_Vote(value, statement.rule, names))
+                _add(ballot[key], Vote(value, statement.rule, names, statement.by or key))
         if not held:
             wrong.append(statement.missed())
     for ballot in ballots:
@@ -225,25 +269,31 @@ def _vote(
     return ballots
 
 
+def _add(said: list[Vote], vote: Vote) -> None:
+    """Add a vote; what a rule says twice, as of a norm's bias, it has said once."""
+    if said and (said[-1].rule, said[-1].by) == (vote.rule, vote.by):
+        vote = replace(vote, names=said.pop().names | vote.names)
+    said.append(vote)
+
+
 def _contradictions(ballot: _Votes) -> Iterator[Problem]:
     """Find rules that pull a tied parameter by two names in two directions."""
-    for key, (*before, winner) in ballot.items():
+    for *before, winner in ballot.values():
         for vote in before:
             if vote.value != winner.value and vote.names.isdisjoint(winner.names):
                 yield Problem(
-                    f"groups[{winner.rule}].{key}",
+                    f"groups[{winner.rule}].{winner.by}",
                     f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "
                     f"groups[{vote.rule}] for {min(vote.names)}: they are one tied parameter; "
                     "let a single rule speak for it",
                 )
 
 
-def _rate(said: dict[str, Any], defaults: Mapping[str, Any], place: Place) -> float:
+def _rate(said: dict[str, Any], defaults: Mapping[str, Any], distance: int) -> float:
     """Take what scales the rate out of what is said, and return the rate."""
     decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
     if not isinstance(decay, LayerDecay):
         decay = LayerDecay.model_validate({"rate": decay})
-    distance = place.depth.below_top if place.depth else 0
     factor = max(math.prod([decay.rate] * distance), decay.min)
     return math.prod([said.get("lr", defaults["lr"]), scale, factor])
 

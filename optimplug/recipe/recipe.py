@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from optimplug.errors import Problem, RecipeError
+from optimplug import optim
+from optimplug._core.optim.memory import state_bytes
+from optimplug.errors import Problem, RecipeError, did_you_mean
+from optimplug.recipe.depth import depths
 from optimplug.recipe.durations import Horizon
+from optimplug.recipe.explain import Explanation, explain
 from optimplug.recipe.groups import Grouping, group_parameters
+from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import (
@@ -21,8 +26,17 @@ from optimplug.recipe.resolve import (
     optimizer_problems,
     parameters_of,
 )
-from optimplug.recipe.schedule import Curve, RecipeScheduler, compile_schedule, phase_problems
-from optimplug.recipe.schema import RecipeSpec, RuleSpec, problems
+from optimplug.recipe.schedule import compile_schedule, schedule_problems, until
+from optimplug.recipe.scheduler import RecipeScheduler, Timetable
+from optimplug.recipe.schema import (
+    FreezeSpec,
+    PhaseSpec,
+    RecipeSpec,
+    RuleSpec,
+    as_written,
+    problems,
+)
+from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Recipe"]
 
@@ -49,7 +63,8 @@ class Recipe:
     def __init__(self, spec: RecipeSpec, source: str | None = None) -> None:
         self.spec = spec
         self.source = source
-        wrong = phase_problems(spec.schedule)
+        self._content: Mapping[str, Any] = {}
+        wrong = [p for path, phases in self._schedules() for p in schedule_problems(phases, path)]
         try:
             self._optimizer_class = optimizer_class(spec.optimizer.name)
         except RecipeError as error:
@@ -61,7 +76,7 @@ class Recipe:
             self._optimizer_class, self._settings, list(self._rule_values), rule_keys
         )
         spared = no_decay_problems(self._optimizer_class, (r.no_decay for r in spec.groups))
-        wrong = [*found, *spared, *wrong]
+        wrong = [*found, *spared, *wrong, *self._target_problems()]
         if wrong:
             raise RecipeError(wrong, source)
 
@@ -80,10 +95,18 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         content, name = read(source)
-        try:
-            return cls(RecipeSpec.model_validate(content), name)
-        except ValidationError as error:
-            raise RecipeError(problems(error), name) from None
+        with _as_in(content):
+            try:
+                recipe = cls(RecipeSpec.model_validate(content), name)
+            except ValidationError as error:
+                raise RecipeError(problems(error), name) from None
+        recipe._content = content
+        return recipe
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """Return the JSON Schema of recipes, for editors: what they can check without a model."""
+        return json_schema()
 
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Say what the recipe will do to a model; the model is not changed.
@@ -91,10 +114,23 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
-        grouping, curve = self._resolve(model, horizon)
-        self._construct(grouping)  # what it refuses, a plan must not promise
+        grouping, timetable = self._resolve(model, horizon)
+        optimizer = self._construct(grouping, without=_unknown_on(grouping))
+        try:
+            depth = depths(model)
+        except ValueError:  # then no rule asks for it, and the plan does without
+            depth = {}
         return Plan(
-            self.spec.optimizer.name, self._settings, self._defaults, grouping, curve, horizon
+            optimizer=self.spec.optimizer.name,
+            settings=self._settings,
+            defaults=self._defaults,
+            grouping=grouping,
+            timetable=timetable,
+            horizon=horizon,
+            rules=self.spec.groups,
+            depth=depth,
+            state_bytes=state_bytes(optimizer) if _is_own(optimizer) else None,
+            warnings=tuple(self._warnings(grouping, timetable, horizon)),
         )
 
     def build(
@@ -108,9 +144,9 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
-        grouping, curve = self._resolve(model, horizon)
+        grouping, timetable = self._resolve(model, horizon)
         optimizer = self._optimizer(grouping)
-        return optimizer, RecipeScheduler(optimizer, curve)
+        return optimizer, RecipeScheduler(optimizer, timetable)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
@@ -123,8 +159,19 @@ class Recipe:
     ) -> RecipeScheduler:
         """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
         with self._located():
-            curve = compile_schedule(self.spec.schedule, horizon)
-        return RecipeScheduler(optimizer, curve)
+            timetable = self._timetable(horizon)
+        return RecipeScheduler(optimizer, timetable)
+
+    def explain(self, model: nn.Module, name: str) -> Explanation:
+        """Tell why a parameter has its settings; as :meth:`Plan.explain`, without a horizon.
+
+        Raises:
+            RecipeError: the rules do not fit the model.
+            ArgumentError: the model has no parameter of that name.
+        """
+        with self._located():
+            grouping = self._group(model)
+        return explain(name, grouping, self.spec.groups, self._defaults)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -137,21 +184,72 @@ class Recipe:
         known = parameters_of(self._optimizer_class, without=("params",))
         return {**{name: p.default for name, p in known.items()}, **self._settings}
 
-    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Curve]:
+    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Timetable]:
         """Fit the rules to the model and the phases to the horizon; report on both together."""
         wrong: list[Problem] = []
-        grouping = curve = None
+        grouping = timetable = None
         try:
             grouping = self._group(model)
         except RecipeError as error:
             wrong += error.problems
         try:
-            curve = compile_schedule(self.spec.schedule, horizon)
+            timetable = self._timetable(horizon)
         except RecipeError as error:
             wrong += error.problems
-        if grouping is None or curve is None:
-            raise RecipeError(wrong, self.source)
-        return grouping, curve
+        if wrong or grouping is None or timetable is None:
+            with self._located():
+                raise RecipeError(wrong)
+        return grouping, timetable
+
+    def _timetable(self, horizon: Horizon) -> Timetable:
+        """Lay out every schedule over the run, and for how long rules freeze."""
+        wrong: list[Problem] = []
+        tracks, frozen = {}, {}
+        for path, phases in self._schedules():
+            try:
+                tracks[path.removesuffix(".schedule")] = compile_schedule(
+                    phases, horizon, self._defaults, path
+                )
+            except RecipeError as error:
+                wrong += error.problems
+        for i, rule in enumerate(self.spec.groups):
+            if isinstance(rule.freeze, FreezeSpec):
+                try:
+                    here = f"groups[{i}]"
+                    frozen[here] = until(rule.freeze.until, horizon, f"{here}.freeze.until")
+                except RecipeError as error:
+                    wrong += error.problems
+        if wrong:
+            raise RecipeError(wrong)
+        return Timetable(tracks.pop("schedule"), tracks, frozen)
+
+    def _warnings(
+        self, grouping: Grouping, timetable: Timetable, horizon: Horizon
+    ) -> Iterator[Problem]:
+        found = list(rule_warnings(grouping))
+        for path, phases in self._schedules():
+            rule = path.removesuffix(".schedule") if path != "schedule" else None
+            found += schedule_warnings(path, phases, timetable.tracks(rule), horizon)
+        for path, message in found:
+            yield Problem(as_written(path, self._content), message)
+
+    def _schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its path."""
+        yield "schedule", self.spec.schedule
+        for i, rule in enumerate(self.spec.groups):
+            if rule.schedule is not None:
+                yield f"groups[{i}].schedule", rule.schedule
+
+    def _target_problems(self) -> Iterator[Problem]:
+        """Check that what is scheduled is a number, or several, of each group."""
+        numbers = {k: v for k, v in self._defaults.items() if _is_numeric(v)}
+        valid = ["lr", *numbers.keys() - {"max_grad_norm", "lr"}]
+        for path, phases in self._schedules():
+            for i, phase in enumerate(phases):
+                if phase.of is not None and phase.of not in valid:
+                    hint = did_you_mean(phase.of, valid)
+                    message = f"{self.spec.optimizer.name} has no number {phase.of!r}{hint}"
+                    yield Problem(f"{path}[{i}].of", message)
 
     def _group(self, model: nn.Module) -> Grouping:
         return group_parameters(model, self._defaults, self.spec.groups, self._rule_values)
@@ -162,10 +260,13 @@ class Recipe:
             parameter.requires_grad_(False)
         return optimizer
 
-    def _construct(self, grouping: Grouping) -> torch.optim.Optimizer:
+    def _construct(
+        self, grouping: Grouping, without: Collection[str] = ()
+    ) -> torch.optim.Optimizer:
         groups = [group.as_param_group() for group in grouping.groups]
+        settings = {key: v for key, v in self._settings.items() if key not in without}
         try:
-            return self._optimizer_class(groups, **self._settings)
+            return self._optimizer_class(groups, **settings)
         except (ValueError, TypeError, RuntimeError) as error:
             raise RecipeError([Problem("optimizer", str(error))], self.source) from error
 
@@ -181,11 +282,38 @@ class Recipe:
 
     @contextmanager
     def _located(self) -> Iterator[None]:
-        """Put the recipe's file before every problem."""
+        """Put the recipe's file before every problem, and write its path as the file does."""
         try:
-            yield
+            with _as_in(self._content):
+                yield
         except RecipeError as error:
             raise RecipeError(error.problems, self.source) from None
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:
+    """Tell whether its state is known: a class of this package, not one derived from it."""
+    return type(optimizer) in [getattr(optim, name) for name in optim.__all__]
+
+
+def _unknown_on(grouping: Grouping) -> tuple[str, ...]:
+    """Return the settings that cannot be judged: on the meta device, where it will run."""
+    on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
+    return ("fused", "capturable") if on_meta else ()
+
+
+@contextmanager
+def _as_in(content: Mapping[str, Any]) -> Iterator[None]:
+    """Write the paths of problems as the recipe has them."""
+    try:
+        yield
+    except RecipeError as error:
+        found = [Problem(as_written(p.path, content), p.message) for p in error.problems]
+        raise RecipeError(found, error.source) from None
+
+
+def _is_numeric(value: object) -> bool:
+    values = value if isinstance(value, tuple) and value else (value,)
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -18,16 +18,26 @@ from optimplug.optim import lr_scheduler
 
 __all__ = [
     "blame",
+    "expected",
     "no_decay_problems",
+    "of_group",
     "optimizer_class",
+    "optimizer_names",
     "optimizer_problems",
     "parameters_of",
     "scheduler_class",
+    "scheduler_names",
 ]
 
 # These choose how the whole optimizer runs; a group cannot differ in them.
 _WHOLE_OPTIMIZER = frozenset(
     {"foreach", "fused", "capturable", "differentiable", "max_grad_norm", "skip_nonfinite"}
+)
+
+
+# A recipe composes by itself, and knows no functions.
+_NO_PHASE = frozenset(
+    {"LRScheduler", "SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR"}
 )
 
 
@@ -37,7 +47,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         RecipeError: there is none, or the path leads to something else than an Optimizer class.
     """
-    known = [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+    known = optimizer_names()
     if name in known:
         return getattr(optim, name)  # type: ignore[no-any-return]
     module_name, _, class_name = name.rpartition(".")
@@ -54,17 +64,33 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return found
 
 
+def optimizer_names() -> list[str]:
+    """Return the optimizers that need no import path."""
+    return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+
+
+def scheduler_names() -> list[str]:
+    """Return the schedulers that a phase can name."""
+    return [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
+
+
+def of_group(names: Iterable[str]) -> list[str]:
+    """Return those hyperparameters in which groups can differ."""
+    return [name for name in names if name not in _WHOLE_OPTIMIZER]
+
+
 def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
     """Return the scheduler of that name in optimplug.optim.lr_scheduler."""
-    # A recipe composes by itself: its phases are the sequence.
-    known = [n for n in lr_scheduler.__all__ if n not in ("LRScheduler", "SequentialLR")]
+    known = scheduler_names()
     if name not in known:
         raise RecipeError.at(path, f"no scheduler {name!r}{did_you_mean(name, known)}")
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]
 
 
-def parameters_of(cls: type, without: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """Return the keyword arguments of a class, by name."""
+def parameters_of(
+    cls: Callable[..., object], without: Iterable[str]
+) -> dict[str, inspect.Parameter]:
+    """Return the keyword arguments of a class or a function, by name."""
     skip = {*without, "self"}
     return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in skip}
 
@@ -85,14 +111,14 @@ def optimizer_problems(
     """
     known = parameters_of(cls, without=("params",))
     wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"], ()))
-    of_group = {name: p for name, p in known.items() if name not in _WHOLE_OPTIMIZER}
-    whole = known.keys() - of_group.keys()
+    own = {name: known[name] for name in of_group(known)}
+    whole = known.keys() - own.keys()
     rate = settings.get("lr", known["lr"].default if "lr" in known else None)
     if rate is None or rate is required or rate is inspect.Parameter.empty:
         wrong.append(Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it"))
     for i, rule in enumerate(rules):
-        valid = [*of_group, *rule_keys]
-        wrong += _argument_problems(f"groups[{i}]", rule, of_group, valid, whole)
+        valid = [*own, *rule_keys]
+        wrong += _argument_problems(f"groups[{i}]", rule, own, valid, whole)
     yield from wrong or _value_problems(cls, settings, rules)
 
 
@@ -122,7 +148,7 @@ def _argument_problems(
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in given.items():
         if key in known:
-            kind = _expected(key, known[key].default)
+            kind = expected(key, known[key].default)
             left_open = value is None and known[key].default is None
             if kind and not left_open and not _is_kind(value, kind):
                 yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
@@ -132,7 +158,7 @@ def _argument_problems(
             yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
 
 
-def _expected(key: str, default: object) -> str | None:
+def expected(key: str, default: object) -> str | None:
     """Say what kind of value stands where this default does; None if that cannot be told."""
     if isinstance(default, bool) or key in ("foreach", "fused"):
         return "true or false"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -26,12 +26,14 @@ from optimplug.recipe.durations import Duration
 from optimplug.recipe.levels import Levels
 
 __all__ = [
+    "FreezeSpec",
     "LayerDecay",
     "Match",
     "OptimizerSpec",
     "PhaseSpec",
     "RecipeSpec",
     "RuleSpec",
+    "as_written",
     "path_of",
     "problems",
 ]
@@ -132,9 +134,23 @@ class LayerDecay(_Spec):
     rate: float = Field(gt=0, description="lr x this ^ (distance from the top)")
     min: float = Field(0.0, ge=0, description="the smallest factor on lr")
 
+    def __str__(self) -> str:
+        return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
+
 
 _FORMS = ("<number>", "<mapping>")
 """What a layer_decay may be; the errors told are of the form that was meant."""
+
+
+class FreezeSpec(_Spec):
+    """For how long a parameter stays as it is."""
+
+    until: InstanceOf[Duration] = Field(description="how long, from the start of the run")
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return Duration.parse(value)
 
 
 class RuleSpec(_Spec):
@@ -155,7 +171,8 @@ class RuleSpec(_Spec):
         None, description="weight_decay 0 for these: norm, bias, embedding, or globs"
     )
     lr_scale: float | None = Field(None, ge=0, description="lr x this")
-    freeze: bool | None = Field(None, description="leave the parameter as it is")
+    freeze: bool | FreezeSpec | None = Field(None, description="leave the parameter as it is")
+    schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
 
     @model_validator(mode="after")
     def _says_something(self) -> RuleSpec:
@@ -170,21 +187,75 @@ class RuleSpec(_Spec):
         return self
 
 
+class _MisspeltError(ValueError):
+    """A key was taken for an argument, but is meant for another."""
+
+    def __init__(self, key: str, meant: str) -> None:
+        super().__init__(f"unknown key; did you mean {meant!r}?")
+        self.key = key
+
+
 class PhaseSpec(_Spec):
-    """One scheduler and how long it acts; every other key is an argument of the scheduler."""
+    """One scheduler or preset, or several together, and how long they act.
+
+    Every other key is an argument of the scheduler or the preset.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="a class of optimplug.optim.lr_scheduler")
+    name: str | None = Field(None, description="a class of optimplug.optim.lr_scheduler")
+    preset: str | None = Field(
+        None, description="a whole schedule by its name: linear, cosine, ..."
+    )
+    together: list[PhaseSpec] | None = Field(
+        None, min_length=2, description="phases that act at once; their factors are multiplied"
+    )
     for_: InstanceOf[Duration] | None = Field(
         None, alias="for", description="left out: what the other phases leave"
     )
+    warmup: InstanceOf[Duration] | None = Field(None, description="of a preset: rise from 0 first")
+    every: Literal["step", "epoch", "validation"] | None = Field(
+        None, description="what it counts: steps, unless it follows a metric"
+    )
+    monitor: str | None = Field(None, description="the metric that a plateau follows")
     floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
+    of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
 
-    @field_validator("for_", mode="before")
+    @field_validator("for_", "warmup", mode="before")
     @classmethod
     def _duration(cls, value: Any) -> Duration:
         return Duration.parse(value)
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> PhaseSpec:
+        given = [key for key in ("name", "preset", "together") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"must give one of name, preset and together (got {given})")
+        extra = [*(self.model_extra or {})]
+        if not given:
+            for key in extra:
+                close = nearest(key, ("name", "preset", "together"))
+                if close:
+                    raise _MisspeltError(key, close)
+            raise ValueError("must give a name, a preset or phases together")
+        if self.together is not None:
+            wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
+            if wrong:
+                raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
+            if any({"together", "for_", "of"} & part.model_fields_set for part in self.together):
+                raise ValueError("phases under together have no together, for or of of their own")
+        return self
+
+
+def _as_phases(value: Any) -> Any:
+    """Take a preset's name, or a single phase, for a list of one."""
+    if isinstance(value, str):
+        return [{"preset": value}]
+    return [value] if isinstance(value, Mapping) else value
+
+
+Phases = Annotated[list[PhaseSpec], BeforeValidator(_as_phases)]
+"""Phases in sequence, one phase, or a preset's name."""
 
 
 class RecipeSpec(_Spec):
@@ -192,14 +263,43 @@ class RecipeSpec(_Spec):
 
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
-    schedule: list[PhaseSpec] = []
+    schedule: Phases = []
+
+
+def as_written(path: str, content: Mapping[str, Any]) -> str:
+    """Return the path as the recipe has it, where it leaves out what goes without saying.
+
+    Example:
+        >>> as_written("schedule[0].preset", {"schedule": "cosin"})
+        'schedule'
+        >>> as_written("groups[1].match.name[0]", {"groups": [{}, {"match": ["*.bias"]}]})
+        'groups[1].match[0]'
+    """
+    node: Any = content
+    found: list[str | int] = []
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+        part = key or int(index)
+        implied = part == 0 if isinstance(part, int) else part in ("name", "preset")
+        if implied and node is not _MISSING and not _has_form_of(node, part):
+            continue
+        found.append(part)
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            node = _MISSING  # it is not there, so nothing is to be said of its form
+    return path_of(found)
+
+
+_MISSING = object()
+
+
+def _has_form_of(node: object, part: str | int) -> bool:
+    return isinstance(node, list) if isinstance(part, int) else isinstance(node, Mapping)
 
 
 def problems(error: ValidationError) -> Iterable[Problem]:
     """Turn what pydantic found into one line each, by the path of the recipe's own keys."""
-    errors = error.errors()
-    for found in errors:  # which form was meant is no key of the recipe
-        found["loc"] = tuple(part for part in found["loc"] if part not in _FORMS)
+    errors = list(_of_one_form(error.errors()))
     misspelt = {
         (*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1])))
         for loc in (found["loc"] for found in errors if found["type"] == "extra_forbidden")
@@ -219,12 +319,31 @@ def problems(error: ValidationError) -> Iterable[Problem]:
                 continue
             message = "is required, but missing"
         elif kind == "value_error":
-            message = str(found["ctx"]["error"])
+            cause = found["ctx"]["error"]
+            message = str(cause)
+            loc = (*loc, cause.key) if isinstance(cause, _MisspeltError) else loc
         elif kind.startswith("model_"):
             message = f"must be a mapping (got {found['input']!r})"
         else:
             message = f"{_lower_first(found['msg'])} (got {found['input']!r})"
         yield Problem(path_of(loc), message)
+
+
+def _of_one_form(errors: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Of a key that may be a word or a mapping keep what is said of the form that it has."""
+    for found in errors:
+        loc = found["loc"] = tuple(part for part in found["loc"] if part not in _FORMS)
+        forms = ("bool", FreezeSpec.__name__)
+        if len(loc) < 2 or not any(form in loc for form in forms):
+            yield found
+            continue
+        at = next(i for i, part in enumerate(loc) if part in forms)
+        bare = {**found, "loc": (*loc[:at], *loc[at + 1 :])}
+        if loc[at] == FreezeSpec.__name__ and not found["type"].startswith("model_"):
+            yield bare
+        elif loc[at] == "bool" and not isinstance(found["input"], Mapping):
+            message = ValueError(f"must be true, false or {{until: ...}} (got {found['input']!r})")
+            yield {**bare, "type": "value_error", "ctx": {"error": message}}
 
 
 def path_of(loc: Iterable[int | str]) -> str:
@@ -248,7 +367,7 @@ def _keys_at(loc: Iterable[int | str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _models_in(annotation: Any) -> typing.Iterator[type[BaseModel]]:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in typing.get_args(annotation):

@@ -409,6 +409,57 @@ class TestNonFinite:
         assert optimizer.skipped_steps == 0
         assert torch.isnan(flat(optimizer)[0]).any()
 
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    def test_momentum_begins_with_the_first_step_that_is_taken(self, choice):
+        options = {"lr": 1.0, "momentum": 0.9, "dampening": 0.5}
+        ours = SGD([torch.nn.Parameter(torch.zeros(1))], **options, skip_nonfinite=True, **choice)
+        p = flat(ours)[0]
+        for g in (float("inf"), 1.0, 1.0):
+            p.grad = torch.tensor([g])
+            ours.step()
+        assert ours.state[p]["momentum_buffer"].item() == pytest.approx(1.4)
+        assert p.item() == pytest.approx(-2.4)
+
+    @pytest.mark.parametrize("choice", CHOICES, ids=str)
+    def test_under_a_scaler_as_well(self, choice):
+        options = {"lr": 1.0, "momentum": 0.9, "dampening": 0.5}
+        ours = SGD([torch.nn.Parameter(torch.zeros(1))], **options, **choice)
+        p, scaler = flat(ours)[0], torch.amp.GradScaler("cpu", init_scale=2.0)
+        for g in (float("inf"), 1.0, 1.0):
+            p.grad = scaler.scale(torch.tensor([g]))
+            scaler.step(ours)
+            scaler.update()
+        assert p.item() == pytest.approx(-2.4)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("kept", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_moments_of_another_type_than_the_parameter_step(kept, choice):
+    ours, theirs = pair(AdamW, parameters(), **LR, **choice)
+    step_both(ours, theirs, [torch.ones_like(p) for p in flat(ours)])
+    state = ours.state_dict()
+    for i, of_one in state["state"].items():
+        if i != 1:
+            of_one["exp_avg"] = of_one["exp_avg"].to(kept)
+    ours.load_state_dict(state)
+    step_both(ours, theirs, [torch.ones_like(p) for p in flat(ours)])
+    assert ours.state[flat(ours)[0]]["exp_avg"].dtype == kept
+    assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_other_layouts_than_strided_step(choice):
+    p = (
+        torch.nn.Parameter(torch.eye(3).to_mkldnn())
+        if torch.backends.mkldnn.is_available()
+        else None
+    )
+    if p is None:
+        pytest.skip("there is no other layout here")
+    p.grad = torch.ones(3, 3).to_mkldnn()
+    SGD([p], lr=0.5, **choice).step()
+    torch.testing.assert_close(p.detach().to_dense(), torch.eye(3) - 0.5)
+
 
 class TestGradScaler:
     @pytest.mark.parametrize("choice", CHOICES, ids=str)

@@ -23,10 +23,10 @@ RULES = [
 def test_a_trace_reads_as_the_rule():
     program = trace(SGDRule(), [SGDRule().coefficients(SGD, 1)])
     assert program.lines == (
-        ("t0", "p * k_weight_decay"),
-        ("t1", "g + t0"),
+        ("t0", "x_p * k_weight_decay"),
+        ("t1", "x_g + t0"),
         ("t2", "t1 * k_minus_lr"),
-        ("t3", "p + t2"),
+        ("t3", "x_p + t2"),
     )
     assert program.results == (("p", "t3"),)
 
@@ -38,9 +38,9 @@ def test_running_a_trace_is_running_the_rule(rule, hyper):
     state = dict(zip(rule.state, kept, strict=False))
     program = trace(rule, [k])
     known = {
-        **{"p": p.clone(), "g": g, **{name: s.clone() for name, s in state.items()}},
+        **{"x_p": p.clone(), "x_g": g, **{f"x_{n}": s.clone() for n, s in state.items()}},
         **{f"k_{name}": value for name, value in k.items()},
-        **{"root": torch.sqrt, "larger": torch.maximum, "number": float},
+        **{"root": torch.sqrt, "larger": torch.maximum, "number": float, "blend": torch.lerp},
     }
     for name, value in program.lines:
         known[name] = eval(value, {"__builtins__": {}}, known)  # noqa: S307 # it is no literal
@@ -54,8 +54,8 @@ def test_a_branch_is_taken_if_any_cell_needs_it():
     rest = AdamRule().coefficients(ADAM, 1)
     rule = AdamRule(decoupled=True)
     both, none = [{**rest, **with_decay}, {**rest, **without}], [{**rest, **without}]
-    assert ("t0", "p * k_decay") in trace(rule, both).lines
-    assert ("t0", "p * k_decay") not in trace(rule, none).lines
+    assert ("t0", "x_p * k_decay") in trace(rule, both).lines
+    assert ("t0", "x_p * k_decay") not in trace(rule, none).lines
     assert trace(rule, both).suits(both)
     assert not trace(rule, both).suits(none)
 

@@ -193,6 +193,44 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
             "schedule[0].end_factor: end_factor must be",
         ],
     ),
+    ({"schedule": [{"name": "StepLR"}]}, ["schedule[0].step_size: is required, but missing"]),
+    ({"schedule": [{"name": "CyclicLR"}]}, ["schedule[0].floor: is required, but missing"]),
+    (
+        {"schedule": [{"name": "StepLR", "step_size": "1 epcoh", "gamma": -1}]},
+        ["schedule[0].step_size: must be a number of steps"],
+    ),
+    (
+        {"schedule": [{"name": "MultiStepLR", "milestones": [30, 20]}]},
+        ["schedule[0].milestones: milestones must ascend (got [30, 20])"],
+    ),
+    (
+        {"schedule": [{"name": "MultiStepLR", "milestones": 30}]},
+        ["schedule[0].milestones: must be a list of durations (got 30)"],
+    ),
+    (
+        {"schedule": [{"name": "ExponentialLR", "gamma": -1}]},
+        ["schedule[0].gamma: gamma must be a finite number >= 0 (got -1)"],
+    ),
+    (
+        {"schedule": [{"name": "OneCycleLR", "max_lr": 0.1, "cycle_momentum": True}]},
+        [
+            "schedule[0].max_lr: is absolute; the peak of a phase is each group's own lr",
+            "schedule[0].cycle_momentum: is no part of a phase",
+        ],
+    ),
+    (
+        {"schedule": [{"name": "OneCycleLR", "three_phase": 1, "anneal_strategy": 2}]},
+        [
+            "schedule[0].three_phase: must be true or false (got 1)",
+            "schedule[0].anneal_strategy: must be a word (got 2)",
+        ],
+    ),
+    (
+        {"schedule": [{"name": "CyclicLR", "floor": 0.1, "mode": "square"}]},
+        ["schedule[0].mode: mode must be one of triangular, triangular2, exp_range (got 'square')"],
+    ),
+    ({"schedule": [{"name": "LambdaLR"}]}, ["schedule[0].name: no scheduler 'LambdaLR'"]),
+    ({"schedule": [{"name": "LinearLR", "verbose": 1}]}, ["schedule[0].verbose: unknown key"]),
 ]
 
 

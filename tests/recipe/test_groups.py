@@ -198,3 +198,25 @@ def test_a_model_of_seven_billion_on_the_meta_device_is_planned():
     plan = recipe_of({"layer_decay": 0.9}, {"no_decay": "norm"}, *rules).plan(model, RUN)
     assert sum(group.numel for group in plan.groups) == 6_738_415_616
     assert all(p.is_meta for group in plan.groups for p in group.parameters.values())
+
+
+class TestTold:
+    """What explanations and warnings make of these rules."""
+
+    def test_how_a_rate_comes_about(self):
+        recipe = recipe_of({"layer_decay": {"rate": 0.5, "min": 0.2}}, lr=1.0)
+        model = tiny_bert(layers=3)
+        low = recipe.explain(model, "bert.encoder.layer.0.output.dense.bias")
+        assert low.lr == "0.2 = 1.0 (optimizer) x 0.2 (groups[0], 3 below the top)"
+        assert str(low.statements[0]) == "groups[0]: layer_decay = 0.5, at least 0.2"
+        high = recipe.explain(model, "bert.encoder.layer.2.output.dense.bias")
+        assert high.lr == "0.5 = 1.0 (optimizer) x 0.5^1 (groups[0], 1 below the top)"
+
+    def test_the_bias_of_a_norm_is_spoken_of_once(self):
+        told = recipe_of({"no_decay": ["norm", "bias"]}).explain(nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2)), "0.bias")  # fmt: skip
+        assert [str(statement) for statement in told.statements] == ["groups[0]: weight_decay = 0"]
+
+    def test_a_no_decay_that_is_overridden_is_named_as_the_recipe_does(self):
+        rules = [{"no_decay": "bias", "lr_scale": 2.0}, {"match": "*.bias", "weight_decay": 0.3}]
+        plan = recipe_of(*rules).plan(nn.Sequential(nn.Linear(2, 2)), RUN)
+        assert [warning.path for warning in plan.warnings] == ["groups[0].no_decay"]

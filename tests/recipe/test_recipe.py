@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from optimplug import Horizon, Recipe, RecipeError, StateError
 from optimplug.optim import AdamW
+from optimplug.optim import lr_scheduler as schedulers
 from optimplug.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 
@@ -253,6 +254,39 @@ class TestSchedule:
         assert found[0] == 0.5
         assert found[10:31] == [1.0] * 21
         assert found[100] == 0.0
+
+    # A phase, and the same by hand; the run has 100 steps, 10 to an epoch.
+    PHASES = [
+        ({"name": "ConstantLR", "factor": 0.5, "total_iters": "2 epochs"}, lambda o: schedulers.ConstantLR(o, 0.5, 20)),
+        ({"name": "PolynomialLR", "power": 2.0}, lambda o: schedulers.PolynomialLR(o, 100, 2.0)),
+        ({"name": "ExponentialLR", "gamma": 0.97}, lambda o: schedulers.ExponentialLR(o, 0.97)),
+        ({"name": "StepLR", "step_size": "1 epoch", "gamma": 0.5}, lambda o: schedulers.StepLR(o, 10, 0.5)),
+        ({"name": "MultiStepLR", "milestones": ["30%", "8 epochs", 90]}, lambda o: schedulers.MultiStepLR(o, [30, 80, 90])),
+        ({"name": "CosineAnnealingWarmRestarts", "T_0": "10%", "T_mult": 2}, lambda o: schedulers.CosineAnnealingWarmRestarts(o, 10, 2)),
+        (
+            {"name": "CyclicLR", "floor": 0.1, "step_size_up": "1 epoch", "step_size_down": 5, "mode": "triangular2"},
+            lambda o: schedulers.CyclicLR(o, [0.1, 0.4], [1.0, 4.0], 10, 5, "triangular2", cycle_momentum=False),
+        ),
+        (
+            {"name": "OneCycleLR", "three_phase": True, "anneal_strategy": "linear"},
+            lambda o: schedulers.OneCycleLR(o, [1.0, 4.0], 100, three_phase=True, anneal_strategy="linear", cycle_momentum=False),
+        ),
+    ]  # fmt: skip
+
+    @pytest.mark.parametrize(("phase", "by_hand"), PHASES, ids=str)
+    def test_every_scheduler_of_time_is_a_phase(self, phase, by_hand):
+        found = self.rates([phase], steps=100, groups=[{"match": "1.*", "lr_scale": 4}])
+        optimizer = AdamW([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1, 4)])
+        reference = by_hand(optimizer)
+        for rate in found:
+            assert rate == pytest.approx(reference.get_last_lr(), rel=1e-12)
+            optimizer.step()
+            reference.step()
+
+    def test_past_its_end_one_cycle_stays_at_its_last_rate(self):
+        found = self.rates([{"name": "OneCycleLR", "total_steps": 40, "for": "50%"}], steps=120)
+        assert found[38] > found[39]
+        assert {rate for (rate,) in found[39:]} == {found[39][0]}
 
     def test_saved_and_loaded_it_goes_on_exactly(self):
         recipe = Recipe.load(FULL)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from optimplug.errors import ArgumentError, StateError
+from optimplug._core.arguments import are_floats, owner_of, require_count
+from optimplug._core.lr_scheduler import state as states
+from optimplug._core.lr_scheduler.groups import holds, momentum_of, own_rate, set_momentum, set_rate
 
-__all__ = ["LRScheduler", "require_count", "set_rate"]
+__all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
 
-# torch saves these flags of its own; they say nothing about the schedule.
-_TORCH_FLAGS = frozenset({"_get_lr_called_within_step", "_is_initial", "verbose"})
+EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
 
 
 class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
@@ -31,6 +32,11 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
             base; it is filled in from ``lr`` where it is missing, also for a group added later.
         last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
+
+    Raises:
+        TypeError: ``optimizer`` is not an Optimizer.
+        ArgumentError: ``last_epoch`` is not an int >= -1.
     """
 
     # In torch's class these lists may hold tensors; here they hold floats alone.
@@ -38,202 +44,237 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _last_lr: list[float]  # type: ignore[assignment]
 
     # What is not state: the groups' owner, and what a subclass is built from.
-    _not_saved: tuple[str, ...] = ("optimizer",)
+    _not_saved: tuple[str, ...] = ("optimizer", "verbose")
+    # The functions among the arguments, one or a list. Of an object its attributes are state.
+    _functions: tuple[str, ...] = ()
+    # Lists with an entry for each group. The last one serves groups that join later.
+    _per_group: tuple[str, ...] = ()
+    # What a scaled rate does not go below.
+    eta_min: float = 0.0
+    # Whether there is a plateau in it.
+    _takes_metric: bool = False
+    # Whether base_lrs are the groups' own rates, and not arguments.
+    _own_bases: ClassVar[bool] = True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, last_epoch: int = -1) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-        # accelerate's wrapper hides the groups' owner and has no hooks of its own.
-        self.optimizer = getattr(optimizer, "optimizer", optimizer)
-        self.last_epoch = last_epoch
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, last_epoch: int = -1, verbose: bool = False
+    ) -> None:
+        self.optimizer = owner_of(optimizer)
+        self.last_epoch = require_count("last_epoch", last_epoch, least=-1)
+        self.verbose = verbose
         if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
-            self.optimizer._opt_called = False  # type: ignore[union-attr]
+            self.optimizer._opt_called = False  # type: ignore[attr-defined]
             self.optimizer.register_step_post_hook(_note_step)
         self._initial_step()
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
-        raise NotImplementedError(f"{type(self).__name__} must have closed_form or get_lr")
+        raise NotImplementedError(f"{type(self).__name__} has no closed form for a single rate")
 
-    def chained(self, lr: float, base_lr: float, t: int) -> float:
-        """Return the rate at step ``t`` of a group that somebody else has set to ``lr``."""
-        before = self._before(base_lr, t)
-        return lr * (self.closed_form(base_lr, t) / before) if before else lr
+    def rates(self, t: int) -> list[float]:
+        """Return the closed form of every group at step ``t``, in the optimizer's order."""
+        return [self.closed_form(base, t) for base in self.base_lrs]
 
-    def _before(self, base_lr: float, t: int) -> float:
-        """Return what this schedule alone left in the group before step ``t``."""
-        return self.closed_form(base_lr, t - 1) if t > 0 else base_lr
+    def chained(self, held: list[float], before: list[float], after: list[float]) -> list[float]:
+        """Return what becomes of the rates where somebody else has set some of them.
+
+        The height of such a rate above ``eta_min`` is scaled by as much as its own would have been;
+        where nothing was left of that, it grows anew.
+
+        Args:
+            held: the rates that are there.
+            before: what this schedule alone would have left there.
+            after: what it would make of that.
+        """
+        least = self.eta_min
+        return [
+            new if lr == old
+            else lr + (new - old) if old == least
+            else least + (lr - least) * ((new - least) / (old - least))
+            for lr, old, new in zip(held, before, after, strict=True)
+        ]  # fmt: skip
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
-        t = self.last_epoch
-        return [
-            self.closed_form(base, t)
-            if _holds(group, self._before(base, t))
-            else self.chained(float(group["lr"]), base, t)
-            for group, base in zip(self._groups, self.base_lrs, strict=True)
-        ]
+        return self._follow([group["lr"] for group in self._groups])
+
+    def _follow(self, held: list[Any]) -> list[float]:
+        """Return the rates at ``last_epoch``, from what each group holds since the step before."""
+        before, after = self._before(self.last_epoch), self.rates(self.last_epoch)
+        if held == before:
+            return after
+        if not are_floats(held):
+            held = [old if holds(x, old) else float(x) for x, old in zip(held, before, strict=True)]
+        return self.chained(held, before, after)
+
+    def _before(self, t: int) -> list[float]:
+        """Return what this schedule alone left in the groups before step ``t``."""
+        return self.rates(t - 1) if t > 0 else self.base_lrs
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group, in the optimizer's order, as last set."""
         return list(self._last_lr)
 
+    def print_lr(self, group: int | None = None) -> None:
+        """Print the current rate of every group, or of the one with this index."""
+        for i, lr in enumerate(self._floats()):
+            if group in (None, i):
+                at = f"Epoch {self.last_epoch:05}: adjusting learning rate"
+                sys.stdout.write(f"{at} of group {i} to {lr:.4e}.\n")
+
     def step(self, epoch: int | None = None) -> None:
-        """Advance by one update; with ``epoch`` (deprecated in torch), jump to that step."""
+        """Advance by one update; with ``epoch`` (deprecated in torch), jump to that step.
+
+        Raises:
+            ArgumentError: ``epoch`` is not an int >= 0. Nothing has changed then.
+        """
+        self._step(None, epoch)
+
+    def _step(self, metrics: Any, epoch: Any) -> None:
+        if epoch is None:
+            self._check_next(metrics)
+        else:
+            epoch = require_count("epoch", epoch)
+            warn(EPOCH_DEPRECATED)
         if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
-            warnings.warn(
-                "lr_scheduler.step() was called before optimizer.step(): "
-                "the first learning rate of the schedule is skipped",
-                UserWarning,
-                stacklevel=2,
-            )
-        if epoch is not None:
-            warnings.warn(
-                "The epoch parameter in `scheduler.step()` is deprecated; call step() without it",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
         self._step_count += 1
-        self._update_lr(epoch)
+        self._advance(metrics) if epoch is None else self._jump(epoch)
+
+    def _check_next(self, metrics: Any) -> None:
+        """Raise if the next step cannot be done with this metric; nothing has changed then."""
+
+    def _advance(self, metrics: Any = None) -> None:
+        """Take one step from what the groups hold; from before the first, begin anew."""
+        known = self._admit_groups()
+        self.last_epoch += 1
+        if 0 < known < len(self.base_lrs) and self.last_epoch > 0:
+            self._catch_up(known)
+        held = [group["lr"] for group in self._groups]
+        self._write(
+            list(map(float, self.get_lr())) if self._is_torchs else self._follow(held), held
+        )
+
+    def _jump(self, t: int) -> None:
+        """Go to where this schedule alone has the groups at step ``t``."""
+        self._admit_groups()
+        self.last_epoch = t
+        rates = list(map(float, self.get_lr())) if self._is_torchs else self.rates(t)
+        self._write(rates, [group["lr"] for group in self._groups])
+
+    # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
+
+    def _initial_step(self) -> None:
+        self._step_count = 1
+        self.base_lrs: list[float] = getattr(self, "base_lrs", [])
+        for group in self._groups:
+            own_rate(group)
+        self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
+
+    def _update_lr(self, epoch: int | None = None) -> None:
+        self._advance() if epoch is None else self._jump(epoch)
+
+    @property
+    def _is_torchs(self) -> bool:
+        """Whether this is a subclass in torch's style, that gives get_lr alone."""
+        own, ours = type(self), LRScheduler
+        return own.closed_form is ours.closed_form and own.rates is ours.rates
+
+    def _write(self, rates: list[float], held: list[Any]) -> None:
+        """Set the rate of every group, where ``held`` stands now."""
+        if are_floats(held):
+            for group, lr in zip(self._groups, rates, strict=True):
+                group["lr"] = lr
+            self._last_lr = rates
+        else:
+            for group, lr in zip(self._groups, rates, strict=True):
+                set_rate(group, lr)
+            self._last_lr = self._floats()
+        if self.verbose:
+            self.print_lr()
+
+    def _admit_groups(self) -> int:
+        """Let every group that is new to this scheduler join; return how many it knew."""
+        known, groups = len(self.base_lrs), self._groups
+        if known < len(groups):
+            for group in groups[known:]:
+                own = own_rate(group)
+                self.base_lrs.append(own if self._own_bases else self.base_lrs[-1])
+            for values in (getattr(self, n) for n in (*self._per_group, *self._functions)):
+                if isinstance(values, list):
+                    values += values[-1:] * (len(groups) - len(values))
+        return known
+
+    def _catch_up(self, known: int) -> None:
+        """Bring groups that joined in mid-run to where they would be from the start."""
+        if self._is_torchs:
+            return
+        before = self._before(self.last_epoch)
+        for i, group in enumerate(self._groups[known:], known):
+            base = self.base_lrs[i]
+            if base:
+                own = holds(group["lr"], base)
+                set_rate(group, before[i] if own else group["lr"] * before[i] / base)
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    def _floats(self) -> list[float]:
+        return [float(group["lr"]) for group in self._groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as copies: primitives, and lists of them.
 
-        The rates in it are those that the groups hold now, whoever has set them.
+        The rates in it are those that the groups hold now, whoever has set them. Plain functions
+        are not saved, of an object that can be called its attributes are.
         """
         own = {k: v for k, v in self.__dict__.items() if k not in self._not_saved}
+        own |= {name: states.function_state(getattr(self, name)) for name in self._functions}
         to_come = [None] * (len(self._groups) - len(self.base_lrs))  # they join at the next step
-        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": self._rates()}
+        cycled = [momentum_of(group) for group in self._groups if "initial_momentum" in group]
+        own |= {"_class": type(self).__name__, "_last_momentum": cycled}
+        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": self._floats()}
         return copy.deepcopy(own)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the schedule and the optimizer's rates; the argument is left as it is.
 
         Raises:
-            StateError: the state is of another class or another number of groups. Nothing has
-                changed then.
+            StateError: the state is of another class or another number of groups, or of functions
+                where here are objects. Nothing has changed then.
         """
-        state_dict = self._completed(state_dict)
-        self._check_state(state_dict)
-        self._restore(copy.deepcopy(state_dict))
+        state = self._completed(state_dict)
+        self._check_state(state)
+        self._restore(copy.deepcopy(state))
         for group, base in zip(self._groups, self.base_lrs, strict=False):
-            group["initial_lr"] = base
+            group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, self._last_lr, strict=True):
             set_rate(group, lr)
+        for group, momentum in zip(self._groups, state["_last_momentum"], strict=False):
+            set_momentum(group, momentum)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state, torch's included, with the keys and number types that it has here."""
-        state = {key: value for key, value in state_dict.items() if key not in _TORCH_FLAGS}
-        for key in ("base_lrs", "_last_lr"):
-            if isinstance(state.get(key), list):
-                state[key] = [_as_float(lr) for lr in state[key]]
-        return state
+        return states.completed(state_dict, self.state_dict(), self._per_group)
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        own = self.state_dict()
-        if own.keys() != state_dict.keys():
-            raise StateError(
-                f"this state is not of a {type(self).__name__}: "
-                f"missing {sorted(own.keys() - state_dict.keys())}, "
-                f"unexpected {sorted(state_dict.keys() - own.keys())}"
-            )
-        for key, value in own.items():
-            given = state_dict[key]
-            if _kind(given) is not _kind(value):
-                kind = _kind(value).__name__
-                raise StateError(f"{key} must be of the kind {kind} (got {given!r})")
-        if state_dict["last_epoch"] < -1 or type(state_dict["last_epoch"]) is not int:
-            raise StateError(f"last_epoch must be an int >= -1 (got {state_dict['last_epoch']!r})")
-        for key in ("base_lrs", "_last_lr"):
-            rates = state_dict[key]
-            if len(rates) != len(self._groups):
-                raise StateError(
-                    f"the state holds {len(rates)} groups, but the optimizer has "
-                    f"{len(self._groups)}"
-                )
-            if not all(isinstance(lr, float) for lr in rates if lr is not None):
-                raise StateError(f"{key} must be a list of numbers (got {rates!r})")
+        """Raise a StateError unless the state fits."""
+        states.check_state(state_dict, self.state_dict(), self._per_group, self._functions)
+        for name in self._functions:
+            states.check_functions(name, getattr(self, name), state_dict[name])
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        known = [base for base in state_dict["base_lrs"] if base is not None]
-        self.__dict__.update({**state_dict, "base_lrs": known})
-
-    # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
-
-    def _initial_step(self) -> None:
-        self._step_count = 1
-        self.base_lrs = []
-        self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
-
-    def _update_lr(self, epoch: int | None = None) -> None:
-        known = len(self.base_lrs)
-        self._admit_groups()
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
-        if not self._has_closed_form:
-            rates = self.get_lr()
-        elif epoch is None:
-            self._catch_up(known)
-            rates = self.get_lr()
-        else:
-            rates = [self.closed_form(base, epoch) for base in self.base_lrs]
-        for group, lr in zip(self._groups, rates, strict=True):
-            set_rate(group, lr)
-        self._last_lr = self._rates()
-
-    @property
-    def _has_closed_form(self) -> bool:
-        return type(self).closed_form is not LRScheduler.closed_form
-
-    def _admit_groups(self) -> None:
-        """Let every group that is new to this scheduler join, its own rate as its base."""
-        for group in self._groups[len(self.base_lrs) :]:
-            self.base_lrs.append(float(group.setdefault("initial_lr", float(group["lr"]))))
-
-    def _catch_up(self, known: int) -> None:
-        """Bring groups that joined in mid-run to where they would be from the start."""
-        for group, base in zip(self._groups[known:], self.base_lrs[known:], strict=True):
-            before = self._before(base, self.last_epoch)
-            if base:
-                set_rate(group, before if _holds(group, base) else group["lr"] * before / base)
-
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def _rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self._groups]
+        own = {k: v for k, v in state_dict.items() if k not in ("_class", "_last_momentum")}
+        for name in self._functions:
+            states.load_functions(getattr(self, name), own.pop(name))
+        known = [base for base in own["base_lrs"] if base is not None]
+        self.__dict__.update({**own, "base_lrs": known})
 
 
-def require_count(name: str, value: int, least: int = 0) -> int:
-    """Return ``value`` if it is an int of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name} must be an int >= {least} (got {value!r})")
-    return value
-
-
-def _kind(value: object) -> type:
-    """Return the type of a value, one for all numbers."""
-    return float if type(value) is int else type(value)
-
-
-def _as_float(value: Any) -> Any:
-    """Turn an int or a tensor of one element into a float; leave anything else to be refused."""
-    number = isinstance(value, int) or (isinstance(value, Tensor) and value.numel() == 1)
-    return float(value) if number else value
-
-
-def set_rate(group: dict[str, Any], lr: float) -> None:
-    """Write a group's rate where it stands."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
-    else:
-        group["lr"] = lr
-
-
-def _holds(group: dict[str, Any], lr: float) -> bool:
-    """Tell whether the group's rate is this one, as far as a tensor's precision can."""
-    held = group["lr"]
-    return bool(held == (held.new_tensor(lr) if isinstance(held, Tensor) else lr))
+def warn(message: str, frames: int = 3) -> None:
+    """Warn where step is called, so many frames further out."""
+    warnings.warn(message, UserWarning, stacklevel=frames + 1)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

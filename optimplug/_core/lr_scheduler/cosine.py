@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
+from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.base import LRScheduler, require_count
-from optimplug.errors import ArgumentError
+from optimplug._core.arguments import require_count, require_number
+from optimplug._core.lr_scheduler.factor import FactorLR
 
-__all__ = ["CosineAnnealingLR", "cosine"]
+__all__ = ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "cosine", "in_cycle"]
 
 
-def cosine(t: int, *, T_max: int) -> float:
+def cosine(t: float, *, T_max: int) -> float:
     """Return how much of the way down is left: 1 at 0, 0 at ``T_max``, then up again.
 
     Example:
@@ -22,7 +23,22 @@ def cosine(t: int, *, T_max: int) -> float:
     return (1 + math.cos(math.pi * t / T_max)) / 2
 
 
-class CosineAnnealingLR(LRScheduler):
+def in_cycle(t: float, *, T_0: int, T_mult: int) -> tuple[float, int]:
+    """Return how far step ``t`` is into its cycle, and the length of that cycle.
+
+    Example:
+        >>> [in_cycle(t, T_0=2, T_mult=2) for t in (0, 1, 2, 5, 6)]
+        [(0, 2), (1, 2), (0, 4), (3, 4), (0, 8)]
+    """
+    if T_mult == 1:
+        return t % T_0, T_0
+    length = T_0
+    while t >= length:
+        t, length = t - length, length * T_mult
+    return t, length
+
+
+class CosineAnnealingLR(FactorLR):
     r"""Lower the rate to a minimum along half a cosine; past it the rate rises again.
 
     .. math:: \eta(t) = \eta_{min} + (\eta_0 - \eta_{min})\, \frac{1 + \cos(\pi t / T_{max})}{2}
@@ -34,11 +50,13 @@ class CosineAnnealingLR(LRScheduler):
         T_max: steps from the group's own rate to the minimum, >= 1.
         eta_min: the minimum, an absolute rate.
         last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
 
     Raises:
         ArgumentError: ``T_max`` is not a positive int, or ``eta_min`` no finite number.
 
     Example:
+        >>> import torch
         >>> from optimplug.optim.lr_scheduler import CosineAnnealingLR
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         >>> scheduler = CosineAnnealingLR(optimizer, T_max=4)
@@ -58,23 +76,101 @@ class CosineAnnealingLR(LRScheduler):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         T_max: int,
         eta_min: float = 0.0,
         last_epoch: int = -1,
+        verbose: bool = False,
     ) -> None:
         self.T_max = require_count("T_max", T_max, least=1)
-        if not isinstance(eta_min, int | float) or not math.isfinite(eta_min):
-            raise ArgumentError(f"eta_min must be a finite number (got {eta_min!r})")
-        self.eta_min = eta_min
-        super().__init__(optimizer, last_epoch)
+        self.eta_min = require_number("eta_min", eta_min)
+        super().__init__(optimizer, last_epoch, verbose)
 
-    def closed_form(self, base_lr: float, t: int) -> float:
-        return self.eta_min + (base_lr - self.eta_min) * cosine(t, T_max=self.T_max)
+    def factor_at(self, t: int) -> float:
+        """Return the factor at step ``t``, from 0."""
+        return cosine(t, T_max=self.T_max)
 
-    def chained(self, lr: float, base_lr: float, t: int) -> float:
-        # What is left above the minimum shrinks by a ratio; from the minimum itself it grows anew.
-        left, before = cosine(t, T_max=self.T_max), cosine(t - 1, T_max=self.T_max) if t else 1.0
-        if before == 0:
-            return lr + (base_lr - self.eta_min) * left
-        return (lr - self.eta_min) * left / before + self.eta_min
+
+class CosineAnnealingWarmRestarts(FactorLR):
+    r"""Lower the rate to a minimum along half a cosine, then start again, with longer cycles.
+
+    .. math:: \eta(t) = \eta_{min} + (\eta_0 - \eta_{min})\,
+        \frac{1 + \cos(\pi T_{cur} / T_i)}{2}
+
+    with :math:`\eta_0` the group's own rate, :math:`\eta_{min}` = ``eta_min``,
+    :math:`T_i = T_0\, T_{mult}^i` the length of cycle :math:`i` and :math:`T_{cur}` the steps since
+    it began. What others have made of the rate is overwritten, as in torch.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        T_0: steps in the first cycle, >= 1.
+        T_mult: how many times longer each cycle is than the one before, >= 1.
+        eta_min: the minimum, an absolute rate.
+        last_epoch: number of steps already taken, minus one; -1 starts anew.
+        verbose: print every group's rate at each update.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim.lr_scheduler import CosineAnnealingWarmRestarts
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=2, T_mult=2)
+        >>> for _ in range(7):
+        ...     optimizer.step()
+        ...     print(round(scheduler.get_last_lr()[0], 4))
+        ...     scheduler.step()
+        1.0
+        0.5
+        1.0
+        0.8536
+        0.5
+        0.1464
+        1.0
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+    https://arxiv.org/abs/1608.03983.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        T_0: int,
+        T_mult: int = 1,
+        eta_min: float = 0.0,
+        last_epoch: int = -1,
+        verbose: bool = False,
+    ) -> None:
+        self.T_0 = self.T_i = require_count("T_0", T_0, least=1)
+        self.T_mult = require_count("T_mult", T_mult, least=1)
+        self.eta_min = require_number("eta_min", eta_min)
+        self.T_cur: float = 0
+        super().__init__(optimizer, last_epoch, verbose)
+
+    def step(self, epoch: float | None = None) -> None:
+        """Advance by one update; with ``epoch``, jump there, also to a part of an epoch.
+
+        Raises:
+            ArgumentError: ``epoch`` is not a number >= 0. Nothing has changed then.
+        """
+        if epoch is None:
+            self._step(None, None)
+        else:
+            self._jump(require_number("epoch", epoch, "a finite number >= 0", lambda e: e >= 0))
+
+    def factor_at(self, t: float) -> float:
+        """Return the factor at step ``t``, from 0."""
+        into, length = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
+        return cosine(into, T_max=length)
+
+    def _follow(self, held: list[Any]) -> list[float]:
+        # A jump into the middle of an epoch leaves a part of a step, which goes on with each.
+        t = self.last_epoch + (self.T_cur % 1 if self.last_epoch else 0)
+        self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
+        return self.rates(t)  # type: ignore[arg-type]  # a part of an epoch is a time like any
+
+    def _jump(self, t: float) -> None:
+        super()._jump(t)  # type: ignore[arg-type]  # the same
+        self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
+        self.last_epoch = math.floor(t)

@@ -7,7 +7,7 @@ What does not change from step to step is laid out once and checked cheaply at e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import is_
@@ -19,9 +19,15 @@ from torch import Tensor
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import GradientError
 
-__all__ = ["Batch", "Cell", "Layout", "State"]
+__all__ = ["Batch", "Cell", "Layout", "State", "are_plain"]
 
 State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+
+
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether each tensor has its elements in a memory of its own, and is no wrapper."""
+    own = {getattr(cls, "__torch_dispatch__", None) for cls in set(map(type, tensors))}
+    return own <= {Tensor.__torch_dispatch__}
 
 
 @dataclass
@@ -75,10 +81,15 @@ class Batch:
     memo: dict[str, Any]
     """What an execution has found out and wants to keep for as long as the layout stays."""
 
-    def coefficients(self) -> list[dict[str, Any]]:
-        """Return the scalars of each cell; tensors where a hyperparameter is one."""
+    def coefficients(self, ahead: int = 0) -> list[dict[str, Any]]:
+        """Return the scalars of each cell; tensors where a hyperparameter is one.
+
+        Args:
+            ahead: for how many updates after the one that is counted last.
+        """
         kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
-        counts = {kind: cell.t for kind, cell in kinds.items()}  # to read a tensor takes long
+        # To read a tensor takes long.
+        counts = {kind: cell.t + ahead * self.rule.counts_steps for kind, cell in kinds.items()}
         return [
             self.rule.coefficients(hyper, counts[id(cell.counter), cell.first])
             for cell, hyper in zip(self.cells, self.hypers, strict=True)
@@ -87,6 +98,23 @@ class Batch:
     def numbers(self) -> list[dict[str, float]]:
         """Return the scalars of each cell, as numbers."""
         return [{name: float(v) for name, v in k.items()} for k in self.coefficients()]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tensors are torch's own kind, strided: no wrapper, no other layout."""
+        p = self.params[0]
+        return are_plain([p]) and p.layout is torch.strided
+
+    @property
+    def goes_together(self) -> bool:
+        """Whether torch's operators for many tensors can take these."""
+        return self.is_plain and not self.has_sparse and not self.is_mixed
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the tensors of an update are of several types."""
+        columns = [self.params, self.grads, *self.states.values()]
+        return len({tensor.dtype for column in columns for tensor in column}) > 1
 
     @property
     def has_sparse(self) -> bool:
@@ -118,6 +146,10 @@ class _Stack:
             self.steps.append(cell.counter)
         self.cells[-1].part = slice(self.cells[-1].part.start, len(self.params))
 
+    def of(self, cell: Cell) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        """Walk the parameters of a cell, with their states."""
+        return zip(self.params[cell.part], self.kept[cell.part], strict=True)
+
     def holds(self) -> bool:
         """Tell whether the next step will find its counters, and nothing that was there first."""
         if not self.steps:
@@ -136,7 +168,8 @@ class _Stack:
             columns = _local(columns)
         if self.params[0].is_complex():
             # Rules treat a complex number as two real ones, as torch does.
-            columns = {name: list(map(_as_real, c)) for name, c in columns.items()}
+            columns["grads"] = [g.resolve_conj() for g in columns["grads"]]
+            columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
         params, own = columns.pop("params"), columns.pop("grads")
         tensors = params, own, columns, self.steps
@@ -179,7 +212,8 @@ class Layout:
                     continue
                 kept, first = _ensure_state(p, rule, state)
                 counter = self._counter(p, kept, count_on_device) if rule.counts_steps else None
-                form = (rule, p.device, p.dtype, self._kinds[place], _is_sharded(p))
+                types = tuple(kept[name].dtype for name in rule.state)
+                form = (rule, type(p), p.layout, p.device, p.dtype, self._kinds[place], types)
                 stack = stacks.setdefault(form, _Stack(rule))
                 stack.add(p, kept, place, Cell(i, counter, first))
         self._stacks = list(stacks.values())
@@ -202,6 +236,25 @@ class Layout:
             and _same(self._kept, list(state.values()))
             and _same(self._owners, list(state))
             and all(stack.holds() for stack in self._stacks)
+        )
+
+    def forget_first(self, state: State) -> None:
+        """Take back states that began with an update which was then left out."""
+        for stack in self._stacks:
+            for cell in stack.cells if not stack.rule.counts_steps else ():
+                for p, kept in stack.of(cell) if cell.first else ():
+                    for name in stack.rule.state:
+                        kept.pop(name, None)
+                    if not kept:
+                        state.pop(p, None)
+
+    @property
+    def has_first(self) -> bool:
+        """Whether there are parameters whose first update decides how the next ones go."""
+        return any(
+            cell.first and not stack.rule.counts_steps
+            for stack in self._stacks
+            for cell in stack.cells
         )
 
     def advance(self, steps: Tensor | float) -> None:
@@ -275,10 +328,6 @@ def _same(some: Sequence[object], others: Sequence[object]) -> bool:
 
 def _is_sharded(p: Tensor) -> bool:
     return hasattr(p, "to_local")  # a DTensor, known without importing torch.distributed
-
-
-def _as_real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj())  # a gradient may be a conjugate yet to come
 
 
 def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:

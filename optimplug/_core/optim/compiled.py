@@ -21,14 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.batch import Batch, are_plain
 from optimplug._core.optim.fused import lies_alike
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.source import C_TYPES, squares_source, update_source
@@ -37,7 +37,7 @@ from optimplug._core.optim.trace import Program, trace
 __all__ = ["Bound", "bind", "bound_norm", "compiler", "prefetch"]
 
 _FLAGS = (
-    *("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast"),
+    *("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=off"),
     *("-fopenmp", "-shared", "-fPIC"),
 )
 
@@ -56,14 +56,19 @@ class _Memory:
     addresses: list[list[int]]
     pointers: list[array[int]]
     contiguous: bool
-    grad_bytes: list[int]
+    grad_dtype: torch.dtype
+    sizes: list[int]
     singles: list[int]
-    """Tensors of one element. Where autograd has yet to take the negative of a gradient, which only
-    complex numbers lead to, it lies every other element apart: so no larger one is contiguous."""
+    """Tensors of one element. A gradient whose sign autograd has yet to change is the imaginary
+    part of complex numbers: with more elements than one it has gaps, and is not contiguous."""
     starts: array[int]
     cells: array[int]
     hints: array[int]
     library: ctypes.CDLL | None = None
+
+    def threads(self) -> int:
+        """Return how many threads the work is worth."""
+        return max(1, min(torch.get_num_threads(), self.starts[-1] // _TURN))
 
     def prefetch(self) -> None:
         """Fetch what Python is about to read of these tensors into the caches, all at once.
@@ -79,55 +84,57 @@ class Bound:
     """A batch whose tensors a compiled rule can work on as they lie."""
 
     batch: Batch
-    grads: array[int]
     memory: _Memory
+    grads: array[int]
+    numbers: array[float]
+    """The scalars of each cell, for the next update."""
+    library: ctypes.CDLL
 
-    def run(self, scale: float) -> bool:
-        """Update the batch, every gradient times ``scale``; tell whether there was a kernel."""
-        batch, scalars = self.batch, self.batch.coefficients()
-        columns = [batch.params, batch.grads, *batch.states.values()]
-        program = _program(batch.rule, scalars)
-        kernel = _update(program, batch.rule, tuple(column[0].dtype for column in columns))
-        if kernel is None:
-            return False
-        self.memory.library = kernel
-        params, *states = self.memory.pointers
-        lists = array("Q", map(_at, (params, self.grads, *states)))
-        numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        starts, cells = self.memory.starts, self.memory.cells
-        where = map(_at, (starts, lists, numbers, cells))
-        kernel.update(len(self.grads), *where, scale, self._threads)
+    def run(self, scale: float) -> None:
+        """Update the batch, every gradient times ``scale``."""
+        memory = self.memory
+        params, *states = memory.pointers
+        lists = array("Q", [_at(column) for column in (params, self.grads, *states)])
+        where = _at(memory.starts), _at(lists), _at(self.numbers), _at(memory.cells)
+        self.library.update(len(self.grads), *where, scale, memory.threads())
         # What autograd has saved of a parameter for a backward pass is no longer true.
-        torch.autograd.graph.increment_version(batch.params)
-        return True
+        torch.autograd.graph.increment_version(self.batch.params)
 
     def squares(self) -> float | None:
         """Return the sum of the squares of all gradients; None where there is no kernel."""
         kernel = _squares(self.batch.grads[0].dtype)
         if kernel is None:
             return None
-        sums = array("d", [0.0] * self._threads)
-        lists = _at(self.memory.starts), _at(self.grads), _at(sums)
-        kernel(len(self.grads), *lists, self._threads)
+        threads = self.memory.threads()
+        sums = array("d", [0.0] * threads)
+        kernel(len(self.grads), _at(self.memory.starts), _at(self.grads), _at(sums), threads)
         return sum(sums)
-
-    @property
-    def _threads(self) -> int:
-        return max(1, min(torch.get_num_threads(), self.memory.starts[-1] // _TURN))
 
 
 def bind(batch: Batch) -> Bound | None:
-    """Return the batch with the addresses of its tensors, or None if they do not lie alike."""
-    if not (batch.params[0].is_cpu and compiler()) or batch.has_sparse:
+    """Make ready for the next update of a batch; None where it needs another way.
+
+    All that can fail is done here, before anything has changed.
+    """
+    suits = batch.params[0].is_cpu and batch.is_plain and not batch.has_sparse
+    if not suits or torch.compiler.is_compiling() or compiler() is None:
+        batch.memo.clear()
         return None
     columns = [batch.params, *batch.states.values()]
     addresses = [list(map(Tensor.data_ptr, column)) for column in columns]
     memory: _Memory | None = batch.memo.get("memory")
-    if memory is None or memory.addresses != addresses:
+    if memory is None or memory.addresses != addresses or not _fit(batch, memory):
         memory = batch.memo["memory"] = _look(batch, addresses)
-    if memory is None or not _fit(batch, memory):
+    if memory is None:
         return None
-    return Bound(batch, array("Q", map(Tensor.data_ptr, batch.grads)), memory)
+    scalars = batch.coefficients(ahead=1)
+    dtypes = tuple(column[0].dtype for column in (batch.params, batch.grads, *columns[1:]))
+    memory.library = library = _update(_program(batch.rule, scalars), batch.rule, dtypes)
+    if library is None:
+        return None
+    grads = array("Q", map(Tensor.data_ptr, batch.grads))
+    numbers = array("d", chain.from_iterable(k.values() for k in scalars))
+    return Bound(batch, memory, grads, numbers, library)
 
 
 def bound_norm(bound: Sequence[Bound | None]) -> Tensor | None:
@@ -142,22 +149,24 @@ def bound_norm(bound: Sequence[Bound | None]) -> Tensor | None:
         return None
     sums = [b.squares() for b in ready]
     known = [s for s in sums if s is not None]
-    return (
-        torch.tensor(math.sqrt(sum(known)), dtype=dtypes.pop()) if len(known) == len(sums) else None
-    )
+    if len(known) < len(sums):
+        return None
+    return torch.tensor(math.sqrt(sum(known)), dtype=dtypes.pop(), device="cpu")
 
 
 def _look(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
     kept = [batch.params, *batch.states.values()]
     sizes = [p.numel() for p in batch.params]
-    if not all(_uniform(column, sizes) for column in (*kept, batch.grads)) or not lies_alike(batch):
+    alike = all(_uniform(column, sizes) for column in (*kept, batch.grads)) and lies_alike(batch)
+    if not alike or _overlap(kept):
         return None
     return _Memory(
         [[tensor.detach() for tensor in column] for column in kept],
         addresses,
         [array("Q", column) for column in addresses],
         all(p.is_contiguous() for p in batch.params),
-        [size * batch.grads[0].element_size() for size in sizes],
+        batch.grads[0].dtype,
+        sizes,
         [i for i, size in enumerate(sizes) if size == 1],
         array("q", accumulate(sizes, initial=0)),
         array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part])),
@@ -167,8 +176,15 @@ def _look(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
 
 def _whereabouts(tensor: Tensor) -> Iterator[int]:
     """Return where the parts of a tensor lie that are read to learn where its elements do."""
-    core: int = tensor._cdata
+    core: int = tensor._cdata  # three cache lines or four; a hint is for two
     return iter((id(tensor), core, core + 128, tensor.untyped_storage()._cdata))
+
+
+def _overlap(columns: Sequence[Sequence[Tensor]]) -> bool:
+    """Tell whether tensors share memory: threads would write there at the same time."""
+    tensors = chain.from_iterable(columns)
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
+    return any(start < stop for (_, stop), (start, _) in pairwise(spans))
 
 
 def prefetch(memo: Mapping[str, Any]) -> None:
@@ -179,23 +195,23 @@ def prefetch(memo: Mapping[str, Any]) -> None:
 
 
 def _fit(batch: Batch, memory: _Memory) -> bool:
-    """Tell whether the gradients lie as the parameters do; they are other tensors at every step."""
-    grads = batch.grads
-    if not _plain(grads) or [g.nbytes for g in grads] != memory.grad_bytes:
+    """Tell whether parameters and gradients, other tensors at every step, still lie alike."""
+    grads, dtype = batch.grads, memory.grad_dtype
+    grad_types = {g.dtype for g in grads}
+    if not (are_plain(grads) and grad_types == {dtype}):
         return False
-    if any(grads[i].is_neg() for i in memory.singles):
+    if [g.numel() for g in grads] != memory.sizes or any(grads[i].is_neg() for i in memory.singles):
         return False
-    return (memory.contiguous and all(map(Tensor.is_contiguous, grads))) or lies_alike(batch)
-
-
-def _plain(column: Sequence[Tensor]) -> bool:
-    """Tell whether these are tensors of a known type, and none is a wrapper without memory."""
-    return column[0].dtype in C_TYPES and set(map(type, column)) <= {Tensor, torch.nn.Parameter}
+    if not memory.contiguous:
+        return lies_alike(batch)
+    return all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, batch.params))
 
 
 def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
-    alike = all(tensor.dtype == column[0].dtype for tensor in column)
-    return alike and _plain(column) and [tensor.numel() for tensor in column] == sizes
+    """Tell whether these are tensors of one known type and these sizes, none of them a wrapper."""
+    dtype = column[0].dtype
+    alike = dtype in C_TYPES and all(tensor.dtype is dtype for tensor in column)
+    return alike and are_plain(column) and [t.numel() for t in column] == sizes
 
 
 def _at(numbers: array[Any]) -> int:
@@ -243,7 +259,11 @@ def compiler() -> tuple[str, ...] | None:
     With ``CC`` empty there is none. It must serve torch's own threads: two pools of them in one
     process would wait for each other. So far that is known of Linux alone.
     """
-    command = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        command = shlex.split(os.environ.get("CC", "cc"))
+    except ValueError as error:
+        warnings.warn(f"CC is no command: {error}", RuntimeWarning, stacklevel=2)
+        return None
     usable = sys.platform == "linux" and torch.backends.openmp.is_available()  # type: ignore[no-untyped-call]
     if not (usable and command and shutil.which(command[0])):
         return None
@@ -255,23 +275,23 @@ def _compile(source: str) -> ctypes.CDLL | None:
     command = compiler()
     if command is None:
         return None
-    with tempfile.TemporaryDirectory(prefix="optimplug-") as folder:
-        text, library = Path(folder, "rule.c"), Path(folder, "rule.so")
-        text.write_text(source)
-        call = [*command, *_FLAGS, str(text), "-o", str(library), *_threads_of_torch()]
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="optimplug-") as folder:
+            text, library = Path(folder, "rule.c"), Path(folder, "rule.so")
+            text.write_text(source)
+            call = [*command, *_FLAGS, str(text), "-o", str(library), *_threads_of_torch()]
             # The source is our own; the command is the user's, as it is for every build.
-            subprocess.run(call, check=True, capture_output=True, text=True)  # noqa: S603
+            subprocess.run(call, check=True, capture_output=True)  # noqa: S603
             return ctypes.CDLL(str(library))
-        except (subprocess.CalledProcessError, OSError) as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip()
-            warnings.warn(
-                f"{command[0]} could not compile an optimizer's rule, so torch's operators serve; "
-                f"let CC name a C compiler with OpenMP, or be empty. It said: {said}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
+    except (subprocess.CalledProcessError, OSError) as error:
+        said = getattr(error, "stderr", b"").decode(errors="replace").strip() or str(error)
+        warnings.warn(
+            f"{command[0]} could not compile an optimizer's rule, so torch's operators serve; "
+            f"let CC name a C compiler with OpenMP, or be empty. It said: {said}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
 
 
 def _threads_of_torch() -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -25,9 +27,10 @@ def single(batch: Batch, scale: Tensor | None) -> None:
     """One tensor after the other: the reference, bit for bit what torch's loop does."""
     for cell, k in zip(batch.cells, batch.numbers(), strict=True):
         for i in range(cell.part.start, cell.part.stop):
-            g = batch.grads[i]
+            p, g = batch.params[i], batch.grads[i]
             state = {name: tensors[i] for name, tensors in batch.states.items()}
-            batch.rule.update(batch.params[i], g if scale is None else _scaled(g, scale), state, k)
+            with _in_one_type(p, g, state) as (p, g, state):
+                batch.rule.update(p, g if scale is None else _scaled(g, scale), state, k)
 
 
 def foreach(batch: Batch, scale: Tensor | None) -> None:
@@ -59,6 +62,23 @@ def differentiable(batch: Batch, scale: Tensor | None) -> None:
             p.copy_(value.tensor)
             for name, tensors in batch.states.items():
                 tensors[i].copy_(state[name].tensor)
+
+
+@contextmanager
+def _in_one_type(
+    p: Tensor, g: Tensor, state: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Lend copies of the widest type where the types differ, and write them back after."""
+    types = {tensor.dtype for tensor in (p, g, *state.values())}
+    if len(types) == 1:
+        yield p, g, state
+        return
+    wide = functools.reduce(torch.promote_types, types)
+    copies = {name: tensor.to(wide) for name, tensor in state.items()}
+    value = p.to(wide)
+    yield value, g.to(wide), copies
+    for lent, own in zip((value, *copies.values()), (p, *state.values()), strict=True):
+        own.copy_(lent)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

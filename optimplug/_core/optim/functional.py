@@ -49,7 +49,9 @@ class Functional:
         return self._become(self.tensor / other)
 
     def lerp_(self, end: Functional, weight: Any) -> Functional:
-        return self._become(self.tensor + (end.tensor - self.tensor) * weight)
+        if isinstance(weight, Tensor):
+            weight = weight.to(end.tensor.dtype)
+        return self._become(self.tensor.lerp(end.tensor, weight))
 
     def clamp_min_(self, other: Functional) -> Functional:
         return self._become(self.tensor.maximum(other.tensor))

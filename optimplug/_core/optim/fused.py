@@ -29,9 +29,9 @@ def can_fuse(rule: Rule, p: Tensor) -> bool:
 
 def lies_alike(batch: Batch) -> bool:
     """Tell whether every parameter, its gradient and its state lie in memory the same way."""
-    if any(map(torch.Tensor.is_neg, batch.grads)):
-        return False  # autograd took a negative, and its sign is yet to be changed
     columns = [batch.params, batch.grads, *batch.states.values()]
+    if any(map(torch.Tensor.is_neg, chain.from_iterable(columns))):
+        return False  # a negative was taken, and its sign is yet to be changed
     if all(map(torch.Tensor.is_contiguous, chain.from_iterable(columns))):
         return True
     return all(_is_dense(row[0]) and _strides_agree(row) for row in zip(*columns, strict=True))

@@ -40,7 +40,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
             ``capturable``, ``differentiable``.
         max_grad_norm: clip the global norm of all gradients to this inside the step, as
             :func:`torch.nn.utils.clip_grad_norm_` before it would. Gradients are left as they are,
-            or hold the clipped values after a fused step. None: no clipping.
+            but where an operator of torch's does the step: then they hold the clipped values.
+            None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
 
     Attributes:
@@ -120,13 +121,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
             return
         bound = [bind(batch) if self._may_fuse() else None for batch in batches]
         scale = self._gradient_scale(grads, bound, amp_scale)
-        if self._skips():
-            return
-        layout.advance(1)
-        for batch, ready in zip(batches, bound, strict=True):
-            self._execute(batch, ready, scale, found_inf)
-        if found_inf is not None:
+        skips = self._skips()
+        if not skips:
+            layout.advance(1)
+            for batch, ready in zip(batches, bound, strict=True):
+                self._execute(batch, ready, scale, found_inf)
+        if found_inf is not None and not skips:
             layout.advance(-found_inf)
+            skips = layout.has_first and bool(found_inf)
+        if skips and layout.has_first:
+            layout.forget_first(self.state)
+            self._layout = None
 
     def _gradient_scale(
         self, grads: list[Tensor | None], bound: list[Bound | None], amp_scale: Tensor | None
@@ -156,18 +161,16 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _execute(
         self, batch: Batch, ready: Bound | None, scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        if ready is not None and (
-            (found_inf is not None and bool(found_inf))
-            or ready.run(1.0 if scale is None else float(scale))
-        ):
-            return
-        if self._may_fuse() and can_fuse(batch.rule, batch.params[0]) and lies_alike(batch):
+        may_fuse = ready is None and self._may_fuse() and can_fuse(batch.rule, batch.params[0])
+        if may_fuse and batch.goes_together and lies_alike(batch):
             fused(batch, None if scale is None else 1.0 / scale, found_inf)
         elif found_inf is not None and bool(found_inf):
             return
+        elif ready is not None:
+            ready.run(1.0 if scale is None else float(scale))
         elif self.defaults.get("differentiable"):
             differentiable(batch, scale)
-        elif self.defaults.get("foreach") is False or batch.has_sparse:
+        elif self.defaults.get("foreach") is False or not batch.goes_together:
             single(batch, scale)
         else:
             foreach(batch, scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +44,17 @@ static inline bfloat store_bfloat(work x) {{ /* to nearest, ties to even; NaN st
     bfloat y = {{ value != value ? 0x7fc0 : (uint16_t)rounded }};
     return y;
 }}
+/* x * y + z, rounded once where the machine can. Left to the compiler, it would be another sum at
+   the ends of a loop than within, and the result depend on how the threads share the work. */
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+static inline work mad(work x, work y, work z) {{ return {fma}(x, y, z); }}
+#else
+static inline work mad(work x, work y, work z) {{ return x * y + z; }}
+#endif
 static inline work root(work x) {{ return {root}(x); }}
+static inline work blend(work x, work y, work w) {{
+    return w < (work)0.5 ? mad(w, y - x, x) : mad(x - y, 1 - w, y);
+}}
 static inline work larger(work x, work y) {{ return x > y || x != x ? x : y; }}
 
 /* Which thread this is, and of how many. */
@@ -134,13 +146,13 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
         operands: the names of the columns, in their order: ``p``, ``g``, then the states.
     """
     types = dict(zip(operands, (C_TYPES[dtype] for dtype in dtypes), strict=True))
-    body = [f"work {name} = load_{kind}({name}_at[i]);" for name, kind in types.items()]
-    body += ["g = g * scale;"]
-    body += [f"const work {name} = {value};" for name, value in program.lines]
-    body += [f"{name}_at[i] = store_{types[name]}({end});" for name, end in program.results]
+    body = [f"work x_{name} = load_{kind}(at_{name}[i]);" for name, kind in types.items()]
+    body += ["x_g = x_g * scale;"]
+    body += [f"const work {name} = {value};" for name, value in _contracted(program)]
+    body += [f"at_{name}[i] = store_{types[name]}({end});" for name, end in program.results]
     scalars = [f"const work k_{name} = k[{i}];" for i, name in enumerate(program.coefficients)]
     return _head(dtypes) + _UPDATE.format(
-        pointers=", ".join(f"{kind} *restrict {name}_at" for name, kind in types.items()),
+        pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
         scalars="\n".join("    " + line for line in scalars),
         body="\n".join("        " + line for line in body),
         arguments=", ".join(f"columns[{n}][i]" for n in range(len(operands))),
@@ -155,5 +167,25 @@ def squares_source(dtype: torch.dtype) -> str:
 
 def _head(dtypes: Sequence[torch.dtype]) -> str:
     wide = torch.float64 in dtypes
-    root = "__builtin_sqrt" if wide else "__builtin_sqrtf"
-    return _HEAD.format(work="double" if wide else "float", root=root)
+    work, end = ("double", "") if wide else ("float", "f")
+    return _HEAD.format(work=work, root=f"__builtin_sqrt{end}", fma=f"__builtin_fma{end}")
+
+
+def _contracted(program: Program) -> list[tuple[str, str]]:
+    """Return the lines with every sum that a product goes into alone as one operation."""
+    uses = Counter(word for _, value in program.lines for word in re.findall(r"\w+", value))
+    uses.update(end for _, end in program.results)
+    products = {
+        name: value.split(" * ")
+        for name, value in program.lines
+        if " * " in value and uses[name] == 1
+    }
+    lines, taken = [], set()
+    for name, value in program.lines:
+        one, _, other = value.partition(" + ")
+        product, rest = (other, one) if other in products else (one, other)
+        if rest and product in products:
+            taken.add(product)
+            value = f"mad({', '.join(products[product])}, {rest})"
+        lines.append((name, value))
+    return [line for line in lines if line[0] not in taken]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from optimplug._core.optim.functional import Functional
 from optimplug._core.optim.rule import Rule
 
-__all__ = ["Program", "trace"]
+__all__ = ["Coefficient", "Decision", "Numbers", "Program", "Value", "trace"]
 
 Numbers = Sequence[Mapping[str, float]]
 """The scalars of each cell of a batch."""
@@ -29,9 +29,10 @@ class Decision(NamedTuple):
 class Program(NamedTuple):
     """What a rule does to one element.
 
-    Operands are named ``p``, ``g`` and as in :attr:`Rule.state`; coefficients are prefixed with
-    ``k_``. Beside ``+ - * /`` the lines use ``number(1.5)``, a constant, ``root(x)``, the square
-    root, and ``larger(x, y)``, which keeps NaN.
+    Operands are ``x_p``, ``x_g`` and after :attr:`Rule.state`, as in ``x_exp_avg``; coefficients
+    begin with ``k_``. Beside ``+ - * /`` the lines use ``number(1.5)``, a constant, ``root(x)``,
+    the square root, ``larger(x, y)``, which keeps NaN, and ``blend(x, y, w)``, which is
+    :func:`torch.lerp`.
     """
 
     lines: tuple[tuple[str, str], ...]
@@ -88,6 +89,9 @@ class Value:
     def sqrt(self) -> Value:
         return self.record.value(f"root({self.text})")
 
+    def lerp(self, end: Value, weight: Value) -> Value:
+        return self.record.value(f"blend({self.text}, {end.text}, {weight.text})")
+
     def maximum(self, other: Value) -> Value:
         return self.record.value(f"larger({self.text}, {other.text})")
 
@@ -122,12 +126,12 @@ def trace(rule: Rule, numbers: Numbers) -> Program:
     k = {name: Coefficient(record, f"k_{name}") for name in numbers[0]}
     rule.update(operands["p"], operands["g"], state, k)
     ends: dict[str, Any] = {name: operand.tensor for name, operand in operands.items()}
-    results = tuple((name, end.text) for name, end in ends.items() if end.text != name)
+    results = tuple((name, end.text) for name, end in ends.items() if end.text != f"x_{name}")
     return Program(tuple(record.lines), results, tuple(k), tuple(record.decisions))
 
 
 def _symbol(record: _Record, name: str) -> Any:
-    return Value(record, name)
+    return Value(record, f"x_{name}")
 
 
 def _number(given: object) -> float:

@@ -1,0 +1,51 @@
+"""What schedulers read and write in a parameter group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["holds", "momentum_of", "own_rate", "reset", "set_momentum", "set_rate"]
+
+Group = dict[str, Any]
+
+
+def own_rate(group: Group) -> float:
+    """Return the group's own rate, ``initial_lr``; it is filled in from ``lr`` if missing."""
+    return float(group.setdefault("initial_lr", float(group["lr"])))
+
+
+def set_rate(group: Group, lr: float) -> None:
+    """Write a group's rate where it stands."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
+    else:
+        group["lr"] = lr
+
+
+def holds(held: Any, lr: float) -> bool:
+    """Tell whether a rate in a group is this one, as far as a tensor's precision can."""
+    return bool(held == (held.new_tensor(lr) if isinstance(held, Tensor) else lr))
+
+
+def momentum_of(group: Group) -> float:
+    """Return what is cycled as momentum: the first of ``betas``, or ``momentum``."""
+    return float(group["betas"][0] if "betas" in group else group["momentum"])
+
+
+def set_momentum(group: Group, momentum: float) -> None:
+    """Write what is cycled as momentum; the group's own is kept as ``initial_momentum``."""
+    if "initial_momentum" not in group:
+        group["initial_momentum"] = momentum_of(group)
+    if "betas" in group:
+        group["betas"] = (momentum, *group["betas"][1:])
+    else:
+        group["momentum"] = momentum
+
+
+def reset(group: Group) -> None:
+    """Give the group its own rate and momentum back."""
+    set_rate(group, own_rate(group))
+    if "initial_momentum" in group:
+        set_momentum(group, group["initial_momentum"])

@@ -1,0 +1,203 @@
+"""Schedules with a name: the Hugging Face Trainer's ``lr_scheduler_type``, as functions of time.
+
+Each takes the step ``t`` (from 0), the steps of its ``warmup`` and of the whole, ``total``, and
+returns the factor on a group's own rate. Names, arguments and values are those of
+``transformers.get_scheduler``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from optimplug.errors import ArgumentError
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Shape",
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+    "warmup_stable_decay",
+]
+
+Preset = Callable[..., float]
+Shape = Literal["linear", "cosine", "1-sqrt"]
+
+
+def constant(t: int, *, warmup: int, total: int) -> float:
+    """Return 1 throughout."""
+    return 1.0
+
+
+def constant_with_warmup(t: int, *, warmup: int, total: int) -> float:
+    """Return 1 after a linear rise from 0."""
+    return _rise(t, warmup) if t < warmup else 1.0
+
+
+def linear(t: int, *, warmup: int, total: int) -> float:
+    """Return a line down to 0 after a linear rise."""
+    return _rise(t, warmup) if t < warmup else max(0.0, (total - t) / max(1, total - warmup))
+
+
+def cosine(t: int, *, warmup: int, total: int, num_cycles: float = 0.5) -> float:
+    """Return a cosine of ``num_cycles`` waves after a linear rise."""
+    return _rise(t, warmup) if t < warmup else _wave(_progress(t, warmup, total), num_cycles)
+
+
+def cosine_with_restarts(t: int, *, warmup: int, total: int, num_cycles: int = 1) -> float:
+    """Return ``num_cycles`` times half a cosine down, each from the top, after a linear rise."""
+    if t < warmup:
+        return _rise(t, warmup)
+    progress = _progress(t, warmup, total)
+    return 0.0 if progress >= 1 else _wave((num_cycles * progress) % 1.0, 0.5)
+
+
+def polynomial(
+    t: int, *, warmup: int, total: int, lr: float, lr_end: float = 1e-7, power: float = 1.0
+) -> float:
+    """Return a power of the way that is left, down to the rate ``lr_end``, after a linear rise."""
+    if not lr > lr_end:
+        raise ArgumentError(f"lr_end must be below the optimizer's lr, {lr} (got {lr_end})")
+    if t < warmup:
+        return _rise(t, warmup)
+    left = 1 - (t - warmup) / (total - warmup) if t < total else 0.0
+    return float(((lr - lr_end) * left**power + lr_end) / lr)
+
+
+def inverse_sqrt(t: int, *, warmup: int, total: int, timescale: int | None = None) -> float:
+    """Return one over the root of time after a linear rise."""
+    if t < warmup:
+        return _rise(t, warmup)
+    scale = timescale or warmup or 10_000
+    return 1.0 / math.sqrt((t + scale - warmup) / scale)
+
+
+def cosine_with_min_lr(
+    t: int,
+    *,
+    warmup: int,
+    total: int,
+    lr: float,
+    num_cycles: float = 0.5,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+) -> float:
+    """Return a cosine down to a minimum, a rate or a ratio, after a linear rise."""
+    least = _minimum(lr, min_lr, min_lr_rate)
+    if t < warmup:
+        return _rise(t, warmup)
+    return _above(least, _cosine(_progress(t, warmup, total), num_cycles))
+
+
+def cosine_warmup_with_min_lr(
+    t: int,
+    *,
+    warmup: int,
+    total: int,
+    lr: float,
+    num_cycles: float = 0.5,
+    min_lr: float | None = None,
+    min_lr_rate: float | None = None,
+    warmup_lr_rate: float | None = None,
+) -> float:
+    """Return a cosine down to a minimum, after a rise that begins above 0."""
+    least = _minimum(lr, min_lr, min_lr_rate)
+    if t < warmup:
+        if warmup_lr_rate is None:
+            return (t + 1) / warmup
+        return warmup_lr_rate + (1 - warmup_lr_rate) * t / max(1, warmup - 1)
+    return _above(least, _cosine(_progress(t + 1, warmup, total), num_cycles))
+
+
+def warmup_stable_decay(
+    t: int,
+    *,
+    warmup: int,
+    total: int,
+    num_decay_steps: int,
+    num_stable_steps: int | None = None,
+    warmup_type: Shape = "linear",
+    decay_type: Shape = "cosine",
+    min_lr_ratio: float = 0.0,
+    num_cycles: float = 0.5,
+) -> float:
+    """Return a rise, then 1, then a decay, each of its own length and form."""
+    for name, form in (("warmup_type", warmup_type), ("decay_type", decay_type)):
+        if form not in ("linear", "cosine", "1-sqrt"):
+            raise ArgumentError(f"{name} must be linear, cosine or 1-sqrt (got {form!r})")
+    stable = total - warmup - num_decay_steps if num_stable_steps is None else num_stable_steps
+    if stable < 0:
+        raise ArgumentError(
+            f"warmup and num_decay_steps must fit into the {total} steps "
+            f"(got {warmup} and {num_decay_steps})"
+        )
+    if t < warmup:
+        return _above(min_lr_ratio, _RISES[warmup_type](t / warmup))
+    if t < warmup + stable:
+        return 1.0
+    if t >= warmup + stable + num_decay_steps:
+        return min_lr_ratio
+    progress = (t - warmup - stable) / num_decay_steps
+    if decay_type == "cosine":
+        return _above(min_lr_ratio, _cosine(progress, num_cycles))
+    return _above(min_lr_ratio, 1 - (progress if decay_type == "linear" else math.sqrt(progress)))
+
+
+_RISES: dict[str, Callable[[float], float]] = {
+    "linear": lambda x: x,
+    "cosine": lambda x: 0.5 * (1 - math.cos(math.pi * x)),
+    "1-sqrt": lambda x: 1 - math.sqrt(1 - x),
+}
+
+
+def _rise(t: int, warmup: int) -> float:
+    return t / max(1, warmup)
+
+
+def _progress(t: int, warmup: int, total: int) -> float:
+    return (t - warmup) / max(1, total - warmup)
+
+
+def _cosine(progress: float, num_cycles: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * num_cycles * 2 * progress))
+
+
+def _wave(progress: float, num_cycles: float) -> float:
+    return max(0.0, _cosine(progress, num_cycles))
+
+
+def _above(least: float, factor: float) -> float:
+    return max(0.0, factor * (1 - least) + least)
+
+
+def _minimum(lr: float, min_lr: float | None, min_lr_rate: float | None) -> float:
+    if (min_lr is None) == (min_lr_rate is None):
+        raise ArgumentError("give one of min_lr and min_lr_rate")
+    return min_lr / lr if min_lr is not None else float(min_lr_rate or 0.0)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.__name__: preset
+    for preset in (
+        linear,
+        cosine,
+        cosine_with_restarts,
+        polynomial,
+        constant,
+        constant_with_warmup,
+        inverse_sqrt,
+        cosine_with_min_lr,
+        cosine_warmup_with_min_lr,
+        warmup_stable_decay,
+    )
+}
+"""By the name that a recipe gives. ``reduce_lr_on_plateau`` stands for a phase: see phases.py."""

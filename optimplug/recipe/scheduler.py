@@ -1,0 +1,197 @@
+"""RecipeScheduler: applies the curves of a recipe to an optimizer's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from optimplug.errors import StateError
+from optimplug.optim.lr_scheduler import LRScheduler
+from optimplug.recipe.curve import Curve, Part
+
+__all__ = ["RecipeScheduler", "Timetable"]
+
+Tracks = Mapping[str, Curve]
+"""A curve for each hyperparameter that is scheduled, ``lr`` always among them."""
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Which curves groups follow, and until when weights stay as they are.
+
+    A group of the optimizer names the rule that gives it a schedule of its own under the key
+    ``schedule``, and the one that freezes it for a time under ``freeze``.
+    """
+
+    shared: Tracks
+    own: Mapping[str, Tracks] = field(default_factory=dict)
+    """By the rule that says so."""
+    frozen_until: Mapping[str, int] = field(default_factory=dict)
+    """By the rule that says so, the number of updates."""
+
+    def tracks(self, rule: str | None) -> Tracks:
+        """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
+        return self.shared if rule is None else {**self.shared, **self.own[rule]}
+
+    def curves(self) -> Iterator[Curve]:
+        """Walk all curves."""
+        for tracks in (self.shared, *self.own.values()):
+            yield from tracks.values()
+
+    def __str__(self) -> str:
+        lines = [_text("", self.shared)]
+        lines += [_text(f"{rule}: ", tracks) for rule, tracks in self.own.items()]
+        lines += [f"{rule}: frozen until {n}" for rule, n in self.frozen_until.items()]
+        return " | ".join(lines)
+
+
+def _text(before: str, tracks: Tracks) -> str:
+    named = (f"{'' if of == 'lr' else f'{of}: '}{curve}" for of, curve in tracks.items())
+    return before + ", ".join(named)
+
+
+class RecipeScheduler(LRScheduler):
+    r"""The schedule of a recipe: one scheduler, stepped once per update.
+
+    .. math:: \eta_g(t) = \eta_g \cdot c_g(t)
+
+    with :math:`\eta_g` the group's own rate and :math:`c_g` the curve that it follows. Other
+    hyperparameters that the recipe schedules follow curves of theirs likewise; their own values are
+    kept in the group beside them, as ``initial_weight_decay``, say.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        timetable: the curves. They remember metrics: one timetable serves one scheduler.
+
+    Example:
+        >>> from optimplug import Horizon, Recipe
+        >>> plateau = {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0}
+        >>> recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [plateau]})
+        >>> optimizer, scheduler = recipe.build(torch.nn.Linear(2, 2), Horizon(total_steps=10))
+        >>> for loss in (0.5, 0.6):
+        ...     scheduler.step_metric({"loss": loss})
+        ...     print(scheduler.get_last_lr())
+        [1.0]
+        [0.1]
+    """
+
+    _not_saved = (*LRScheduler._not_saved, "_timetable", "_tracks")
+
+    def __init__(self, optimizer: torch.optim.Optimizer, timetable: Timetable) -> None:
+        self._timetable = timetable
+        self.fingerprint = str(timetable)
+        super().__init__(optimizer)
+        _replace_hook(self.optimizer, self._hold_back if timetable.frozen_until else None)
+
+    def closed_form(self, base_lr: float, t: int) -> float:
+        """Return the rate after ``t`` updates of a group that follows the shared schedule."""
+        return base_lr * self._timetable.shared["lr"](t)
+
+    def rates(self, t: int) -> list[float]:
+        """Return the rate of every group after ``t`` updates, in the optimizer's order."""
+        curves = [self._timetable.tracks(group.get("schedule"))["lr"] for group in self._groups]
+        factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
+        return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metrics that the schedule follows, in any phase."""
+        found = (getattr(p, "monitor", None) for c in self._timetable.curves() for p in c.parts())
+        return frozenset(name for name in found if name is not None)
+
+    def step_metric(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of a validation, once it is complete; rates change at once if it is time.
+
+        Args:
+            metrics: by name; others than the schedule follows are not looked at.
+
+        Raises:
+            ArgumentError: a plateau is active and its metric is missing. Nothing has changed then.
+        """
+        for curve in self._timetable.curves():
+            curve.check(self.last_epoch, metrics)
+        for curve in self._timetable.curves():
+            curve.validated(self.last_epoch, metrics)
+        self._set(self.rates(self.last_epoch))
+
+    def _set(self, rates: list[float]) -> None:
+        self._write(rates, [group["lr"] for group in self._groups])
+
+    def _write(self, rates: list[float], held: list[Any]) -> None:
+        super()._write(rates, held)
+        for group in self._groups:
+            for of, curve in self._timetable.tracks(group.get("schedule")).items():
+                if of != "lr":
+                    own = group.setdefault(f"initial_{of}", group[of])
+                    group[of] = _scaled(own, curve(self.last_epoch))
+
+    def _hold_back(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Drop the gradients of groups that are frozen now; so their weights and state stay."""
+        for group in optimizer.param_groups:
+            if self.last_epoch < self._timetable.frozen_until.get(group.get("freeze", ""), 0):
+                for p in group["params"]:
+                    p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: primitives, and a fingerprint of the schedule."""
+        remembered = [p.state() for c in self._timetable.curves() for p in c.parts()]
+        others = {of for curves in self._all_tracks() for of in curves if of != "lr"}
+        initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
+        return {**super().state_dict(), "_remembered": remembered, "_initial": initial}
+
+    def _all_tracks(self) -> list[Tracks]:
+        return [self._timetable.shared, *self._timetable.own.values()]
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        if state_dict.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise StateError(
+                "the state was saved under another schedule: "
+                f"{state_dict['fingerprint']!r}, but this one is {self.fingerprint!r}"
+            )
+        # Each part judges its own; here they need not be alike.
+        super()._check_state({**state_dict, "_remembered": []})
+        for part, state in self._paired(state_dict["_remembered"]):
+            part.check_state(state)
+
+    def _paired(self, remembered: Any) -> Iterator[tuple[Part, Any]]:
+        """Walk all parts with what was saved of them."""
+        parts = [part for curve in self._timetable.curves() for part in curve.parts()]
+        if not isinstance(remembered, list) or len(remembered) != len(parts):
+            raise StateError(f"_remembered must hold {len(parts)} states (got {remembered!r})")
+        yield from zip(parts, remembered, strict=True)
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        remembered, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
+        super()._restore(state_dict)
+        for part, state in self._paired(remembered):
+            part.load(state)
+        for of, values in initial.items():
+            for group, own in zip(self._groups, values, strict=True):
+                if own is not None:
+                    group[f"initial_{of}"] = tuple(own) if isinstance(own, list) else own
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the schedule and what it has set in the groups; the argument stays as it is.
+
+        Raises:
+            StateError: the state is of another schedule or another number of groups. Nothing has
+                changed then.
+        """
+        super().load_state_dict(state_dict)
+        self._set(self._last_lr)
+
+
+def _scaled(own: Any, factor: float) -> Any:
+    return tuple(v * factor for v in own) if isinstance(own, tuple | list) else own * factor
+
+
+def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> None:
+    """Let the newest scheduler alone say what is frozen."""
+    old = getattr(optimizer, "_recipe_hook", None)
+    if old is not None:
+        old.remove()
+    handle = optimizer.register_step_pre_hook(hook) if hook else None
+    optimizer._recipe_hook = handle  # type: ignore[attr-defined]
