@@ -46,8 +46,8 @@ def test_a_part_of_a_recipe_can_be_carried_out(part):
         scheduler.step()
 
 
-def test_the_recipe_has_ten_lines():
-    assert len(RECIPE.splitlines()) == 10
+def test_the_recipe_has_at_most_ten_lines():
+    assert len(RECIPE.splitlines()) <= 10
 
 
 # What the trainers say of their own defaults, which a first snippet leaves as they are.

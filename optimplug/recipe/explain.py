@@ -8,7 +8,7 @@ from typing import Any
 
 from optimplug.errors import ArgumentError, did_you_mean
 from optimplug.recipe.groups import Group, Grouping, Member
-from optimplug.recipe.schema import FreezeSpec, RuleSpec
+from optimplug.recipe.schema import FreezeSpec, LayerDecay, RuleSpec
 
 __all__ = ["Explanation", "Statement", "explain", "plain"]
 
@@ -182,9 +182,16 @@ def _rate(member: Member, group: Group, defaults: Mapping[str, Any]) -> str:
     if "layer_decay" in said:
         vote = said["layer_decay"]
         layers = f"{member.distance} below the top"
-        parts.append(f"{vote.value}^{member.distance} (groups[{vote.rule}], {layers})")
+        parts.append(f"{_power(vote.value, member.distance)} (groups[{vote.rule}], {layers})")
     product = " x ".join(parts)
     return f"{group.lr:.6g} = {product}" if len(parts) > 1 else product
+
+
+def _power(decay: float | LayerDecay, distance: int) -> str:
+    if not isinstance(decay, LayerDecay):
+        return f"{decay}^{distance}"
+    least = decay.min > decay.rate**distance
+    return f"{decay.min}" if least else f"{decay.rate}^{distance}"
 
 
 def _freezer(member: Member) -> str:

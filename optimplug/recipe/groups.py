@@ -5,16 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from optimplug.errors import Problem, RecipeError
-from optimplug.recipe.depth import depths
-from optimplug.recipe.match import Place, matches, places, suggestion
-from optimplug.recipe.schema import RuleSpec
+from optimplug.recipe.depth import Depth, find_depths
+from optimplug.recipe.match import (
+    MEMBERS,
+    Condition,
+    Place,
+    asks_depth,
+    condition,
+    member,
+    places,
+    suggestion,
+)
+from optimplug.recipe.schema import LayerDecay, Match, RuleSpec
 
 __all__ = ["Group", "Grouping", "Member", "Vote", "group_parameters"]
 
@@ -62,6 +72,8 @@ class Vote:
     value: Any
     rule: int
     names: frozenset[str]
+    by: str
+    """The rule's own key that says so: ``no_decay`` says ``weight_decay: 0``."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,22 @@ class Grouping:
     """Every parameter, frozen ones too, by the first of its names."""
 
 
+@dataclass(frozen=True)
+class _Statement:
+    """What a rule says of the parameters for which its condition holds."""
+
+    rule: int
+    holds: Condition
+    says: Mapping[str, Any]
+    missed: Callable[[], Problem]
+    """Tells what is wrong if it holds for none."""
+    by: str | None = None
+    """The rule's key that says so, where it is another than those of ``says``."""
+
+
+_Votes = dict[str, list[Vote]]
+
+
 def group_parameters(
     model: nn.Module,
     defaults: Mapping[str, Any],
@@ -105,52 +133,45 @@ def group_parameters(
         RecipeError: a rule matches nothing, depth cannot be found, names of a tied parameter pull
             in different directions, or nothing is left to train.
     """
-    by_parameter: dict[nn.Parameter, list[Place]] = {}
-    for place in places(model):
-        by_parameter.setdefault(place.parameter, []).append(place)
-
-    if not by_parameter:
-        raise RecipeError.at("", f"{type(model).__name__} has no parameters to train")
-    for parameter, named in by_parameter.items():
-        if nn.parameter.is_lazy(parameter):
-            message = f"{named[0].name} has no shape yet; run the model on one batch first"
-            raise RecipeError.at("", message)
-    wrong = _unmatched(model, rules, [p for named in by_parameter.values() for p in named])
-    depth = _depths(model, rules, wrong)
+    wrong: list[Problem] = []
+    _check_trainable(model)
+    everywhere = places(model, _depths(model, rules, wrong))
+    statements = _statements(model, rules, values, skip_depth=bool(wrong))
+    ballots = _vote(statements, everywhere, wrong)
     frozen: dict[str, nn.Parameter] = {}
     members: dict[str, list[tuple[str, nn.Parameter]]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     winners: dict[str, set[int]] = defaultdict(set)
     everyone: dict[str, Member] = {}
-    for parameter, named in by_parameter.items():
-        name = named[0].name
-        votes = _vote(rules, values, named, wrong)
-        distance = depth.get("", 0) - depth.get(name, 0)
-        everyone[name] = Member(parameter, tuple(p.name for p in named), votes, distance)
+    for named, votes in zip(everywhere, ballots, strict=True):
+        place = named[0]
+        distance = place.depth.below_top if place.depth else 0
+        names = tuple(place.name for place in named)
+        everyone[place.name] = Member(place.parameter, names, votes, distance)
         said = {key: voted[-1].value for key, voted in votes.items()}
-        if said.get("freeze") is True or not parameter.requires_grad:
-            frozen[name] = parameter
+        if said.get("freeze") is True or not place.parameter.requires_grad:
+            frozen[place.name] = place.parameter
             continue
-        decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
-        rate = math.prod([said.get("lr", defaults["lr"]), scale, *[decay] * distance])
+        rate = _rate(said, defaults, distance)
         if not math.isfinite(rate) and not wrong:  # one line, not one for each parameter
-            wrong.append(Problem("groups", f"lr of {name} comes to {rate}; it must be finite"))
+            message = f"lr of {place.name} comes to {rate}; it must be finite"
+            wrong.append(Problem("groups", message))
         said = {k: v for k, v in said.items() if k not in defaults or v != defaults[k]}
         if said.get("freeze") is False:
             del said["freeze"]
         said["lr"] = rate
         key = repr(sorted((name, _comparable(value)) for name, value in said.items()))
-        members[key].append((name, parameter))
+        members[key].append((place.name, place.parameter))
         settings[key] = said
         winners[key] |= {voted[-1].rule for voted in votes.values()}
     if not members and not wrong:
         wrong.append(Problem("groups", "no parameter is left to train: all are frozen"))
     if wrong:
         raise RecipeError(wrong)
-    names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
+    group_names = _group_names({key: [n for n, _ in members[key]] for key in members}, settings)
     return Grouping(
         tuple(
-            _group(names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
+            _group(group_names[key], dict(members[key]), settings[key], tuple(sorted(winners[key])))
             for key in members
         ),
         frozen,
@@ -166,58 +187,115 @@ def _group(
     return Group(name, members, settings, rules, said.get("schedule"), said.get("freeze"))
 
 
-def _unmatched(
-    model: nn.Module, rules: Sequence[RuleSpec], everywhere: Sequence[Place]
-) -> list[Problem]:
-    wrong = []
-    for i, rule in enumerate(rules):
-        if not any(matches(rule.match, place) for place in everywhere):
-            hint = suggestion(rule.match, model)
-            wrong.append(Problem(f"groups[{i}].match", f"{rule.match} matches no parameter{hint}"))
-    return wrong
+def _check_trainable(model: nn.Module) -> None:
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise RecipeError.at("", f"{lazy[0]} has no shape yet; run the model on one batch first")
+    if next(model.parameters(), None) is None:
+        raise RecipeError.at("", f"{type(model).__name__} has no parameters to train")
 
 
-def _depths(model: nn.Module, rules: Sequence[RuleSpec], wrong: list[Problem]) -> dict[str, int]:
-    """Return every parameter's depth, and the top's under the empty name, if a rule needs it."""
-    asking = next((i for i, rule in enumerate(rules) if rule.layer_decay is not None), None)
-    if asking is None:
-        return {}
+def _depths(
+    model: nn.Module, rules: Sequence[RuleSpec], wrong: list[Problem]
+) -> dict[str, Depth] | None:
+    """Return every parameter's depth, if a rule needs it."""
+    asking = [
+        f"groups[{i}].{'match' if asks_depth(rule.match) else 'layer_decay'}"
+        for i, rule in enumerate(rules)
+        if rule.layer_decay is not None or asks_depth(rule.match)
+    ]
+    if not asking:
+        return None
     try:
-        found = depths(model)
+        return find_depths(model)
     except ValueError as error:
-        wrong.append(Problem(f"groups[{asking}].layer_decay", str(error)))
-        return {}
-    return {**found, "": max(found.values(), default=0)}
+        wrong.append(Problem(asking[0], str(error)))
+        return None
+
+
+def _statements(
+    model: nn.Module,
+    rules: Sequence[RuleSpec],
+    values: Sequence[Mapping[str, Any]],
+    skip_depth: bool,
+) -> Iterator[_Statement]:
+    """Give what the rules say, in order; those that ask for a depth only if there is one."""
+    for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
+        if skip_depth and asks_depth(rule.match):
+            continue
+        holds = condition(rule.match)
+        own = {key: getattr(rule, key) for key in ("layer_decay", "lr_scale")}
+        says = {key: value for key, value in own.items() if value is not None}
+        says |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
+        if rule.freeze is not None:
+            says["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
+        missed = partial(_missed, f"groups[{i}].match", f"{rule.match}", rule.match, model)
+        yield _Statement(i, holds, {**says, **hyper}, missed)
+        for word in rule.no_decay or ():
+            what, guess = repr(word), None
+            if rule.match is not None:
+                what += f" within {rule.match}"
+            elif word not in MEMBERS:
+                guess = Match.model_validate(word)
+            missed = partial(_missed, f"groups[{i}].no_decay", what, guess, model)
+            both = _both(holds, member(word))
+            yield _Statement(i, both, {"weight_decay": 0}, missed, by="no_decay")
+
+
+def _missed(path: str, what: str, guess: Match | None, model: nn.Module) -> Problem:
+    return Problem(path, f"{what} matches no parameter{suggestion(guess, model)}")
+
+
+def _both(one: Condition, other: Condition) -> Condition:
+    return lambda place, tied: one(place, tied) and other(place, tied)
 
 
 def _vote(
-    rules: Sequence[RuleSpec],
-    values: Sequence[Mapping[str, Any]],
-    named: Sequence[Place],
-    wrong: list[Problem],
-) -> dict[str, list[Vote]]:
-    """Let every rule that matches one of a parameter's names speak; later ones win key by key."""
-    votes: dict[str, list[Vote]] = {}
-    for i, (rule, hyper) in enumerate(zip(rules, values, strict=True)):
-        names = frozenset(place.name for place in named if matches(rule.match, place, named))
-        own = rule.model_dump(include={"layer_decay", "lr_scale"}, exclude_none=True)
-        own |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
-        if rule.freeze is not None:
-            own["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
-        for key, value in {**own, **hyper}.items() if names else ():
-            votes.setdefault(key, []).append(Vote(value, i, names))
-    for key, (*before, winner) in votes.items():
+    statements: Iterable[_Statement], everywhere: Sequence[Sequence[Place]], wrong: list[Problem]
+) -> list[_Votes]:
+    """Let every statement that holds for one of a parameter's names speak; the last one wins."""
+    ballots: list[_Votes] = [defaultdict(list) for _ in everywhere]
+    for statement in statements:
+        held = False
+        for named, ballot in zip(everywhere, ballots, strict=True):
+            names = frozenset(place.name for place in named if statement.holds(place, named))
+            held = held or bool(names)
+            for key, value in statement.says.items() if names else ():
+                _add(ballot[key], Vote(value, statement.rule, names, statement.by or key))
+        if not held:
+            wrong.append(statement.missed())
+    for ballot in ballots:
+        wrong += _contradictions(ballot)
+    return ballots
+
+
+def _add(said: list[Vote], vote: Vote) -> None:
+    """Add a vote; what a rule says twice, as of a norm's bias, it has said once."""
+    if said and (said[-1].rule, said[-1].by) == (vote.rule, vote.by):
+        vote = replace(vote, names=said.pop().names | vote.names)
+    said.append(vote)
+
+
+def _contradictions(ballot: _Votes) -> Iterator[Problem]:
+    """Find rules that pull a tied parameter by two names in two directions."""
+    for *before, winner in ballot.values():
         for vote in before:
             if vote.value != winner.value and vote.names.isdisjoint(winner.names):
-                wrong.append(
-                    Problem(
-                        f"groups[{winner.rule}].{key}",
-                        f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "
-                        f"groups[{vote.rule}] for {min(vote.names)}: they are one tied parameter; "
-                        "let a single rule speak for it",
-                    )
+                yield Problem(
+                    f"groups[{winner.rule}].{winner.by}",
+                    f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "
+                    f"groups[{vote.rule}] for {min(vote.names)}: they are one tied parameter; "
+                    "let a single rule speak for it",
                 )
-    return votes
+
+
+def _rate(said: dict[str, Any], defaults: Mapping[str, Any], distance: int) -> float:
+    """Take what scales the rate out of what is said, and return the rate."""
+    decay, scale = said.pop("layer_decay", 1.0), said.pop("lr_scale", 1.0)
+    if not isinstance(decay, LayerDecay):
+        decay = LayerDecay.model_validate({"rate": decay})
+    factor = max(math.prod([decay.rate] * distance), decay.min)
+    return math.prod([said.get("lr", defaults["lr"]), scale, factor])
 
 
 def _comparable(value: object) -> object:

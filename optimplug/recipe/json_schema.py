@@ -17,7 +17,8 @@ from torch.optim.optimizer import required
 from optimplug import optim
 from optimplug.optim import lr_scheduler
 from optimplug.recipe.durations import Duration
-from optimplug.recipe.match import _FAMILIES
+from optimplug.recipe.kinds import FAMILIES
+from optimplug.recipe.match import MEMBERS
 from optimplug.recipe.phases import preset_names, vocabulary
 from optimplug.recipe.resolve import (
     expected,
@@ -58,12 +59,13 @@ def json_schema() -> dict[str, Any]:
     _complete_optimizer(parts["OptimizerSpec"], known)
     _complete_phase(parts["PhaseSpec"])
     said = parts["RuleSpec"]["properties"]
+    said["no_decay"]["anyOf"].insert(0, {"enum": list(MEMBERS)})
     parts["RuleSpec"]["properties"] = {**_merged(map(_group_forms, known.values())), **said}
     parts["RuleSpec"]["minProperties"] = 1
     conditions = parts["Match"]["anyOf"][-1]
     conditions["additionalProperties"] = parts["Match"].pop("additionalProperties")
     conditions["minProperties"] = 1
-    conditions["properties"]["type"]["anyOf"].insert(0, {"enum": list(_FAMILIES)})
+    conditions["properties"]["type"]["anyOf"].insert(0, {"enum": list(FAMILIES)})
     # Which hyperparameters a rule may set, the optimizer's name tells.
     schema["allOf"] = [
         {

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 
 from torch import nn
 
 from optimplug.errors import nearest
+from optimplug.recipe.depth import Depth
+from optimplug.recipe.kinds import FAMILIES, is_bias, is_norm
 from optimplug.recipe.schema import Match
 
-__all__ = ["Place", "matches", "places", "suggestion"]
+__all__ = [
+    "MEMBERS",
+    "Condition",
+    "Place",
+    "asks_depth",
+    "condition",
+    "member",
+    "places",
+    "suggestion",
+]
 
-_FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
-    "norm": (
-        nn.LayerNorm,
-        nn.RMSNorm,
-        nn.GroupNorm,
-        nn.modules.batchnorm._NormBase,  # every batch and instance norm
-    ),
-    "embedding": (nn.Embedding, nn.EmbeddingBag),
-    "linear": (nn.Linear, nn.Bilinear),
-    "conv": (nn.modules.conv._ConvNd,),  # every one, transposed ones too
-}
+MEMBERS = ("norm", "bias", "embedding")
+"""What ``no_decay`` may name besides globs."""
 
 
 @dataclass(frozen=True)
@@ -34,48 +37,119 @@ class Place:
     name: str
     parameter: nn.Parameter
     modules: tuple[nn.Module, ...]
+    own_name: str
+    """The parameter's name in the module that owns it, the first of ``modules``."""
+    classes: frozenset[str]
+    """The names of the classes of all modules around, and of their bases."""
+    families: frozenset[str]
+    """The families of its owner; ``bias`` is one too."""
+    depth: Depth | None = None
+    """Known if it was asked for."""
 
 
-def places(model: nn.Module) -> Iterator[Place]:
-    """Walk every name of every parameter; a tied parameter has several."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        parts = name.split(".")[:-1]
-        around = [modules[".".join(parts[:n])] for n in range(len(parts), -1, -1)]
-        yield Place(name, parameter, tuple(around))
+Condition = Callable[[Place, Sequence[Place]], bool]
+"""Whether a condition holds for a name of a parameter, given all names of that parameter."""
 
 
-def matches(match: Match | None, place: Place, tied: Sequence[Place] = ()) -> bool:
-    """Tell whether every condition that ``match`` gives holds; without one, all do.
+def places(model: nn.Module, depths: Mapping[str, Depth] | None = None) -> list[list[Place]]:
+    """Walk the parameters; each comes with all its names, a tied one with several.
 
     Args:
-        match: what a rule says.
-        place: the name of a parameter that is asked for.
-        tied: all the names of that parameter; ``not`` holds only if its part does for none of them.
+        model: whose parameters these are.
+        depths: what :func:`~optimplug.recipe.depth.find_depths` finds. A tied parameter has the
+            depth of its first name.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found: dict[nn.Parameter, list[Place]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # A parametrized weight is its layer's, not its parametrization's.
+        path, _, inner = name.partition(".parametrizations.")
+        path, _, own_name = (path, "", inner.split(".")[0]) if inner else name.rpartition(".")
+        parts = path.split(".") if path else []
+        around = tuple(modules[".".join(parts[:n])] for n in range(len(parts), -1, -1))
+        named = found.setdefault(parameter, [])
+        depth = (named[0].depth if named else depths.get(name)) if depths else None
+        kinds = map(type, around)
+        classes = frozenset(n for kind in kinds for n in _class_names(kind))
+        families = frozenset(_families(around[0], own_name, parameter))
+        named.append(Place(name, parameter, around, own_name, classes, families, depth))
+    return list(found.values())
+
+
+def _families(owner: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[str]:
+    yield from (family for family, types in FAMILIES.items() if isinstance(owner, types))
+    if is_norm(owner):
+        yield "norm"
+    if is_bias(name, parameter, owner):
+        yield "bias"
+
+
+@lru_cache(maxsize=1024)
+def _class_names(cls: type) -> frozenset[str]:
+    return frozenset(base.__name__ for base in cls.__mro__)
+
+
+def condition(match: Match | None) -> Condition:
+    """Return whether all that ``match`` says holds; without one, it does everywhere.
+
+    It takes a name of a parameter, and all the names of that parameter: ``not`` holds only if its
+    part does for none of them.
     """
     if match is None:
-        return True
-    return all(
-        (
-            match.name is None or any(fnmatchcase(place.name, glob) for glob in match.name),
-            match.regex is None or re.search(match.regex, place.name) is not None,
-            match.type is None or any(_is_type(place, word) for word in match.type),
-            match.ndim is None or place.parameter.ndim == match.ndim,
-            match.any_ is None or any(matches(part, place, tied) for part in match.any_),
-            match.all_ is None or all(matches(part, place, tied) for part in match.all_),
-            match.not_ is None or not any(matches(match.not_, p, tied) for p in tied or (place,)),
+        return lambda place, tied: True
+    parts = list(_conditions(match))
+    return lambda place, tied: all(part(place, tied) for part in parts)
+
+
+def _conditions(match: Match) -> Iterator[Condition]:
+    # One pattern for all globs: `(?s:a.*)\\Z|(?s:b)\\Z`, compiled once.
+    if match.name is not None:
+        globs = re.compile("|".join(map(translate, match.name)))
+        yield lambda place, tied: globs.match(place.name) is not None
+    if match.regex is not None:
+        regex = re.compile(match.regex)
+        yield lambda place, tied: regex.search(place.name) is not None
+    if match.type is not None:
+        words = match.type
+        yield lambda place, tied: any(_is_type(place, word) for word in words)
+    if match.ndim is not None:
+        yield lambda place, tied: place.parameter.ndim == match.ndim
+    if match.depth is not None:
+        levels = match.depth
+        yield (
+            lambda place, tied: (
+                place.depth is not None and any(level.holds(place.depth) for level in levels)
+            )
         )
-    )
+    if match.any_ is not None:
+        choices = [condition(part) for part in match.any_]
+        yield lambda place, tied: any(part(place, tied) for part in choices)
+    if match.all_ is not None:
+        parts = [condition(part) for part in match.all_]
+        yield lambda place, tied: all(part(place, tied) for part in parts)
+    if match.not_ is not None:
+        excluded = condition(match.not_)
+        yield lambda place, tied: not any(excluded(other, tied) for other in tied)
+
+
+def member(word: str) -> Condition:
+    """Return the condition for a member of ``no_decay``: norm, bias, embedding, or a glob."""
+    if word in MEMBERS:
+        return lambda place, tied: word in place.families
+    return condition(Match.model_validate(word))
+
+
+def asks_depth(match: Match | None) -> bool:
+    """Tell whether a match needs to know how deep a parameter lies."""
+    if match is None:
+        return False
+    parts = [*(match.any_ or ()), *(match.all_ or ()), match.not_]
+    return match.depth is not None or any(map(asks_depth, parts))
 
 
 def _is_type(place: Place, word: str) -> bool:
     """Tell whether the owning module is of a family, or a module around is of a class so named."""
-    owner = place.modules[0]
-    if word == "norm" and re.search(r"norm\d*d?$", type(owner).__name__, re.IGNORECASE):
-        return True  # models define norms of their own: LlamaRMSNorm, T5LayerNorm
-    if word in _FAMILIES:
-        return isinstance(owner, _FAMILIES[word])
-    return any(word == base.__name__ for m in place.modules for base in type(m).__mro__)
+    return word in (place.families if word in FAMILIES else place.classes)
 
 
 def suggestion(match: Match | None, model: nn.Module) -> str:
@@ -83,17 +157,22 @@ def suggestion(match: Match | None, model: nn.Module) -> str:
     if match is None:
         return ""
     if match.name is not None:
-        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        paths = [name.split(".") for name in names]
-        prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
-        globs = [*names, *(f"{prefix}.*" for prefix in prefixes)]
-        globs += [f"*.{last}" for last in {path[-1] for path in paths}]
-        globs += [f"*{part}*" for part in {part for path in paths for part in path}]
-        return _quoted(nearest(match.name[0], sorted(globs)))
+        return _quoted(nearest(match.name[0], _globs(model)))
     if match.type is not None:
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}
-        return _quoted(nearest(match.type[0], sorted(classes | _FAMILIES.keys())))
+        return _quoted(nearest(match.type[0], sorted(classes | FAMILIES.keys())))
     return ""
+
+
+def _globs(model: nn.Module) -> list[str]:
+    """Return globs that someone may have meant."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    paths = [name.split(".") for name in names]
+    prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
+    globs = [*names, *(f"{prefix}.*" for prefix in prefixes)]
+    globs += [f"*.{last}" for last in {path[-1] for path in paths}]
+    globs += [f"*{part}*" for part in {part for path in paths for part in path}]
+    return sorted(globs)
 
 
 def _quoted(word: str | None) -> str:

@@ -20,7 +20,12 @@ from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.reader import Source, read
-from optimplug.recipe.resolve import optimizer_class, optimizer_problems, parameters_of
+from optimplug.recipe.resolve import (
+    no_decay_problems,
+    optimizer_class,
+    optimizer_problems,
+    parameters_of,
+)
 from optimplug.recipe.schedule import compile_schedule, schedule_problems, until
 from optimplug.recipe.scheduler import RecipeScheduler, Timetable
 from optimplug.recipe.schema import (
@@ -70,7 +75,8 @@ class Recipe:
         found = optimizer_problems(
             self._optimizer_class, self._settings, list(self._rule_values), rule_keys
         )
-        wrong = [*found, *wrong, *self._target_problems()]
+        spared = no_decay_problems(self._optimizer_class, (r.no_decay for r in spec.groups))
+        wrong = [*found, *spared, *wrong, *self._target_problems()]
         if wrong:
             raise RecipeError(wrong, source)
 

@@ -19,6 +19,7 @@ from optimplug.optim import lr_scheduler
 __all__ = [
     "blame",
     "expected",
+    "no_decay_problems",
     "of_group",
     "optimizer_class",
     "optimizer_names",
@@ -119,6 +120,22 @@ def optimizer_problems(
         valid = [*own, *rule_keys]
         wrong += _argument_problems(f"groups[{i}]", rule, own, valid, whole)
     yield from wrong or _value_problems(cls, settings, rules)
+
+
+def no_decay_problems(
+    cls: type[torch.optim.Optimizer], no_decay: Iterable[object]
+) -> Iterator[Problem]:
+    """Check that the optimizer has a weight decay, if a rule spares some parameters from it.
+
+    Args:
+        cls: the optimizer's class.
+        no_decay: what each rule under ``groups`` says for ``no_decay``, or None.
+    """
+    if "weight_decay" in parameters_of(cls, without=()):
+        return
+    for i, spared in enumerate(no_decay):
+        if spared is not None:
+            yield Problem(f"groups[{i}].no_decay", f"{cls.__name__} has no weight_decay")
 
 
 def _argument_problems(

@@ -11,18 +11,23 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     InstanceOf,
+    Tag,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from optimplug.errors import Problem, did_you_mean, nearest
 from optimplug.recipe.durations import Duration
+from optimplug.recipe.levels import Levels
 
 __all__ = [
     "FreezeSpec",
+    "LayerDecay",
     "Match",
     "OptimizerSpec",
     "PhaseSpec",
@@ -42,6 +47,25 @@ Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 """One string, or a list of which any may apply."""
 
 
+def _as_levels(value: Any) -> list[Levels]:
+    return [Levels.parse(item) for item in (value if isinstance(value, list) else [value])]
+
+
+_DEPTH = {
+    "anyOf": [
+        {"type": "integer"},
+        {"type": "string", "pattern": r"^\s*(\d+\s*-\s*\d+|[<>]=\s*-?\d+)\s*$"},
+    ]
+}
+Depths = Annotated[
+    list[InstanceOf[Levels]],
+    BeforeValidator(_as_levels),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
+]
+"""A depth, a range of depths, or a list of which any may apply."""
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -49,13 +73,17 @@ class _Spec(BaseModel):
 class Match(_Spec):
     """Which parameters a rule is for: those for which every given condition holds.
 
-    A string or a list of strings stands for ``name``.
+    A string or a list of strings stands for ``name``. A depth is 0 for what comes before the
+    layers, 1 to n for the layers, n + 1 for what comes after them; below 0 it counts from the top:
+    -1 is the head, -2 the last layer. It is given alone, as a range ("0-3", ">=6", "<=-2"; both
+    ends are included), or as a list of these.
     """
 
     name: Words | None = Field(None, description="glob on the parameter's full name")
     regex: str | None = Field(None, description="regular expression found in the full name")
     type: Words | None = Field(None, description="module class, or a family: norm, linear, ...")
     ndim: int | None = Field(None, ge=0, description="number of dimensions of the parameter")
+    depth: Depths | None = Field(None, description="3, -1 (the top), '0-3', '>=6', or a list")
     any_: list[Match] | None = Field(None, alias="any", min_length=1)
     all_: list[Match] | None = Field(None, alias="all", min_length=1)
     not_: Match | None = Field(None, alias="not")
@@ -85,7 +113,8 @@ class Match(_Spec):
 
     def __str__(self) -> str:
         given = self.model_dump(exclude_unset=True, by_alias=True)
-        words = {k: ", ".join(map(repr, v)) for k, v in given.items() if k in ("name", "type")}
+        listed = ("name", "type", "depth")
+        words = {k: ", ".join(map(repr, getattr(self, k))) for k in given if k in listed}
         if list(given) == ["name"]:
             return words["name"]
         return ", ".join(f"{key}: {words.get(key, value)}" for key, value in given.items())
@@ -97,6 +126,20 @@ class OptimizerSpec(_Spec):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
+
+
+class LayerDecay(_Spec):
+    """How the rate falls from layer to layer."""
+
+    rate: float = Field(gt=0, description="lr x this ^ (distance from the top)")
+    min: float = Field(0.0, ge=0, description="the smallest factor on lr")
+
+    def __str__(self) -> str:
+        return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
+
+
+_FORMS = ("<number>", "<mapping>")
+"""What a layer_decay may be; the errors told are of the form that was meant."""
 
 
 class FreezeSpec(_Spec):
@@ -116,7 +159,17 @@ class RuleSpec(_Spec):
     model_config = ConfigDict(extra="allow")
 
     match: Match | None = Field(None, description="left out: every parameter")
-    layer_decay: float | None = Field(None, gt=0, description="lr x this ^ (distance from the top)")
+    layer_decay: (
+        Annotated[
+            Annotated[float, Field(gt=0), Tag("<number>")]
+            | Annotated[LayerDecay, Tag("<mapping>")],
+            Discriminator(lambda value: _FORMS[isinstance(value, dict | LayerDecay)]),
+        ]
+        | None
+    ) = Field(None, description="lr x this ^ (distance from the top); or rate and min")
+    no_decay: Words | None = Field(
+        None, description="weight_decay 0 for these: norm, bias, embedding, or globs"
+    )
     lr_scale: float | None = Field(None, ge=0, description="lr x this")
     freeze: bool | FreezeSpec | None = Field(None, description="leave the parameter as it is")
     schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
@@ -128,7 +181,9 @@ class RuleSpec(_Spec):
         if empty:
             raise ValueError(f"{empty[0]} must not be empty; leave it out")
         if given <= {"match"}:
-            raise ValueError("must set something: a hyperparameter, lr_scale, layer_decay, freeze")
+            raise ValueError(
+                "must set something: a hyperparameter, lr_scale, layer_decay, no_decay, freeze"
+            )
         return self
 
 
@@ -277,7 +332,8 @@ def problems(error: ValidationError) -> Iterable[Problem]:
 def _of_one_form(errors: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Of a key that may be a word or a mapping keep what is said of the form that it has."""
     for found in errors:
-        loc, forms = found["loc"], ("bool", FreezeSpec.__name__)
+        loc = found["loc"] = tuple(part for part in found["loc"] if part not in _FORMS)
+        forms = ("bool", FreezeSpec.__name__)
         if len(loc) < 2 or not any(form in loc for form in forms):
             yield found
             continue

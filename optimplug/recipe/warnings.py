@@ -32,7 +32,7 @@ def rule_warnings(grouping: Grouping) -> Iterator[Problem]:
         frozen = name in grouping.frozen
         for key, votes in member.votes.items():
             for vote in votes:
-                said = effects.setdefault(vote.rule, {}).setdefault(key, [])
+                said = effects.setdefault(vote.rule, {}).setdefault(vote.by, [])
                 said.append(_Effect(votes[-1].rule, frozen and key != "freeze"))
     for rule, keys in sorted(effects.items()):
         overridden = [key for key in keys if all(e.winner != rule for e in keys[key])]

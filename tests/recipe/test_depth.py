@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from optimplug.recipe.depth import depths
+from optimplug.recipe.depth import depths, find_depths
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 
@@ -86,10 +86,13 @@ def test_a_model_without_layers_says_how_to_go_on():
         depths(nn.Linear(2, 2))
 
 
-def test_several_towers_say_how_to_go_on():
+def test_each_tower_has_its_own_depth_and_what_joins_them_is_above():
     small = {**SMALL, "intermediate_size": 32}
     text = {**small, "vocab_size": 20, "max_position_embeddings": 8}
-    vision = {**small, "image_size": 8, "patch_size": 4}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
-    with pytest.raises(ValueError, match=r"2 lists of layers that are not one tower .* lr_scale"):
-        depths(model)
+    text |= {"bos_token_id": 1, "eos_token_id": 2}
+    vision = {**small, "image_size": 8, "patch_size": 4, "num_hidden_layers": 2}
+    found = find_depths(CLIPModel(CLIPConfig(text_config=text, vision_config=vision)))
+    assert found["text_model.encoder.layers.2.mlp.fc1.weight"] == (3, 1)
+    assert found["vision_model.encoder.layers.1.mlp.fc1.weight"] == (2, 1)
+    assert found["vision_model.post_layernorm.weight"] == (3, 0)
+    assert found["text_projection.weight"] == found["logit_scale"] == (4, 0)

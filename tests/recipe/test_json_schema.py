@@ -44,6 +44,13 @@ GOOD = {
     "types": rule(match={"type": ["norm", "MyLayer"]}, weight_decay=0),
     "nested": rule(match={"any": ["*.a", {"not": {"all": [{"type": "conv"}]}}]}, lr_scale=2),
     "no match": rule(layer_decay=0.9),
+    "a smallest factor": rule(layer_decay={"rate": 0.9, "min": 0.1}),
+    "no decay": rule(no_decay=["norm", "*.scale"]),
+    "no decay of one": rule(no_decay="bias"),
+    **{
+        f"depth {depth}": rule(match={"depth": depth}, lr_scale=2)
+        for depth in (0, -1, "0-3", ">=-2", [1, "<= 4"])
+    },
     "freeze": rule(match="*", freeze=True),
     **{
         f"for {length}": phase(**{"name": "CosineAnnealingLR", "for": length})
@@ -96,6 +103,9 @@ BAD = {
     "a rule for the whole optimizer": (rule(match="*", max_grad_norm=1), "groups[0]"),
     "a scale below 0": (rule(lr_scale=-1), "groups[0].lr_scale"),
     "a decay of 0": (rule(layer_decay=0), "groups[0].layer_decay"),
+    "a smallest factor alone": (rule(layer_decay={"min": 0.1}), "groups[0].layer_decay"),
+    "a depth of two": (rule(match={"depth": "1,2"}, lr_scale=2), "groups[0].match"),
+    "no decay of nothing": (rule(no_decay=[]), "groups[0].no_decay"),
     "freeze: maybe": (rule(freeze="maybe"), "groups[0].freeze"),
     "an empty match": (rule(match={}, lr_scale=1), "groups[0].match"),
     "no names": (rule(match=[], lr_scale=1), "groups[0].match"),

@@ -48,6 +48,7 @@ MATCH = st.recursive(
         st.sampled_from(["*", "*.bias", "0.*", "1.*", "2.weight", "nothing"]),
         st.fixed_dictionaries({"type": st.sampled_from(["norm", "linear", "embedding", "Linear"])}),
         st.fixed_dictionaries({"ndim": st.integers(0, 2)}),
+        st.fixed_dictionaries({"depth": st.sampled_from([0, -1, ">=2", "0-9", [1, "x"]])}),
         st.fixed_dictionaries({"regex": st.sampled_from(["bias$", "^1", "("])}),
     ),
     lambda inner: st.one_of(
@@ -80,7 +81,12 @@ RULE = mapping(
         "lr": RATE,
         "lr_scale": RATE,
         "weight_decay": RATE,
-        "layer_decay": st.floats(0.1, 1),
+        "layer_decay": st.one_of(
+            st.floats(0.1, 1), mapping({"rate": st.floats(0.1, 1)}, {"min": RATE})
+        ),
+        "no_decay": st.lists(
+            st.sampled_from(["norm", "bias", "embedding", "2.*", "x"]), min_size=1
+        ),
         "freeze": st.one_of(st.booleans(), st.fixed_dictionaries({"until": DURATION})),
         "schedule": st.one_of(st.just("linear"), st.lists(PHASE, max_size=2)),
     },
