@@ -13,7 +13,7 @@ from torch import nn
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import ArgumentError, MissingExtraError, RecipeError
-from optimplug.recipe import Horizon, Recipe
+from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
 try:
@@ -57,7 +57,7 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
     """
-    for name in ("set_initial_training_values", "_clip_grad_norm", "_get_grad_norm"):
+    for name in ("set_initial_training_values", "_clip_grad_norm", "_get_grad_norm", "_evaluate"):
         if not hasattr(trainer_class, name):
             raise ImportError(
                 f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
@@ -95,12 +95,23 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
                 horizon = Horizon(num_training_steps, self._steps_per_epoch)
                 owner = self.optimizer if optimizer is None else optimizer
                 self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
+                _check_evaluations(self.args, self.lr_scheduler)
                 # The Trainer keeps a scheduler that it was given, but renews one of its own.
                 self._created_lr_scheduler = True
             return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
 
-        # These two are private to the Trainer, which has no public place to keep it from clipping;
-        # the check above and a test say so if they go.
+        # These are private to the Trainer, which has no public place to keep it from clipping, nor
+        # one that knows an evaluation of several data sets as one; the check above and tests say so
+        # if they go.
+
+        def _evaluate(
+            self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+        ) -> dict[str, float]:
+            """Evaluate, and tell the scheduler of it, but for the evaluation before the start."""
+            metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
+                self.lr_scheduler.step_metric(metrics)
+            return cast("dict[str, float]", metrics)
 
         def _clip_grad_norm(self, model: nn.Module) -> None:
             """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
@@ -123,6 +134,29 @@ def _refuse_other_optimizers(trainer: Trainer) -> None:
         if getattr(trainer, name, None) is not None:
             argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
             raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
+
+
+def _check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
+    """Refuse a schedule that waits for evaluations in vain; warn of saves between them."""
+    if not scheduler.counts_validations:
+        return
+    if args.eval_strategy == "no":
+        raise RecipeError.at(
+            "schedule",
+            "counts validations or follows a metric, but eval_strategy is 'no'; "
+            "set eval_strategy='epoch' or 'steps'",
+        )
+    saves = (args.save_strategy, args.save_steps if args.save_strategy == "steps" else None)
+    evaluations = (args.eval_strategy, args.eval_steps if args.eval_strategy == "steps" else None)
+    if saves[0] not in ("no", "best") and saves != evaluations:
+        warnings.warn(
+            "the schedule counts validations, but checkpoints are not saved as often as there are "
+            f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
+            "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
+            "eval_strategy and eval_steps",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _report_replaced(args: TrainingArguments) -> None:

@@ -19,6 +19,8 @@ try:
 except ImportError:
     raise MissingExtraError("optimplug.lightning", "lightning") from None
 
+from optimplug.callbacks.lightning import MetricCallback
+
 __all__ = ["RecipeMixin", "configure_optimizers", "horizon_of"]
 
 
@@ -27,7 +29,8 @@ def configure_optimizers(
 ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
     """Build what a LightningModule's own ``configure_optimizers`` returns.
 
-    The scheduler steps once per optimizer update, gradient accumulation included.
+    The scheduler steps once per optimizer update, gradient accumulation included. Where it counts
+    validations or follows a metric, it is told of every one that is completed.
 
     Where the module only wraps a model (all its parameters are in one child, ``self.model`` say),
     the recipe's names are those of that model, so the recipe of a plain loop runs unchanged. A
@@ -50,6 +53,8 @@ def configure_optimizers(
     recipe = Recipe.load(recipe)
     _settle_clipping(module, recipe)
     optimizer, scheduler = _build(module, recipe, horizon_of(module.trainer))
+    if scheduler.counts_validations:
+        _tell_of_validations(module.trainer)
     return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
 
 
@@ -126,6 +131,20 @@ def _build(
             return recipe.build(module, horizon)
         except RecipeError:
             raise error from None
+
+
+def _tell_of_validations(trainer: Trainer) -> None:
+    """Add a callback that does, before those that save checkpoints; refuse where there are none."""
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if not trainer.enable_validation:
+        raise RecipeError.at(
+            "schedule",
+            "counts validations or follows a metric, but this run has none: give the module a "
+            "validation_step, and fit validation data",
+        )
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+    if not any(isinstance(callback, MetricCallback) for callback in callbacks):
+        callbacks.insert(0, MetricCallback())
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from helpers import collate, same_weights, tiny_bert, tiny_rows
 from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
 
-from optimplug import Horizon, Recipe, RecipeError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.huggingface import RecipeTrainer, with_recipe
@@ -190,3 +190,76 @@ def test_a_transformers_without_what_is_overridden_is_refused():
 def test_a_bad_recipe_fails_before_anything_is_trained(tmp_path):
     with pytest.raises(RecipeError, match="did you mean 'AdamW'"):
         trainer_of(tmp_path, {"optimizer": {"name": "AdmW"}})
+
+
+PLATEAU = {"name": "ReduceLROnPlateau", "monitor": "eval_worse", "patience": 0, "factor": 0.5}
+FOLLOWING = {**RECIPE, "schedule": [{**RECIPE["schedule"][0], "for": 4}, PLATEAU]}
+EVERY_THIRD = {"eval_strategy": "steps", "eval_steps": 3}
+
+
+def evaluated(folder, callbacks=(), eval_dataset=None, resume=None, recipe=FOLLOWING, **changes):
+    """Train with a metric that gets worse with every update."""
+    trace = LearningRateTrace()
+    trainer = RecipeTrainer(
+        model=tiny_bert(),
+        args=arguments(folder, **{**EVERY_THIRD, **changes}),
+        train_dataset=tiny_rows(),
+        eval_dataset=tiny_rows()[:4] if eval_dataset is None else eval_dataset,
+        data_collator=collate,
+        callbacks=[trace, *callbacks],
+        compute_metrics=lambda _: {"worse": float(trainer.state.global_step)},
+        recipe=recipe,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, next(iter(trace.rates.values()))
+
+
+@pytest.mark.parametrize("changes", [{}, {"eval_on_start": True}])
+def test_a_plateau_takes_one_step_for_each_evaluation(tmp_path, changes):
+    _, rates = evaluated(tmp_path, **changes)
+    own = rates[5]
+    assert rates[4:] == [own] * 5 + [own / 2] * 3 + [own / 4] * 3 + [own / 8] * 3
+
+
+def test_several_data_sets_are_one_evaluation(tmp_path):
+    several = {"a": tiny_rows()[:4], "b": tiny_rows()[4:8]}
+    following = {**PLATEAU, "monitor": "eval_b_worse"}
+    recipe = {**RECIPE, "schedule": [{**RECIPE["schedule"][0], "for": 4}, following]}
+    _, rates = evaluated(tmp_path, eval_dataset=several, recipe=recipe)
+    own = rates[5]
+    assert rates[4:] == [own] * 5 + [own / 2] * 3 + [own / 4] * 3 + [own / 8] * 3
+
+
+def test_evaluating_by_hand_is_no_step(tmp_path):
+    trainer, _ = evaluated(tmp_path)
+    held = trainer.lr_scheduler.get_last_lr()
+    trainer.evaluate()
+    assert trainer.lr_scheduler.get_last_lr() == held
+
+
+@pytest.mark.parametrize("stop", [3, 6, 12])
+def test_a_plateau_resumes_where_it_was(tmp_path, stop):
+    saves = {"save_strategy": "steps", "save_steps": 3}
+    whole, rates = evaluated(tmp_path / "whole", **saves)
+    evaluated(tmp_path / "part", [StopAfter(stop)], **saves)
+    resumed, rest = evaluated(
+        tmp_path / "part", resume=str(tmp_path / "part" / f"checkpoint-{stop}"), **saves
+    )
+    assert rest == rates[stop:]
+    assert same_weights(whole.model, resumed.model)
+
+
+def test_a_run_without_evaluations_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"schedule: .* eval_strategy is 'no'"):
+        evaluated(tmp_path, eval_strategy="no")
+
+
+def test_a_metric_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_path):
+    recipe = {**RECIPE, "schedule": [{**PLATEAU, "monitor": "eval_f1"}]}
+    with pytest.raises(ArgumentError, match=r"'eval_f1' is missing; there are: .*eval_worse"):
+        evaluated(tmp_path, recipe=recipe)
+
+
+def test_saves_between_evaluations_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="an evaluation due at the step of a checkpoint is lost"):
+        evaluated(tmp_path, save_strategy="epoch")

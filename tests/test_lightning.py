@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from optimplug import Horizon, Recipe, RecipeError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.callbacks.lightning import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.lightning import RecipeMixin, configure_optimizers, horizon_of
@@ -136,10 +136,10 @@ class Resumable:
         return len(self.batches)
 
     def __iter__(self):
+        self.done %= len(self.batches)  # after the last batch nobody asks for another
         while self.done < len(self.batches):
             self.done += 1
             yield self.batches[self.done - 1]
-        self.done = 0
 
     def state_dict(self):
         return {"done": self.done}
@@ -297,3 +297,83 @@ def test_an_ordinary_checkpoint_loads_with_weights_only(tmp_path):
     )
     (file,) = tmp_path.glob("*.ckpt")
     assert "lr_schedulers" in torch.load(file, weights_only=True)
+
+
+PLATEAU = {"name": "ReduceLROnPlateau", "monitor": "val_loss", "patience": 0, "factor": 0.5}
+FOLLOWING = {**RECIPE, "schedule": [{**RECIPE["schedule"][0], "for": 4}, PLATEAU]}
+
+
+class Validated(Module):
+    """Its metric gets worse with every validation, whoever asks for it."""
+
+    logged = "val_loss"
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.register_buffer("asked", torch.zeros(()))
+
+    def validation_step(self, batch):
+        self.log(self.logged, self.asked.clone())
+
+    def on_validation_epoch_end(self):
+        self.asked += not self.trainer.sanity_checking
+
+
+def validated(tmp_path, *callbacks, module=None, ckpt_path=None, **changes):
+    trace = LearningRateTrace()
+    module = module or Validated(FOLLOWING)
+    trainer = trainer_of(tmp_path, trace, *callbacks, **changes)
+    trainer.fit(module, Resumable(), loader(), ckpt_path=ckpt_path)
+    return module, next(iter(trace.rates.values())), trainer
+
+
+def test_a_plateau_takes_one_step_for_each_validation(tmp_path):
+    _, rates, _ = validated(tmp_path, val_check_interval=3)
+    own = rates[5]
+    # Six updates an epoch, a validation after every third; the first metric is that of update 6.
+    assert rates[4:] == [own] * 5 + [own / 2] * 3 + [own / 4] * 3 + [own / 8] * 3
+
+
+def test_validating_outside_fit_is_no_step(tmp_path):
+    module, _, trainer = validated(tmp_path)
+    held = [group["lr"] for group in module.optimizers().param_groups]
+    trainer.validate(module, loader(), verbose=False)
+    assert [group["lr"] for group in module.optimizers().param_groups] == held
+
+
+@pytest.mark.parametrize("stop", [3, 6, 8, 12])
+def test_a_plateau_resumes_where_it_was(tmp_path, stop):
+    whole, rates, _ = validated(tmp_path, val_check_interval=3)
+    saver = SaveAt(tmp_path / "stop.ckpt", stop)
+    validated(tmp_path, saver, val_check_interval=3)
+    module, rest, _ = validated(tmp_path, ckpt_path=tmp_path / "stop.ckpt", val_check_interval=3)
+    assert rest == rates[stop:]
+    assert same_weights(whole.model, module.model)
+
+
+class SaveAt(Callback):
+    """Save after an update: after its validation, if it has one."""
+
+    def __init__(self, path, update):
+        self.path, self.update = path, update
+
+    def on_train_batch_end(self, trainer, module, *args):
+        if trainer.global_step == self.update and self.update % 3:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer, module):
+        if trainer.global_step == self.update:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_metric_that_is_not_logged_is_an_error_that_lists_those_that_are(tmp_path):
+    class Other(Validated):
+        logged = "other"
+
+    with pytest.raises(ArgumentError, match="'val_loss' is missing; there are: other"):
+        validated(tmp_path, module=Other(FOLLOWING))
+
+
+def test_a_run_without_validations_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="schedule: counts validations or follows a metric"):
+        trainer_of(tmp_path).fit(Module(FOLLOWING), loader())

@@ -102,6 +102,11 @@ class RecipeScheduler(LRScheduler):
         found = (getattr(p, "monitor", None) for c in self._timetable.curves() for p in c.parts())
         return frozenset(name for name in found if name is not None)
 
+    @property
+    def counts_validations(self) -> bool:
+        """Whether any phase does something only if it is told of validations."""
+        return any(p.every == "validation" for c in self._timetable.curves() for p in c.parts())
+
     def step_metric(self, metrics: Mapping[str, Any]) -> None:
         """Tell of a validation, once it is complete; rates change at once if it is time.
 
