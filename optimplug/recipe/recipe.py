@@ -19,6 +19,7 @@ from optimplug.recipe.explain import Explanation, explain
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
+from optimplug.recipe.problems import as_written, problems
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import (
     no_decay_problems,
@@ -28,14 +29,7 @@ from optimplug.recipe.resolve import (
 )
 from optimplug.recipe.schedule import compile_schedule, schedule_problems, until
 from optimplug.recipe.scheduler import RecipeScheduler, Timetable
-from optimplug.recipe.schema import (
-    FreezeSpec,
-    PhaseSpec,
-    RecipeSpec,
-    RuleSpec,
-    as_written,
-    problems,
-)
+from optimplug.recipe.schema import FreezeSpec, PhaseSpec, RecipeSpec, RuleSpec
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Recipe"]

@@ -1,10 +1,9 @@
-"""What a recipe may say, as pydantic models; and their errors, as the reader's own key paths."""
+"""What a recipe may say, as pydantic models."""
 
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,27 +14,25 @@ from pydantic import (
     Field,
     InstanceOf,
     Tag,
-    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from optimplug.errors import Problem, did_you_mean, nearest
+from optimplug.errors import nearest
 from optimplug.recipe.durations import Duration
 from optimplug.recipe.levels import Levels
 
 __all__ = [
+    "FORMS",
     "FreezeSpec",
     "LayerDecay",
     "Match",
+    "MisspeltError",
     "OptimizerSpec",
     "PhaseSpec",
     "RecipeSpec",
     "RuleSpec",
-    "as_written",
-    "path_of",
-    "problems",
 ]
 
 
@@ -138,8 +135,12 @@ class LayerDecay(_Spec):
         return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
 
 
-_FORMS = ("<number>", "<mapping>")
-"""What a layer_decay may be; the errors told are of the form that was meant."""
+FORMS = ("<value>", "<mapping>")
+"""What layer_decay and freeze may be; the errors told are of the form that was meant."""
+
+
+def _form(value: Any) -> str:
+    return FORMS[isinstance(value, dict | BaseModel)]
 
 
 class FreezeSpec(_Spec):
@@ -161,9 +162,8 @@ class RuleSpec(_Spec):
     match: Match | None = Field(None, description="left out: every parameter")
     layer_decay: (
         Annotated[
-            Annotated[float, Field(gt=0), Tag("<number>")]
-            | Annotated[LayerDecay, Tag("<mapping>")],
-            Discriminator(lambda value: _FORMS[isinstance(value, dict | LayerDecay)]),
+            Annotated[float, Field(gt=0), Tag(FORMS[0])] | Annotated[LayerDecay, Tag(FORMS[1])],
+            Discriminator(_form),
         ]
         | None
     ) = Field(None, description="lr x this ^ (distance from the top); or rate and min")
@@ -171,7 +171,13 @@ class RuleSpec(_Spec):
         None, description="weight_decay 0 for these: norm, bias, embedding, or globs"
     )
     lr_scale: float | None = Field(None, ge=0, description="lr x this")
-    freeze: bool | FreezeSpec | None = Field(None, description="leave the parameter as it is")
+    freeze: (
+        Annotated[
+            Annotated[bool, Tag(FORMS[0])] | Annotated[FreezeSpec, Tag(FORMS[1])],
+            Discriminator(_form),
+        ]
+        | None
+    ) = Field(None, description="leave the parameter as it is")
     schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
 
     @model_validator(mode="after")
@@ -187,7 +193,7 @@ class RuleSpec(_Spec):
         return self
 
 
-class _MisspeltError(ValueError):
+class MisspeltError(ValueError):
     """A key was taken for an argument, but is meant for another."""
 
     def __init__(self, key: str, meant: str) -> None:
@@ -236,7 +242,7 @@ class PhaseSpec(_Spec):
             for key in extra:
                 close = nearest(key, ("name", "preset", "together"))
                 if close:
-                    raise _MisspeltError(key, close)
+                    raise MisspeltError(key, close)
             raise ValueError("must give a name, a preset or phases together")
         if self.together is not None:
             wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
@@ -264,115 +270,3 @@ class RecipeSpec(_Spec):
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
     schedule: Phases = []
-
-
-def as_written(path: str, content: Mapping[str, Any]) -> str:
-    """Return the path as the recipe has it, where it leaves out what goes without saying.
-
-    Example:
-        >>> as_written("schedule[0].preset", {"schedule": "cosin"})
-        'schedule'
-        >>> as_written("groups[1].match.name[0]", {"groups": [{}, {"match": ["*.bias"]}]})
-        'groups[1].match[0]'
-    """
-    node: Any = content
-    found: list[str | int] = []
-    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        part = key or int(index)
-        implied = part == 0 if isinstance(part, int) else part in ("name", "preset")
-        if implied and node is not _MISSING and not _has_form_of(node, part):
-            continue
-        found.append(part)
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = _MISSING  # it is not there, so nothing is to be said of its form
-    return path_of(found)
-
-
-_MISSING = object()
-
-
-def _has_form_of(node: object, part: str | int) -> bool:
-    return isinstance(node, list) if isinstance(part, int) else isinstance(node, Mapping)
-
-
-def problems(error: ValidationError) -> Iterable[Problem]:
-    """Turn what pydantic found into one line each, by the path of the recipe's own keys."""
-    errors = list(_of_one_form(error.errors()))
-    misspelt = {
-        (*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1])))
-        for loc in (found["loc"] for found in errors if found["type"] == "extra_forbidden")
-    }
-    for found in errors:
-        kind, loc = found["type"], found["loc"]
-        if kind == "extra_forbidden":
-            message = f"unknown key{did_you_mean(loc[-1], _keys_at(loc[:-1]))}"
-        elif kind == "missing":
-            if loc in misspelt:
-                continue  # its misspelling is reported already
-            close = nearest(loc[-1], map(str, found["input"]))
-            if close:  # taken for a hyperparameter
-                yield Problem(
-                    path_of((*loc[:-1], close)), f"unknown key; did you mean {loc[-1]!r}?"
-                )
-                continue
-            message = "is required, but missing"
-        elif kind == "value_error":
-            cause = found["ctx"]["error"]
-            message = str(cause)
-            loc = (*loc, cause.key) if isinstance(cause, _MisspeltError) else loc
-        elif kind.startswith("model_"):
-            message = f"must be a mapping (got {found['input']!r})"
-        else:
-            message = f"{_lower_first(found['msg'])} (got {found['input']!r})"
-        yield Problem(path_of(loc), message)
-
-
-def _of_one_form(errors: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Of a key that may be a word or a mapping keep what is said of the form that it has."""
-    for found in errors:
-        loc = found["loc"] = tuple(part for part in found["loc"] if part not in _FORMS)
-        forms = ("bool", FreezeSpec.__name__)
-        if len(loc) < 2 or not any(form in loc for form in forms):
-            yield found
-            continue
-        at = next(i for i, part in enumerate(loc) if part in forms)
-        bare = {**found, "loc": (*loc[:at], *loc[at + 1 :])}
-        if loc[at] == FreezeSpec.__name__ and not found["type"].startswith("model_"):
-            yield bare
-        elif loc[at] == "bool" and not isinstance(found["input"], Mapping):
-            message = ValueError(f"must be true, false or {{until: ...}} (got {found['input']!r})")
-            yield {**bare, "type": "value_error", "ctx": {"error": message}}
-
-
-def path_of(loc: Iterable[int | str]) -> str:
-    """Write a location as in code.
-
-    Example:
-        >>> path_of(("groups", 2, "match"))
-        'groups[2].match'
-    """
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return "".join(parts).removeprefix(".")
-
-
-def _keys_at(loc: Iterable[int | str]) -> list[str]:
-    """Return the keys that the model at a location knows."""
-    model: type[BaseModel] = RecipeSpec
-    for part in loc:
-        if isinstance(part, str):
-            fields = {field.alias or name: field for name, field in model.model_fields.items()}
-            model = next(_models_in(fields[part].annotation))
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
