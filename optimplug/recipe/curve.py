@@ -120,7 +120,9 @@ class Phase:
 
     def __str__(self) -> str:
         labels = [part.label for part in self.parts] or [self.name]
-        return f"{' x '.join(labels)} for {self.steps}"
+        epochs = any(part.every == "epoch" for part in self.parts)
+        unit = f" in epochs of {self.steps_per_epoch}" if epochs else ""
+        return f"{' x '.join(labels)} for {self.steps}{unit}"
 
 
 class Curve:

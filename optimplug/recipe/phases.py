@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimplug.errors import Problem, RecipeError, did_you_mean
+from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from optimplug.recipe.curve import Part, PlateauPart
 from optimplug.recipe.durations import Duration, Horizon
@@ -181,6 +181,8 @@ def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
             arguments[name] = count(Duration.parse(given), given=given)
     if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
         warmup = 0 if spec.warmup is None else count(spec.warmup)
+        if warmup > length:
+            raise ArgumentError(f"a warmup of {warmup} is longer than the phase of {length}")
         return {**arguments, "warmup": warmup, "total": length}
     own = _LENGTH.get(spec.name or "")
     return {own: length, **arguments} if own else arguments
@@ -231,10 +233,21 @@ def _unit_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.every", f"a plateau steps every validation (got {spec.every!r})")
     if spec.warmup is not None and (spec.preset is None or plateau):
         yield Problem(f"{path}.warmup", "is for presets; let a LinearLR phase come first")
-    length = _LENGTH.get(spec.name or "") or ("warmup" if spec.preset and not plateau else None)
-    if spec.every == "validation" and length and length not in (spec.model_extra or {}):
-        message = "how many validations there will be is not known: give"
-        yield Problem(f"{path}.every", f"{message} {length}, or count steps or epochs")
+    if spec.every == "validation" and not plateau:
+        yield from _validation_problems(spec, path)
+
+
+def _validation_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
+    """Check that all counts are in validations: how many there will be is not known."""
+    length, given = _LENGTH.get(spec.name or ""), spec.model_extra or {}
+    message = "how many validations there will be is not known"
+    if spec.preset is not None:
+        yield Problem(f"{path}.every", f"{message}, and a preset needs it; count steps or epochs")
+    elif length and length not in given:
+        yield Problem(f"{path}.every", f"{message}: give {length}, or count steps or epochs")
+    for key in _counts(spec):
+        if key in given and not _is_bare(given[key]):
+            yield Problem(f"{path}.{key}", f"must be a number of validations (got {given[key]!r})")
 
 
 def _argument_problems(

@@ -205,7 +205,7 @@ class Plan:
 
     def _table(self) -> Table:
         others = self._columns()
-        table = Table(box=box.SIMPLE_HEAD, title=self._title(), title_justify="left")
+        table = Table(box=box.SIMPLE_HEAD, title=Text(self._title()), title_justify="left")
         table.add_column("group", overflow="fold", min_width=16)
         columns = ["tensors", "parameters", "lr start", "peak", "end", *others]
         for column in columns:
@@ -213,11 +213,11 @@ class Plan:
         table.add_column("rules")
         for group, rates in zip(self.groups, self._rates(), strict=True):
             table.add_row(
-                group.name,
+                Text(group.name),  # a name is no markup
                 str(len(group.parameters)),
                 f"{group.numel:,}",
                 *(f"{rate:.3g}" for rate in rates),
-                *(str(self._setting(group, key)) for key in others),
+                *(Text(str(self._setting(group, key))) for key in others),
                 ", ".join(map(str, group.rules)),
             )
         return table

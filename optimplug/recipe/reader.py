@@ -27,7 +27,11 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
         RecipeError: the file is missing, is not YAML, repeats a key, or is not a mapping.
     """
     if isinstance(source, Mapping):
-        return _plain(source), None
+        try:
+            return _plain(source), None
+        except Exception as error:  # a node's own code: OmegaConf's interpolations, say
+            message = f"cannot read the mapping: {type(error).__name__}: {error}"
+            raise RecipeError.at("", message) from error
     name = os.fspath(source)
     try:
         text = Path(name).read_text(encoding="utf-8")

@@ -201,9 +201,11 @@ class Recipe:
         tracks, frozen = {}, {}
         for path, phases in self._schedules():
             try:
-                tracks[path.removesuffix(".schedule")] = compile_schedule(
-                    phases, horizon, self._defaults, path
-                )
+                curves = compile_schedule(phases, horizon, self._defaults, path)
+                if path != "schedule" and phases:  # what a rule says nothing of, it leaves alone
+                    said = {phase.of or "lr" for phase in phases}
+                    curves = {of: curve for of, curve in curves.items() if of in said}
+                tracks[path.removesuffix(".schedule")] = curves
             except RecipeError as error:
                 wrong += error.problems
         for i, rule in enumerate(self.spec.groups):
@@ -237,7 +239,7 @@ class Recipe:
     def _target_problems(self) -> Iterator[Problem]:
         """Check that what is scheduled is a number, or several, of each group."""
         numbers = {k: v for k, v in self._defaults.items() if _is_numeric(v)}
-        valid = ["lr", *numbers.keys() - {"max_grad_norm", "lr"}]
+        valid = ["lr", *sorted(numbers.keys() - {"max_grad_norm", "lr"})]
         for path, phases in self._schedules():
             for i, phase in enumerate(phases):
                 if phase.of is not None and phase.of not in valid:

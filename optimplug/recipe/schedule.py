@@ -88,6 +88,7 @@ def _sequence(
                 parts.append(build_part(part, steps, horizon, base))
             name = " x ".join(part.name or part.preset or "" for _, part in _parts(spec, path))
             phase = Phase(name, start, steps, tuple(parts), horizon.steps_per_epoch)
+            _check_finite(phase)
             start += steps
             phases.append(phase)
         except ArgumentError as error:
@@ -95,6 +96,16 @@ def _sequence(
         except ValueError as error:
             wrong.append(Problem(at, str(error)))
     return Curve(phases)
+
+
+def _check_finite(phase: Phase) -> None:
+    """Refuse a factor that grows beyond all numbers; those that grow are largest at the end."""
+    try:
+        ends = [phase(phase.start), phase(phase.start + phase.steps)]
+    except OverflowError:
+        ends = [math.inf]
+    if not all(map(math.isfinite, ends)):
+        raise ArgumentError(f"grows beyond all numbers within its {phase.steps} steps")
 
 
 def _parts(phase: PhaseSpec, path: str) -> list[tuple[str, PhaseSpec]]:

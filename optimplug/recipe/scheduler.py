@@ -133,8 +133,24 @@ class RecipeScheduler(LRScheduler):
                     own = group.setdefault(f"initial_{of}", group[of])
                     group[of] = _scaled(own, curve(self.last_epoch))
 
-    def _hold_back(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    def _hold_back(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Drop the gradients of groups that are frozen now; so their weights and state stay."""
+        self._drop_frozen(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return None
+
+        def held_back() -> Any:  # a closure computes gradients within the step
+            loss = closure()
+            self._drop_frozen(optimizer)
+            return loss
+
+        rest = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (args[0], held_back, *args[2:]), rest
+
+    def _drop_frozen(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             if self.last_epoch < self._timetable.frozen_until.get(group.get("freeze", ""), 0):
                 for p in group["params"]:

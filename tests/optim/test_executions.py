@@ -589,6 +589,10 @@ class TestLoading:
             lambda s: s["state"][1].update(exp_avg=torch.ones(9)),
             r"exp_avg of b must have the shape \(3,\) .got \(9,\)",
         ),
+        "other parameters": (
+            lambda s: s["param_groups"][0].update(param_names=["b", "a"]),
+            r"param_groups\[0\] has 'a' where the state has 'b'",
+        ),
         "a moment is gone": (
             lambda s: s["state"][1].pop("exp_avg"),
             r"the state of b must have exp_avg .got \['exp_avg_sq', 'step'\]",
@@ -622,6 +626,13 @@ class TestLoading:
         assert ours.state_dict()["param_groups"] == before["param_groups"]
         for i, kept in ours.state_dict()["state"].items():
             assert all(same_bits(v, now["state"][i][k]) for k, v in kept.items())
+
+    def test_a_wrapper_in_the_names_makes_no_difference(self):
+        ours = AdamW([("a", parameters(shapes=((2,),))[0])])
+        descend(ours, 2, skip=False)
+        state = ours.state_dict()
+        state["param_groups"][0]["param_names"] = ["_orig_mod.a"]
+        ours.load_state_dict(state)
 
     def test_hooks_see_the_state_and_may_replace_it(self):
         ours = AdamW(parameters(shapes=((2,),)))

@@ -269,3 +269,9 @@ def test_long_names_do_not_cost_the_table_its_numbers():
         assert f" {group.lr:.3g} " in row
     assert "(0.9, 0.999)" in str(plan)  # the default, where no rule says otherwise
     assert "…" not in str(plan)
+
+
+@pytest.mark.parametrize("name", ["[bold red]x[/]", "[/x]"])
+def test_a_name_is_no_markup(name):
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})
+    assert name in str(recipe_of().plan(model, RUN))

@@ -387,3 +387,12 @@ def test_an_omegaconf_node_is_a_mapping_like_any():
     ).recipe
     optimizer, _ = Recipe.load(node).build(tiny_bert(), RUN)
     assert optimizer.defaults["lr"] == 2e-3
+
+
+@pytest.mark.parametrize("value", ["${nowhere}", "???"])
+def test_an_omegaconf_node_that_cannot_be_read_is_a_recipe_error(value):
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create({"optimizer": {"name": "SGD", "lr": value}})
+    with pytest.raises(RecipeError, match="cannot read the mapping"):
+        Recipe.load(node)

@@ -233,6 +233,14 @@ class TestGroupsOfTheirOwn:
         assert first(rates) == [0.5**t for t in range(12)]
         assert [row[1] for row in rates] == pytest.approx([0.1, 0.55] + [1.0] * 10)
 
+    def test_what_it_says_nothing_of_goes_on(self):
+        own = {"match": "1.*", "schedule": [{"name": "LinearLR", "of": "momentum"}]}
+        _, *built = build([HALVE], [own], {"momentum": 0.9})
+        assert all(row[0] == row[1] for row in trace(*built))
+        _, *built = build([HALVE], [own], {"momentum": 0.9})
+        momenta = trace(*built, key="momentum")
+        assert momenta[0] == pytest.approx([0.9, 0.3])
+
     def test_a_name_will_do(self):
         _, *built = build("constant", [{"match": "1.*", "schedule": "linear"}])
         assert [row[1] for row in trace(*built)] == pytest.approx([1 - t / 12 for t in range(12)])
@@ -285,6 +293,26 @@ class TestFrozenForATime:
         assert not torch.equal(seen[5][0], seen[6][0])
         assert optimizer.state[model[0].weight]["step"] == 12 - 5
         assert model[0].weight.requires_grad  # as data parallelism needs it from the start
+
+    @pytest.mark.parametrize("name", ["AdamW", "torch.optim.AdamW"])
+    @pytest.mark.parametrize("by_name", [True, False])
+    def test_a_closure_that_computes_them_anew_changes_nothing(self, name, by_name):
+        model, optimizer, scheduler = build([HALVE], [self.RULE], {"name": name})
+        batch = torch.randn(3, 2)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model(batch).square().sum()
+            loss.backward()
+            return loss
+
+        before = model[0].weight.detach().clone()
+        for t in range(6):
+            assert torch.equal(model[0].weight, before), t
+            loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+            assert loss.requires_grad
+            scheduler.step()
+        assert not torch.equal(model[0].weight, before)
 
     @pytest.mark.parametrize("stop", [2, 5, 7])
     def test_after_a_resume_as_well(self, stop):
@@ -388,6 +416,34 @@ def test_a_malformed_state_changes_nothing(change, message):
     with pytest.raises(StateError, match=message):
         scheduler.load_state_dict(bad)
     assert scheduler.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"name": "ExponentialLR", "gamma": 1.5}, "grows beyond all numbers"),
+        ({"name": "MultiStepLR", "milestones": [1, 2], "gamma": 1e200}, "grows beyond all numbers"),
+        ({"together": [{"name": "ExponentialLR", "gamma": 2}] * 2}, "grows beyond all numbers"),
+        ({"preset": "cosine", "warmup": "6000 steps"}, "a warmup of 6000 is longer than the phase"),
+        ({"preset": "cosine", "every": "validation"}, "every: .* a preset needs it"),
+        (
+            {"name": "StepLR", "step_size": "1 epoch", "every": "validation"},
+            "step_size: must be a number of validations",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_run_can_do_is_refused(phase, message):
+    with pytest.raises(RecipeError, match=message):
+        build([phase], horizon=Horizon(total_steps=5000, steps_per_epoch=100))
+
+
+def test_the_state_of_another_length_of_epochs_is_refused():
+    _, _, scheduler = build([{**HALVE, "every": "epoch"}])
+    other = Horizon(total_steps=12, steps_per_epoch=3)
+    _, _, shorter = build([{**HALVE, "every": "epoch"}], horizon=other)
+    with pytest.raises(StateError, match="in epochs of 4"):
+        shorter.load_state_dict(scheduler.state_dict())
 
 
 def test_the_state_of_another_schedule_changes_nothing():

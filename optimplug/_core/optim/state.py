@@ -49,6 +49,7 @@ def checked_state(
                 f"optimizer's group: param_groups[{i}] has {len(theirs['params'])} parameters, "
                 f"the optimizer's has {len(ours['params'])}"
             )
+        _check_names(i, theirs, ours)
     names = {
         p: _name(i, group, n)
         for i, group in enumerate(groups)
@@ -87,6 +88,28 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
         if not isinstance(kept.get(key), Tensor | None):
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
+
+
+# What wrappers put into the names of the parameters that they wrap.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def _check_names(i: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse moments that would go to other parameters than they were computed for."""
+    if "param_names" not in theirs or "param_names" not in ours:
+        return
+    for saved, own in zip(theirs["param_names"], ours["param_names"], strict=False):
+        if _bare(saved) != _bare(own):
+            raise StateError(
+                f"param_groups[{i}] has {own!r} where the state has {saved!r}: the groups are not "
+                "those that were saved"
+            )
+
+
+def _bare(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
 
 def _fit(value: Any, p: Tensor, key: str, name: str) -> Any:
