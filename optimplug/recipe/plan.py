@@ -27,6 +27,7 @@ __all__ = ["Plan"]
 
 _WIDTH = 10_000  # as text, the table is as wide as it needs
 _POINTS = 2000  # enough for a curve on paper; the phases' own boundaries are added
+_FIRST = 5000  # steps of each phase that are all looked at: a cycle has its peak within the first
 _PAGE_POINTS = 480  # a page shows one for two of its pixels, for every group
 
 
@@ -197,7 +198,9 @@ class Plan:
 
     def _rates(self) -> list[tuple[float, float, float]]:
         """Return each group's rate at the first update, at its peak, and after the last update."""
-        traces = self._traces(self._times(_POINTS))
+        starts = {phase.start for c in self._curves() for phase in c.phases}
+        early = {t for s in starts for t in range(s, min(s + _FIRST, self._length()))}
+        traces = self._traces(sorted({*self._times(_POINTS), *early}))
         return [(trace[0], max(trace), trace[-1]) for trace in traces]
 
     def __rich__(self) -> RenderableType:

@@ -275,3 +275,9 @@ def test_long_names_do_not_cost_the_table_its_numbers():
 def test_a_name_is_no_markup(name):
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})
     assert name in str(recipe_of().plan(model, RUN))
+
+
+def test_the_peak_of_a_cycle_much_shorter_than_the_run_is_found():
+    cycle = {"name": "CyclicLR", "floor": 0.1, "step_size_up": 7}
+    plan = recipe_of(schedule=[cycle], lr=1.0).plan(nn.Linear(2, 2), Horizon(total_steps=100_000))
+    assert plan.to_dict()["groups"][0]["lr"]["peak"] == pytest.approx(1.0)
