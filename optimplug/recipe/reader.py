@@ -109,4 +109,6 @@ for _tag, _form in (
 def _yaml_message(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "not valid YAML"
+    if "an alias" in str(getattr(error, "context", "")):  # so YAML takes a glob
+        problem = "what begins with * must be in quotes"
     return f"line {mark.line + 1}: {problem}" if mark else str(problem)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -93,7 +94,8 @@ class Recipe:
             try:
                 recipe = cls(RecipeSpec.model_validate(content), name)
             except ValidationError as error:
-                raise RecipeError(problems(error), name) from None
+                found = list(problems(error))
+                raise RecipeError([*found, *cls._beside(content, found)], name) from None
         recipe._content = content
         return recipe
 
@@ -101,6 +103,28 @@ class Recipe:
     def json_schema() -> dict[str, Any]:
         """Return the JSON Schema of recipes, for editors: what they can check without a model."""
         return json_schema()
+
+    @classmethod
+    def _beside(cls, content: Mapping[str, Any], found: Sequence[Problem]) -> list[Problem]:
+        """Return what is wrong in meaning in those parts that are right in form."""
+        whole = {key: value for key, value in content.items() if key in RecipeSpec.model_fields}
+        bad = {_item(problem.path) for problem in found}
+        if "optimizer" in bad or "optimizer" not in whole:
+            return []
+        for key, stand_in in _STAND_INS.items():
+            if key in bad or not isinstance(whole.get(key, []), list):
+                whole.pop(key)
+            elif key in whole:
+                whole[key] = [
+                    stand_in if f"{key}[{i}]" in bad else item for i, item in enumerate(whole[key])
+                ]
+        try:
+            cls(RecipeSpec.model_validate(whole))
+        except ValidationError:
+            return []
+        except RecipeError as error:
+            return [problem for problem in error.problems if _item(problem.path) not in bad]
+        return []
 
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Say what the recipe will do to a model; the model is not changed.
@@ -298,6 +322,18 @@ def _unknown_on(grouping: Grouping) -> tuple[str, ...]:
     """Return the settings that cannot be judged: on the meta device, where it will run."""
     on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
     return ("fused", "capturable") if on_meta else ()
+
+
+# What takes the place of a part that is wrong in form, while the others are judged.
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "groups": {"lr_scale": 1.0},
+    "schedule": {"name": "ConstantLR", "factor": 1.0, "for": 0},
+}
+
+
+def _item(path: str) -> str:
+    """Return which rule or phase, or else which key of the recipe, a path leads into."""
+    return re.match(r"[^.\[]*(\[\d+\])?", path)[0]  # type: ignore[index] # it always matches
 
 
 @contextmanager

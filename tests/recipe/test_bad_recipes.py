@@ -369,3 +369,23 @@ def test_rules_and_phases_are_reported_together():
         "groups[0].match",
         "schedule[0].for",
     ]
+
+
+def test_errors_of_form_hide_none_of_meaning():
+    bad = {
+        "optimizer": {"name": "AdamW", "lrr": 1},
+        "groups": [{"match": {"tpye": "norm"}, "lr": 1.0}, {"lr_scal": 2}, {"lr_scale": -1}],
+        "schedule": [{"name": "LinearLR", "for": "120%"}, {"name": "CosinLR"}],
+        "grops": 1,
+    }
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(bad)
+    assert {problem.path for problem in caught.value.problems} == {
+        "optimizer.lrr",
+        "groups[0].match.tpye",
+        "groups[1].lr_scal",
+        "groups[2].lr_scale",
+        "schedule[0].for",
+        "schedule[1].name",
+        "grops",
+    }

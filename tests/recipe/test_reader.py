@@ -95,3 +95,10 @@ def test_reading_runs_no_code(tmp_path):
         read(write(tmp_path, "a: !!python/object/apply:trap.spring []\n"))
     del sys.modules["trap"]
     assert not trap.sprung
+
+
+def test_a_glob_without_quotes_is_told_what_it_lacks(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("optimizer: {name: SGD, lr: 1.0}\ngroups:\n  - match: *.bias\n    lr: 0.5\n")
+    with pytest.raises(RecipeError, match=r"line 3: what begins with \* must be in quotes"):
+        read(file)
