@@ -154,6 +154,20 @@ def test_a_tensor_rate_is_written_in_place_and_read_as_float(name):
     assert found == run(ours, ALL[name], 40, cls=AdamW)
 
 
+@pytest.mark.parametrize("name", {**TORCHS, **NESTED})
+def test_groups_that_were_lent_one_tensor_of_the_defaults_do_not_write_in_each_others(name):
+    def build(lr):
+        params = [torch.zeros(1, requires_grad=True) for _ in range(4)]
+        optimizer = AdamW([{"params": params[:1]}, {"params": params[1:2]}], lr=lr)
+        scheduler = ALL[name](ours, optimizer)
+        found = trace(optimizer, scheduler, 12)
+        optimizer.add_param_group({"params": params[2:3]})
+        optimizer.add_param_group({"params": params[3:]})
+        return found + trace(optimizer, scheduler, 12)
+
+    assert build(torch.tensor(0.5, dtype=torch.float64)) == build(0.5)
+
+
 def test_a_tensor_rate_of_less_precision_is_followed_as_well():
     optimizer = optimizer_of(AdamW, lrs=(torch.tensor(1.0), 0.3))
     scheduler = ours.LinearLR(optimizer, 0.1, 1.0, 7)

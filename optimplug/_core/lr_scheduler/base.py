@@ -12,7 +12,14 @@ import torch
 
 from optimplug._core.arguments import are_floats, owner_of, require_count
 from optimplug._core.lr_scheduler import state as states
-from optimplug._core.lr_scheduler.groups import holds, momentum_of, own_rate, set_momentum, set_rate
+from optimplug._core.lr_scheduler.groups import (
+    holds,
+    momentum_of,
+    own_rate,
+    set_momentum,
+    set_rate,
+    unshare,
+)
 
 __all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
 
@@ -166,6 +173,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _initial_step(self) -> None:
         self._step_count = 1
+        unshare(self.optimizer)
         self.base_lrs: list[float] = getattr(self, "base_lrs", [])
         for group in self._groups:
             own_rate(group)
@@ -197,6 +205,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Let every group that is new to this scheduler join; return how many it knew."""
         known, groups = len(self.base_lrs), self._groups
         if known < len(groups):
+            unshare(self.optimizer)
             for group in groups[known:]:
                 own = own_rate(group)
                 self.base_lrs.append(own if self._own_bases else self.base_lrs[-1])
@@ -247,6 +256,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         state = self._completed(state_dict)
         self._check_state(state)
         self._restore(copy.deepcopy(state))
+        unshare(self.optimizer)
         for group, base in zip(self._groups, self.base_lrs, strict=False):
             group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, self._last_lr, strict=True):
