@@ -32,8 +32,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     A subclass gives :meth:`closed_form`, and :meth:`chained` where the change from one step to the
     next is not a ratio. While nobody else changes a group's rate, it follows the closed form
     exactly; where another scheduler (or the user) does, the change from step to step is applied to
-    what is there, so several schedulers can act on the same groups. A subclass in torch's style,
-    with :meth:`get_lr` alone, works as well.
+    with :meth:`get_lr`, works as well; a jump goes to the closed form if there is one, as in torch.
+    with :meth:`get_lr`, works as well; a jump goes to the closed form, if there is one, as in torch.
 
     Args:
         optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
@@ -158,16 +158,17 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if 0 < known < len(self.base_lrs) and self.last_epoch > 0:
             self._catch_up(known)
         held = [group["lr"] for group in self._groups]
-        self._write(
-            list(map(float, self.get_lr())) if self._is_torchs else self._follow(held), held
-        )
+        self._write(self._given() if self._gives_lr else self._follow(held), held)
 
     def _jump(self, t: int) -> None:
         """Go to where this schedule alone has the groups at step ``t``."""
         self._admit_groups()
         self.last_epoch = t
-        rates = list(map(float, self.get_lr())) if self._is_torchs else self.rates(t)
+        rates = self.rates(t) if self._has_form else self._given()
         self._write(rates, [group["lr"] for group in self._groups])
+
+    def _given(self) -> list[float]:
+        return list(map(float, self.get_lr()))
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
@@ -183,10 +184,14 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self._advance() if epoch is None else self._jump(epoch)
 
     @property
-    def _is_torchs(self) -> bool:
-        """Whether this is a subclass in torch's style, that gives get_lr alone."""
+    def _gives_lr(self) -> bool:
+        """Whether this is a subclass in torch's style, that gives get_lr."""
+        return type(self).get_lr is not LRScheduler.get_lr
+
+    @property
+    def _has_form(self) -> bool:
         own, ours = type(self), LRScheduler
-        return own.closed_form is ours.closed_form and own.rates is ours.rates
+        return own.closed_form is not ours.closed_form or own.rates is not ours.rates
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         """Set the rate of every group, where ``held`` stands now."""
@@ -216,8 +221,10 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _catch_up(self, known: int) -> None:
         """Bring groups that joined in mid-run to where they would be from the start."""
-        if self._is_torchs:
+        if not self._has_form:
             return
+        # Where one that sets the rate has come first, it is already where the others' are.
+        known = max(known, getattr(self.optimizer, "_overwritten", 0))
         before = self._before(self.last_epoch)
         for i, group in enumerate(self._groups[known:], known):
             base = self.base_lrs[i]

@@ -62,4 +62,5 @@ class AbsoluteLR(LRScheduler):
         return self.rates(self.last_epoch)
 
     def _catch_up(self, known: int) -> None:
-        """Nothing: what a new group holds is overwritten."""
+        # What a new group holds is overwritten, with all that others would have made of it.
+        self.optimizer._overwritten = len(self._groups)  # type: ignore[attr-defined]
