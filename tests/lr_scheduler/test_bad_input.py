@@ -1,6 +1,7 @@
 """Bad arguments, bad steps and bad states: each is named, and changes nothing."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -349,6 +350,48 @@ class TestBadState:
         for key, value in (("max_lrs", [1.0] * 3), ("max_lrs", []), ("base_momentums", ["x"])):
             state = {**ALL["cyclic"](ours, optimizer_of()).state_dict(), key: value}
             self.loads(ALL["cyclic"], state, "groups|base_momentums")
+
+    @pytest.mark.parametrize("state", [None, [], 3])
+    @pytest.mark.parametrize("name", ["linear", "sequence", "plateau"])
+    def test_of_no_dict(self, name, state):
+        self.loads(ALL[name], state, "a state must be a dict")
+
+    @pytest.mark.parametrize(
+        ("name", "key", "value"),
+        [
+            ("linear", "_last_lr", [0.1, None]), ("linear", "_last_lr", [0.1, float("nan")]),
+            ("linear", "base_lrs", [None, 0.1]), ("linear", "base_lrs", [None, None]),
+            ("linear", "base_lrs", [0.1, -1.0]), ("linear", "total_iters", -1),
+            ("linear", "total_iters", 1.5), ("linear", "_step_count", -1),
+            ("cyclic", "_last_momentum", [0.1, None]), ("cyclic", "_last_momentum", [0.1] * 3),
+            ("cyclic", "_last_momentum", [0.1, -0.1]), ("cyclic", "mode", "square"),
+            ("cyclic", "max_lrs", [0.1, None]), ("cyclic", "scale_mode", "x"),
+            ("cosine", "T_max", 0), ("step", "step_size", 0), ("restarts", "T_mult", 0),
+            ("multistep", "milestones", [9, 3]), ("sequence", "_milestones", [-1]),
+            ("one cycle", "total_steps", 0), ("one cycle", "_anneal_func_type", "x"),
+            ("plateau", "mode", "least"), ("plateau", "nan_policy", "x"),
+            ("plateau", "patience", -1), ("plateau", "threshold_mode", "x"),
+        ],
+    )  # fmt: skip
+    def test_of_values_that_nothing_could_have_saved(self, name, key, value):
+        state = {**ALL[name](ours, optimizer_of()).state_dict(), key: value}
+        self.loads(ALL[name], state, key)
+
+    def test_of_momentum_where_there_is_none(self):
+        optimizer = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = ours.LinearLR(optimizer)
+        before = scheduler.state_dict()
+        with pytest.raises(StateError, match="_last_momentum, but there are 0 groups"):
+            scheduler.load_state_dict({**before, "_last_lr": [0.7], "_last_momentum": [0.9]})
+        assert scheduler.state_dict() == before
+
+    @pytest.mark.parametrize("function", [partial(max, 1), len, Halving(3).__call__, object])
+    def test_of_an_object_where_there_is_a_function_without_attributes(self, function):
+        state = ours.LambdaLR(optimizer_of(), Halving(3)).state_dict()
+        scheduler = ours.MultiplicativeLR(optimizer_of(), function)
+        state["_class"] = "MultiplicativeLR"
+        with pytest.raises(StateError, match="must be what it was as the state was saved"):
+            scheduler.load_state_dict(state)
 
     def test_the_state_itself_is_left_as_it_was(self):
         state = ALL["cyclic"](ours, optimizer_of()).state_dict()

@@ -20,6 +20,7 @@ from optimplug._core.lr_scheduler.groups import (
     set_rate,
     unshare,
 )
+from optimplug.errors import StateError
 
 __all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
 
@@ -32,8 +33,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     A subclass gives :meth:`closed_form`, and :meth:`chained` where the change from one step to the
     next is not a ratio. While nobody else changes a group's rate, it follows the closed form
     exactly; where another scheduler (or the user) does, the change from step to step is applied to
+    what is there, so several schedulers can act on the same groups. A subclass in torch's style,
     with :meth:`get_lr`, works as well; a jump goes to the closed form if there is one, as in torch.
-    with :meth:`get_lr`, works as well; a jump goes to the closed form, if there is one, as in torch.
 
     Args:
         optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
@@ -58,6 +59,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _per_group: tuple[str, ...] = ()
     # What a scaled rate does not go below.
     eta_min: float = 0.0
+    # What the argument mode may be.
+    _modes: tuple[str, ...] = ()
     # Whether there is a plateau in it.
     _takes_metric: bool = False
     # Whether base_lrs are the groups' own rates, and not arguments.
@@ -278,6 +281,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a StateError unless the state fits."""
         states.check_state(state_dict, self.state_dict(), self._per_group, self._functions)
+        if self._modes and state_dict["mode"] not in (*self._modes, self.__dict__["mode"]):
+            raise StateError(f"mode must be one of {self._modes} (got {state_dict['mode']!r})")
+        states.check_momentums(state_dict["_last_momentum"], self._groups)
         for name in self._functions:
             states.check_functions(name, getattr(self, name), state_dict[name])
 

@@ -127,6 +127,7 @@ class ReduceLROnPlateau(MetricLR):
     """
 
     _per_group = ("min_lrs",)
+    _modes = ("min", "max")
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class ReduceLROnPlateau(MetricLR):
         verbose: bool = False,
         nan_policy: Literal["bad", "ignore", "raise"] = "bad",
     ) -> None:
-        self.mode = require_one_of("mode", mode, ("min", "max"))
+        self.mode = require_one_of("mode", mode, self._modes)
         self.factor = require_number("factor", factor, ">= 0 and < 1", lambda f: 0 <= f < 1)
         self.patience = require_count("patience", patience)
         self.threshold = require_number("threshold", threshold)
