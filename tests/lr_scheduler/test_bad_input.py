@@ -177,6 +177,34 @@ def test_a_bad_argument_is_named_and_the_optimizer_left_as_it_was(name):
     assert kept == groups
 
 
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize(
+    ("before", "build"),
+    [
+        (lambda o: [], lambda o, made: ours.OneCycleLR(o, 1.0, 9, last_epoch=20)),
+        (lambda o: [], lambda o, made: ours.LambdaLR(o, lambda t: {}[t])),
+        (
+            lambda o: [ours.OneCycleLR(o, 1.0, 5), ours.LinearLR(o)],
+            lambda o, made: ours.SequentialLR(o, made, [20], 10),
+        ),
+        (
+            lambda o: [ours.OneCycleLR(o, 1.0, 5), ours.LinearLR(o, last_epoch=30)],
+            lambda o, made: ours.ChainedScheduler(made),
+        ),
+    ],
+    ids=["one cycle", "lambda", "sequence", "chain"],
+)
+def test_a_constructor_that_raises_leaves_all_groups_as_they_were(before, build, tensor):
+    lr = torch.tensor(0.5) if tensor else 0.5
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=lr)
+    made = before(optimizer)
+    kept = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises((ArgumentError, KeyError)):
+        build(optimizer, made)
+    assert optimizer.state_dict() == kept
+    assert (optimizer.param_groups[0]["lr"] is lr) or not tensor
+
+
 def test_momentum_that_is_not_there_cannot_be_cycled():
     optimizer = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)], lr=1.0)
     for build in (
@@ -253,6 +281,16 @@ class TestBadStep:
             scheduler = ours.ChainedScheduler([ours.ExponentialLR(optimizer, 0.9), scheduler])
         trace(optimizer, scheduler, 7)
         self.refused(optimizer, scheduler, "total_steps = 7 must cover every step")
+
+    @pytest.mark.parametrize("name", ["one cycle", "chain", "sequence"])
+    def test_an_epoch_past_the_end_of_one_cycle(self, name):
+        optimizer = optimizer_of()
+        scheduler = ours.OneCycleLR(optimizer, 1.0, 7)
+        if name == "chain":
+            scheduler = ours.ChainedScheduler([ours.ExponentialLR(optimizer, 0.9), scheduler])
+        if name == "sequence":
+            scheduler = ours.SequentialLR(optimizer, [scheduler, ours.LinearLR(optimizer)], [20])
+        self.refused(optimizer, scheduler, "total_steps = 7 must cover every step", epoch=9)
 
     def test_nan_under_the_policy_raise(self):
         optimizer = optimizer_of()

@@ -14,6 +14,7 @@ from optimplug._core.arguments import are_floats, owner_of, require_count
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
     holds,
+    kept_on_error,
     momentum_of,
     own_rate,
     set_momentum,
@@ -75,7 +76,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
             self.optimizer._opt_called = False  # type: ignore[attr-defined]
             self.optimizer.register_step_post_hook(_note_step)
-        self._initial_step()
+        with kept_on_error(self._groups):
+            self._initial_step()
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
@@ -145,6 +147,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             self._check_next(metrics)
         else:
             epoch = require_count("epoch", epoch)
+            self._check_jump(epoch)
             warn(EPOCH_DEPRECATED)
         if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
             warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
@@ -153,6 +156,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _check_next(self, metrics: Any) -> None:
         """Raise if the next step cannot be done with this metric; nothing has changed then."""
+
+    def _check_jump(self, t: int) -> None:
+        """Raise if step ``t`` cannot be jumped to; nothing has changed then."""
 
     def _advance(self, metrics: Any = None) -> None:
         """Take one step from what the groups hold; from before the first, begin anew."""
@@ -184,7 +190,11 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        self._advance() if epoch is None else self._jump(epoch)
+        if epoch is None:
+            self._advance()
+        else:
+            self._check_jump(epoch)
+            self._jump(epoch)
 
     @property
     def _gives_lr(self) -> bool:

@@ -161,6 +161,10 @@ class SequentialLR(CompositeLR):
         if within > 0:
             self._schedulers[i]._check_next(metrics)
 
+    def _check_jump(self, t: int) -> None:
+        i, within = phase_at(t, self._milestones)
+        self._schedulers[i]._check_jump(within)
+
     def _advance(self, metrics: Any = None) -> None:
         t = self.last_epoch + 1
         i, within = phase_at(t, self._milestones)
@@ -230,6 +234,10 @@ class ChainedScheduler(CompositeLR):
     def _check_next(self, metrics: Any) -> None:
         for child in self._schedulers:
             child._check_next(metrics)
+
+    def _check_jump(self, t: int) -> None:
+        for child in self._schedulers:
+            child._check_jump(t)
 
     def _advance(self, metrics: Any = None) -> None:
         self._admit_groups()
