@@ -35,9 +35,10 @@ def owner_of(optimizer: Optimizer) -> Optimizer:
 
 
 def require_count(name: str, value: Any, least: int = 0) -> int:
-    """Return ``value`` as an int if it is a whole number of at least ``least``."""
+    """Return ``value`` as an int if it is a whole number of at least ``least``, also a float."""
+    whole = isinstance(value, float) and value.is_integer()
     try:
-        count = None if isinstance(value, bool) else operator.index(value)
+        count = None if isinstance(value, bool) else operator.index(int(value) if whole else value)
     except TypeError:
         count = None
     if count is None or count < least:

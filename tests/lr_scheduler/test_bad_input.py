@@ -327,7 +327,7 @@ class TestBadState:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("last_epoch", "x"), ("last_epoch", -5), ("last_epoch", True), ("last_epoch", 1.5),
+            ("last_epoch", "x"), ("last_epoch", -5), ("last_epoch", True), ("last_epoch", 1.5), ("last_epoch", 3.0),
             ("base_lrs", ["x", "y"]), ("_last_lr", "xy"), ("_last_lr", [0.1]), ("total_iters", "x"),
             ("start_factor", None), ("_step_count", "x"),
         ],

@@ -110,6 +110,9 @@ def check_state(given: State, own: State, per_group: Names, apart: Names) -> Non
 
 
 def _check_rules(given: State) -> None:
+    for key in ("last_epoch", "_step_count"):  # they go on being counted
+        if type(given[key]) is not int:
+            raise StateError(f"{key} must be an int (got {given[key]!r})")
     for key, rule in _RULES.items():
         try:
             if key in given:
