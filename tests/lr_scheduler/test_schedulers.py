@@ -107,6 +107,28 @@ def test_a_rate_set_by_hand_is_scaled_on_from_there():
     assert [row[0] for row in trace(optimizer, scheduler, 2)] == [10.0, 7.5, 5.0]
 
 
+@pytest.mark.parametrize(
+    ("own", "build"),
+    [
+        (0.0, lambda m, o: m.ExponentialLR(o, 0.9)),
+        (0.0, lambda m, o: m.LinearLR(o, 0.5, 1.0, 9)),
+        (0.0, lambda m, o: m.CosineAnnealingLR(o, 20)),
+        (0.05, lambda m, o: m.CosineAnnealingLR(o, 20, 0.05)),
+    ],
+    ids=["exponential", "linear", "cosine", "cosine with a minimum"],
+)
+def test_a_rate_set_by_hand_where_there_was_none_follows_the_factor_as_in_torch(own, build):
+    found = []
+    for module in (ours, torchs):
+        optimizer = optimizer_of(lrs=(own,))
+        scheduler = build(module, optimizer)
+        trace(optimizer, scheduler, 2)
+        optimizer.param_groups[0]["lr"] = 0.1
+        found.append(trace(optimizer, scheduler, 4))
+    assert_close(*found)
+    assert found[0][-1][0] != 0.1
+
+
 @pytest.mark.parametrize("name", {**TORCHS, **NESTED})
 def test_a_group_added_in_mid_run_is_as_one_that_was_there(name):
     optimizer = optimizer_of()
