@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from optimplug._core import scheduler_state as states
-from optimplug._core.arguments import are_floats, owner_of, require_count
+from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
 from optimplug._core.lr_scheduler.groups import (
     holds,
     kept_on_error,
@@ -23,9 +22,7 @@ from optimplug._core.lr_scheduler.groups import (
 )
 from optimplug.errors import StateError
 
-__all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
-
-EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
+__all__ = ["LRScheduler"]
 
 
 class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
@@ -303,11 +300,6 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             states.load_functions(getattr(self, name), own.pop(name))
         known = [base for base in own["base_lrs"] if base is not None]
         self.__dict__.update({**own, "base_lrs": known})
-
-
-def warn(message: str, frames: int = 3) -> None:
-    """Warn where step is called, so many frames further out."""
-    warnings.warn(message, UserWarning, stacklevel=frames + 1)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

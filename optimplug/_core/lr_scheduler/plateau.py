@@ -8,8 +8,15 @@ from typing import Any, Literal, SupportsFloat
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
-from optimplug._core.arguments import require_count, require_number, require_one_of, require_rates
-from optimplug._core.lr_scheduler.base import EPOCH_DEPRECATED, LRScheduler, warn
+from optimplug._core.arguments import (
+    EPOCH_DEPRECATED,
+    require_count,
+    require_number,
+    require_one_of,
+    require_rates,
+    warn,
+)
+from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.groups import own_rate, set_rate
 from optimplug.errors import ArgumentError
 
