@@ -1,9 +1,10 @@
-"""What an argument must be, and the error that says so."""
+"""What an argument must be, and the error or the warning that says so."""
 
 from __future__ import annotations
 
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "EPOCH_DEPRECATED",
     "are_floats",
     "as_number",
     "owner_of",
@@ -23,7 +25,10 @@ __all__ = [
     "require_number",
     "require_one_of",
     "require_rates",
+    "warn",
 ]
+
+EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
 
 
 def owner_of(optimizer: Optimizer) -> Optimizer:
@@ -35,9 +40,10 @@ def owner_of(optimizer: Optimizer) -> Optimizer:
 
 
 def require_count(name: str, value: Any, least: int = 0) -> int:
-    """Return ``value`` as an int if it is a whole number of at least ``least``."""
+    """Return ``value`` as an int if it is a whole number of at least ``least``, also a float."""
+    whole = isinstance(value, float) and value.is_integer()
     try:
-        count = None if isinstance(value, bool) else operator.index(value)
+        count = None if isinstance(value, bool) else operator.index(int(value) if whole else value)
     except TypeError:
         count = None
     if count is None or count < least:
@@ -107,3 +113,8 @@ def are_floats(values: Sequence[Any]) -> bool:
     """Tell whether there are floats alone, and no tensor among them, as quickly as can be told."""
     # The first is looked at because tensors on several devices have no sum.
     return type(values[0]) is float and type(sum(values)) is float
+
+
+def warn(message: str, frames: int = 3) -> None:
+    """Warn where step is called, so many frames further out."""
+    warnings.warn(message, UserWarning, stacklevel=frames + 1)

@@ -1,6 +1,7 @@
 """Bad arguments, bad steps and bad states: each is named, and changes nothing."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -176,6 +177,34 @@ def test_a_bad_argument_is_named_and_the_optimizer_left_as_it_was(name):
     assert kept == groups
 
 
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize(
+    ("before", "build"),
+    [
+        (lambda o: [], lambda o, made: ours.OneCycleLR(o, 1.0, 9, last_epoch=20)),
+        (lambda o: [], lambda o, made: ours.LambdaLR(o, lambda t: {}[t])),
+        (
+            lambda o: [ours.OneCycleLR(o, 1.0, 5), ours.LinearLR(o)],
+            lambda o, made: ours.SequentialLR(o, made, [20], 10),
+        ),
+        (
+            lambda o: [ours.OneCycleLR(o, 1.0, 5), ours.LinearLR(o, last_epoch=30)],
+            lambda o, made: ours.ChainedScheduler(made),
+        ),
+    ],
+    ids=["one cycle", "lambda", "sequence", "chain"],
+)
+def test_a_constructor_that_raises_leaves_all_groups_as_they_were(before, build, tensor):
+    lr = torch.tensor(0.5) if tensor else 0.5
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=lr)
+    made = before(optimizer)
+    kept = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises((ArgumentError, KeyError)):
+        build(optimizer, made)
+    assert optimizer.state_dict() == kept
+    assert (optimizer.param_groups[0]["lr"] is lr) or not tensor
+
+
 def test_momentum_that_is_not_there_cannot_be_cycled():
     optimizer = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)], lr=1.0)
     for build in (
@@ -253,6 +282,16 @@ class TestBadStep:
         trace(optimizer, scheduler, 7)
         self.refused(optimizer, scheduler, "total_steps = 7 must cover every step")
 
+    @pytest.mark.parametrize("name", ["one cycle", "chain", "sequence"])
+    def test_an_epoch_past_the_end_of_one_cycle(self, name):
+        optimizer = optimizer_of()
+        scheduler = ours.OneCycleLR(optimizer, 1.0, 7)
+        if name == "chain":
+            scheduler = ours.ChainedScheduler([ours.ExponentialLR(optimizer, 0.9), scheduler])
+        if name == "sequence":
+            scheduler = ours.SequentialLR(optimizer, [scheduler, ours.LinearLR(optimizer)], [20])
+        self.refused(optimizer, scheduler, "total_steps = 7 must cover every step", epoch=9)
+
     def test_nan_under_the_policy_raise(self):
         optimizer = optimizer_of()
         scheduler = ours.ReduceLROnPlateau(optimizer, nan_policy="raise")
@@ -288,7 +327,7 @@ class TestBadState:
     @pytest.mark.parametrize(
         ("key", "value"),
         [
-            ("last_epoch", "x"), ("last_epoch", -5), ("last_epoch", True), ("last_epoch", 1.5),
+            ("last_epoch", "x"), ("last_epoch", -5), ("last_epoch", True), ("last_epoch", 1.5), ("last_epoch", 3.0),
             ("base_lrs", ["x", "y"]), ("_last_lr", "xy"), ("_last_lr", [0.1]), ("total_iters", "x"),
             ("start_factor", None), ("_step_count", "x"),
         ],
@@ -349,6 +388,48 @@ class TestBadState:
         for key, value in (("max_lrs", [1.0] * 3), ("max_lrs", []), ("base_momentums", ["x"])):
             state = {**ALL["cyclic"](ours, optimizer_of()).state_dict(), key: value}
             self.loads(ALL["cyclic"], state, "groups|base_momentums")
+
+    @pytest.mark.parametrize("state", [None, [], 3])
+    @pytest.mark.parametrize("name", ["linear", "sequence", "plateau"])
+    def test_of_no_dict(self, name, state):
+        self.loads(ALL[name], state, "a state must be a dict")
+
+    @pytest.mark.parametrize(
+        ("name", "key", "value"),
+        [
+            ("linear", "_last_lr", [0.1, None]), ("linear", "_last_lr", [0.1, float("nan")]),
+            ("linear", "base_lrs", [None, 0.1]), ("linear", "base_lrs", [None, None]),
+            ("linear", "base_lrs", [0.1, -1.0]), ("linear", "total_iters", -1),
+            ("linear", "total_iters", 1.5), ("linear", "_step_count", -1),
+            ("cyclic", "_last_momentum", [0.1, None]), ("cyclic", "_last_momentum", [0.1] * 3),
+            ("cyclic", "_last_momentum", [0.1, -0.1]), ("cyclic", "mode", "square"),
+            ("cyclic", "max_lrs", [0.1, None]), ("cyclic", "scale_mode", "x"),
+            ("cosine", "T_max", 0), ("step", "step_size", 0), ("restarts", "T_mult", 0),
+            ("multistep", "milestones", [9, 3]), ("sequence", "_milestones", [-1]),
+            ("one cycle", "total_steps", 0), ("one cycle", "_anneal_func_type", "x"),
+            ("plateau", "mode", "least"), ("plateau", "nan_policy", "x"),
+            ("plateau", "patience", -1), ("plateau", "threshold_mode", "x"),
+        ],
+    )  # fmt: skip
+    def test_of_values_that_nothing_could_have_saved(self, name, key, value):
+        state = {**ALL[name](ours, optimizer_of()).state_dict(), key: value}
+        self.loads(ALL[name], state, key)
+
+    def test_of_momentum_where_there_is_none(self):
+        optimizer = torch.optim.Adagrad([torch.zeros(1, requires_grad=True)], lr=1.0)
+        scheduler = ours.LinearLR(optimizer)
+        before = scheduler.state_dict()
+        with pytest.raises(StateError, match="_last_momentum, but there are 0 groups"):
+            scheduler.load_state_dict({**before, "_last_lr": [0.7], "_last_momentum": [0.9]})
+        assert scheduler.state_dict() == before
+
+    @pytest.mark.parametrize("function", [partial(max, 1), len, Halving(3).__call__, object])
+    def test_of_an_object_where_there_is_a_function_without_attributes(self, function):
+        state = ours.LambdaLR(optimizer_of(), Halving(3)).state_dict()
+        scheduler = ours.MultiplicativeLR(optimizer_of(), function)
+        state["_class"] = "MultiplicativeLR"
+        with pytest.raises(StateError, match="must be what it was as the state was saved"):
+            scheduler.load_state_dict(state)
 
     def test_the_state_itself_is_left_as_it_was(self):
         state = ALL["cyclic"](ours, optimizer_of()).state_dict()

@@ -12,6 +12,7 @@ import torch.optim.lr_scheduler as torchs
 from schedules import advance, momentums, optimizer_of, rates, saved, trace
 
 import optimplug.optim.lr_scheduler as ours
+from optimplug.errors import ArgumentError
 from optimplug.optim import AdamW
 
 DOCS = Path(__file__).parents[2] / "docs" / "schedulers.md"
@@ -254,3 +255,18 @@ def test_epochs_are_whole():
         theirs.step(2.5)
     with pytest.raises(ValueError, match="epoch must be an int >= 0"):
         scheduler.step(2.5)
+
+
+def test_counts_are_whole():
+    for name, whole, fraction in (
+        ("CosineAnnealingLR", 10.0, 10.5),
+        ("MultiStepLR", [5.0, 7.0], [2.5]),
+        ("StepLR", 3.0, 2.5),
+    ):
+        cls = getattr(ours, name)
+        found = firsts(ours, lambda m, o, whole=whole, name=name: getattr(m, name)(o, whole), 9)
+        theirs = firsts(torchs, lambda m, o, whole=whole, name=name: getattr(m, name)(o, whole), 9)
+        torch.testing.assert_close(found, theirs, rtol=1e-12, atol=0)
+        with pytest.raises(ArgumentError, match=r"must be an int >= . \(got \d+\.5\)"):
+            cls(optimizer_of(), fraction)
+        getattr(torchs, name)(optimizer_of(), fraction)

@@ -12,6 +12,7 @@ from schedules import (
     SETTING,
     TORCHS,
     WITH_PLATEAUS,
+    Halving,
     advance,
     optimizer_of,
     rates,
@@ -106,11 +107,29 @@ def test_a_rate_set_by_hand_is_scaled_on_from_there():
     assert [row[0] for row in trace(optimizer, scheduler, 2)] == [10.0, 7.5, 5.0]
 
 
-# For one step a chain with one that sets lacks what its others were multiplied by before.
-JOINED = [name for name in {**TORCHS, **NESTED} if name != "chain with one that sets"]
+@pytest.mark.parametrize(
+    ("own", "build"),
+    [
+        (0.0, lambda m, o: m.ExponentialLR(o, 0.9)),
+        (0.0, lambda m, o: m.LinearLR(o, 0.5, 1.0, 9)),
+        (0.0, lambda m, o: m.CosineAnnealingLR(o, 20)),
+        (0.05, lambda m, o: m.CosineAnnealingLR(o, 20, 0.05)),
+    ],
+    ids=["exponential", "linear", "cosine", "cosine with a minimum"],
+)
+def test_a_rate_set_by_hand_where_there_was_none_follows_the_factor_as_in_torch(own, build):
+    found = []
+    for module in (ours, torchs):
+        optimizer = optimizer_of(lrs=(own,))
+        scheduler = build(module, optimizer)
+        trace(optimizer, scheduler, 2)
+        optimizer.param_groups[0]["lr"] = 0.1
+        found.append(trace(optimizer, scheduler, 4))
+    assert_close(*found)
+    assert found[0][-1][0] != 0.1
 
 
-@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("name", {**TORCHS, **NESTED})
 def test_a_group_added_in_mid_run_is_as_one_that_was_there(name):
     optimizer = optimizer_of()
     scheduler = ALL[name](ours, optimizer)
@@ -120,6 +139,29 @@ def test_a_group_added_in_mid_run_is_as_one_that_was_there(name):
     # A list for each group serves it with its last entry.
     expected = [row[1::2] for row in run(ours, ALL[name], 72, lrs=(1.0, 0.5))[13:]]
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", [name for name in SETTING if "two" not in name])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_group_added_where_one_sets_the_rate_and_one_scales_it(name, apart, last):
+    def stepped(lrs, late):
+        optimizer = optimizer_of(lrs=lrs)
+        both = [ALL[name](ours, optimizer), ours.ExponentialLR(optimizer, 1.05)]
+        both = both[::-1] if last else both
+        steppers = both if apart else [ours.ChainedScheduler(both)]
+        found = []
+        for t in range(60):
+            if t == 40 and late:
+                new = torch.zeros(1, requires_grad=True)
+                optimizer.add_param_group({"params": [new], "lr": 0.3})
+            optimizer.step()
+            for scheduler in steppers:
+                scheduler.step()
+            found.append(rates(optimizer)[-1])
+        return found[40:]
+
+    assert stepped((1.0,), True) == stepped((1.0, 0.3), False)
 
 
 @pytest.mark.parametrize("name", SCALING)
@@ -152,6 +194,20 @@ def test_a_tensor_rate_is_written_in_place_and_read_as_float(name):
     assert all(g["lr"] is lr for g, lr in zip(optimizer.param_groups, rates_, strict=True))
     assert {type(lr) for lr in scheduler.get_last_lr()} == {float}
     assert found == run(ours, ALL[name], 40, cls=AdamW)
+
+
+@pytest.mark.parametrize("name", {**TORCHS, **NESTED})
+def test_groups_that_were_lent_one_tensor_of_the_defaults_do_not_write_in_each_others(name):
+    def build(lr):
+        params = [torch.zeros(1, requires_grad=True) for _ in range(4)]
+        optimizer = AdamW([{"params": params[:1]}, {"params": params[1:2]}], lr=lr)
+        scheduler = ALL[name](ours, optimizer)
+        found = trace(optimizer, scheduler, 12)
+        optimizer.add_param_group({"params": params[2:3]})
+        optimizer.add_param_group({"params": params[3:]})
+        return found + trace(optimizer, scheduler, 12)
+
+    assert build(torch.tensor(0.5, dtype=torch.float64)) == build(0.5)
 
 
 def test_a_tensor_rate_of_less_precision_is_followed_as_well():
@@ -226,6 +282,21 @@ def test_a_subclass_in_torchs_style_works():
 
     found = run(ours, lambda m, o: Halving(o), 2)
     assert [row[:2] for row in found] == [[1.0, 0.3], [0.5, 0.15], [0.25, 0.075]]
+
+
+@pytest.mark.parametrize(
+    "name", ["StepLR", "LambdaLR", "OneCycleLR", "CosineAnnealingWarmRestarts"]
+)
+def test_the_get_lr_of_a_subclass_of_any_scheduler_is_used(name):
+    def build(module, optimizer):
+        class Half(getattr(module, name)):
+            def get_lr(self):
+                return [0.5 * lr for lr in super().get_lr()]
+
+        arguments = {"StepLR": [3], "LambdaLR": [Halving(3)], "OneCycleLR": [1.0, 30]}
+        return Half(optimizer, *arguments.get(name, [7, 2]))
+
+    assert_close(run(ours, build, 20), run(torchs, build, 20))
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from optimplug._core.arguments import are_floats, owner_of, require_count
-from optimplug._core.lr_scheduler import state as states
-from optimplug._core.lr_scheduler.groups import holds, momentum_of, own_rate, set_momentum, set_rate
+from optimplug._core import scheduler_state as states
+from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
+from optimplug._core.lr_scheduler.groups import (
+    holds,
+    kept_on_error,
+    momentum_of,
+    own_rate,
+    set_momentum,
+    set_rate,
+    unshare,
+)
+from optimplug.errors import StateError
 
-__all__ = ["EPOCH_DEPRECATED", "LRScheduler", "warn"]
-
-EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
+__all__ = ["LRScheduler"]
 
 
 class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
@@ -26,7 +32,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     next is not a ratio. While nobody else changes a group's rate, it follows the closed form
     exactly; where another scheduler (or the user) does, the change from step to step is applied to
     what is there, so several schedulers can act on the same groups. A subclass in torch's style,
-    with :meth:`get_lr` alone, works as well.
+    with :meth:`get_lr`, works as well; a jump goes to the closed form if there is one, as in torch.
 
     Args:
         optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
@@ -51,6 +57,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _per_group: tuple[str, ...] = ()
     # What a scaled rate does not go below.
     eta_min: float = 0.0
+    # What the argument mode may be.
+    _modes: tuple[str, ...] = ()
     # Whether there is a plateau in it.
     _takes_metric: bool = False
     # Whether base_lrs are the groups' own rates, and not arguments.
@@ -65,7 +73,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
             self.optimizer._opt_called = False  # type: ignore[attr-defined]
             self.optimizer.register_step_post_hook(_note_step)
-        self._initial_step()
+        with kept_on_error(self._groups):
+            self._initial_step()
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
@@ -135,6 +144,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             self._check_next(metrics)
         else:
             epoch = require_count("epoch", epoch)
+            self._check_jump(epoch)
             warn(EPOCH_DEPRECATED)
         if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
             warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
@@ -144,6 +154,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     def _check_next(self, metrics: Any) -> None:
         """Raise if the next step cannot be done with this metric; nothing has changed then."""
 
+    def _check_jump(self, t: int) -> None:
+        """Raise if step ``t`` cannot be jumped to; nothing has changed then."""
+
     def _advance(self, metrics: Any = None) -> None:
         """Take one step from what the groups hold; from before the first, begin anew."""
         known = self._admit_groups()
@@ -151,34 +164,44 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         if 0 < known < len(self.base_lrs) and self.last_epoch > 0:
             self._catch_up(known)
         held = [group["lr"] for group in self._groups]
-        self._write(
-            list(map(float, self.get_lr())) if self._is_torchs else self._follow(held), held
-        )
+        self._write(self._given() if self._gives_lr else self._follow(held), held)
 
     def _jump(self, t: int) -> None:
         """Go to where this schedule alone has the groups at step ``t``."""
         self._admit_groups()
         self.last_epoch = t
-        rates = list(map(float, self.get_lr())) if self._is_torchs else self.rates(t)
+        rates = self.rates(t) if self._has_form else self._given()
         self._write(rates, [group["lr"] for group in self._groups])
+
+    def _given(self) -> list[float]:
+        return list(map(float, self.get_lr()))
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
     def _initial_step(self) -> None:
         self._step_count = 1
+        unshare(self.optimizer)
         self.base_lrs: list[float] = getattr(self, "base_lrs", [])
         for group in self._groups:
             own_rate(group)
         self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
 
     def _update_lr(self, epoch: int | None = None) -> None:
-        self._advance() if epoch is None else self._jump(epoch)
+        if epoch is None:
+            self._advance()
+        else:
+            self._check_jump(epoch)
+            self._jump(epoch)
 
     @property
-    def _is_torchs(self) -> bool:
-        """Whether this is a subclass in torch's style, that gives get_lr alone."""
+    def _gives_lr(self) -> bool:
+        """Whether this is a subclass in torch's style, that gives get_lr."""
+        return type(self).get_lr is not LRScheduler.get_lr
+
+    @property
+    def _has_form(self) -> bool:
         own, ours = type(self), LRScheduler
-        return own.closed_form is ours.closed_form and own.rates is ours.rates
+        return own.closed_form is not ours.closed_form or own.rates is not ours.rates
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         """Set the rate of every group, where ``held`` stands now."""
@@ -197,6 +220,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Let every group that is new to this scheduler join; return how many it knew."""
         known, groups = len(self.base_lrs), self._groups
         if known < len(groups):
+            unshare(self.optimizer)
             for group in groups[known:]:
                 own = own_rate(group)
                 self.base_lrs.append(own if self._own_bases else self.base_lrs[-1])
@@ -207,8 +231,10 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _catch_up(self, known: int) -> None:
         """Bring groups that joined in mid-run to where they would be from the start."""
-        if self._is_torchs:
+        if not self._has_form:
             return
+        # Where one that sets the rate has come first, it is already where the others' are.
+        known = max(known, getattr(self.optimizer, "_overwritten", 0))
         before = self._before(self.last_epoch)
         for i, group in enumerate(self._groups[known:], known):
             base = self.base_lrs[i]
@@ -247,6 +273,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         state = self._completed(state_dict)
         self._check_state(state)
         self._restore(copy.deepcopy(state))
+        unshare(self.optimizer)
         for group, base in zip(self._groups, self.base_lrs, strict=False):
             group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, self._last_lr, strict=True):
@@ -261,6 +288,9 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a StateError unless the state fits."""
         states.check_state(state_dict, self.state_dict(), self._per_group, self._functions)
+        if self._modes and state_dict["mode"] not in (*self._modes, self.__dict__["mode"]):
+            raise StateError(f"mode must be one of {self._modes} (got {state_dict['mode']!r})")
+        states.check_momentums(state_dict["_last_momentum"], self._groups)
         for name in self._functions:
             states.check_functions(name, getattr(self, name), state_dict[name])
 
@@ -270,11 +300,6 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             states.load_functions(getattr(self, name), own.pop(name))
         known = [base for base in own["base_lrs"] if base is not None]
         self.__dict__.update({**own, "base_lrs": known})
-
-
-def warn(message: str, frames: int = 3) -> None:
-    """Warn where step is called, so many frames further out."""
-    warnings.warn(message, UserWarning, stacklevel=frames + 1)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from optimplug._core.arguments import owner_of, require_ascending
 from optimplug._core.lr_scheduler.base import LRScheduler
-from optimplug._core.lr_scheduler.groups import own_rate, reset, set_rate
+from optimplug._core.lr_scheduler.groups import own_rate, reset, set_rate, unshare
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["ChainedScheduler", "CompositeLR", "SequentialLR", "phase_at"]
@@ -57,6 +57,7 @@ class CompositeLR(LRScheduler):
         return any(child._takes_metric for child in self._schedulers)
 
     def _initial_step(self) -> None:
+        unshare(self.optimizer)
         for group in self._groups:  # each child has set them as it was built
             reset(group)
         super()._initial_step()
@@ -160,6 +161,10 @@ class SequentialLR(CompositeLR):
         if within > 0:
             self._schedulers[i]._check_next(metrics)
 
+    def _check_jump(self, t: int) -> None:
+        i, within = phase_at(t, self._milestones)
+        self._schedulers[i]._check_jump(within)
+
     def _advance(self, metrics: Any = None) -> None:
         t = self.last_epoch + 1
         i, within = phase_at(t, self._milestones)
@@ -230,6 +235,10 @@ class ChainedScheduler(CompositeLR):
         for child in self._schedulers:
             child._check_next(metrics)
 
+    def _check_jump(self, t: int) -> None:
+        for child in self._schedulers:
+            child._check_jump(t)
+
     def _advance(self, metrics: Any = None) -> None:
         self._admit_groups()
         for child in self._schedulers:
@@ -239,6 +248,7 @@ class ChainedScheduler(CompositeLR):
         self._arrive(self.last_epoch + 1, self._schedulers[-1])
 
     def _jump(self, t: int) -> None:
+        self._admit_groups()
         # What they make of the rates together has no closed form: they go the whole way again.
         for group in self._groups:
             set_rate(group, own_rate(group))

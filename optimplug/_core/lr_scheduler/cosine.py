@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optimplug._core.arguments import require_count, require_number
-from optimplug._core.lr_scheduler.factor import FactorLR
+from optimplug._core.lr_scheduler.factor import AbsoluteLR, FactorLR
 
 __all__ = ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "cosine", "in_cycle"]
 
@@ -91,7 +91,7 @@ class CosineAnnealingLR(FactorLR):
         return cosine(t, T_max=self.T_max)
 
 
-class CosineAnnealingWarmRestarts(FactorLR):
+class CosineAnnealingWarmRestarts(AbsoluteLR, FactorLR):
     r"""Lower the rate to a minimum along half a cosine, then start again, with longer cycles.
 
     .. math:: \eta(t) = \eta_{min} + (\eta_0 - \eta_{min})\,

@@ -15,8 +15,6 @@ from optimplug.errors import ArgumentError
 
 __all__ = ["CyclicLR", "MomentumLR", "triangle"]
 
-_MODES = ("triangular", "triangular2", "exp_range")
-
 
 class MomentumLR(AbsoluteLR):
     """What CyclicLR and OneCycleLR share: rates of their own, and momentum that cycles with them.
@@ -123,6 +121,7 @@ class CyclicLR(MomentumLR):
     """
 
     _functions = ("_scale_fn_custom",)
+    _modes = ("triangular", "triangular2", "exp_range")
 
     def __init__(
         self,
@@ -152,7 +151,7 @@ class CyclicLR(MomentumLR):
         if not (scale_fn is None or callable(scale_fn)):
             raise ArgumentError(f"scale_fn must be a function (got {scale_fn!r})")
         self._scale_fn_custom = scale_fn
-        self.mode = mode if scale_fn else require_one_of("mode", mode, _MODES)
+        self.mode = mode if scale_fn else require_one_of("mode", mode, self._modes)
         by = require_one_of("scale_mode", scale_mode, ("cycle", "iterations"))
         self.scale_mode = by if scale_fn else "iterations" if mode == "exp_range" else "cycle"
         self._set_up_momentum(optimizer, cycle_momentum, base_momentum, max_momentum)

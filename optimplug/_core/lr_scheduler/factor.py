@@ -54,6 +54,16 @@ class FactorLR(LRScheduler):
         self._latest = (list(self.base_lrs), factor, self.eta_min, rates)
         return rates
 
+    def chained(self, held: list[float], before: list[float], after: list[float]) -> list[float]:
+        """Return what becomes of the rates; one whose own is the minimum follows the factor."""
+        rates, least, t = super().chained(held, before, after), self.eta_min, self.last_epoch
+        was = self.factor_at(t - 1) if t > 0 else 1.0
+        if was and least in self.base_lrs:
+            change = self.factor_at(t) / was
+            for i, (base, lr) in enumerate(zip(self.base_lrs, held, strict=True)):
+                rates[i] = least + (lr - least) * change if base == least else rates[i]
+        return rates
+
 
 class AbsoluteLR(LRScheduler):
     """A schedule that sets the rate to its closed form, whoever has changed it before."""
@@ -62,4 +72,5 @@ class AbsoluteLR(LRScheduler):
         return self.rates(self.last_epoch)
 
     def _catch_up(self, known: int) -> None:
-        """Nothing: what a new group holds is overwritten."""
+        # What a new group holds is overwritten, with all that others would have made of it.
+        self.optimizer._overwritten = len(self._groups)  # type: ignore[attr-defined]

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-__all__ = ["holds", "momentum_of", "own_rate", "reset", "set_momentum", "set_rate"]
+__all__ = [
+    "holds",
+    "kept_on_error",
+    "momentum_of",
+    "own_rate",
+    "reset",
+    "set_momentum",
+    "set_rate",
+    "unshare",
+]
 
 Group = dict[str, Any]
 
@@ -22,6 +34,36 @@ def set_rate(group: Group, lr: float) -> None:
         group["lr"].fill_(lr)  # in place: a compiled step holds this tensor
     else:
         group["lr"] = lr
+
+
+def unshare(optimizer: Optimizer) -> None:
+    """Give every group whose rate is the tensor of another a tensor of its own, and the defaults.
+
+    torch lends the one in the defaults to every group without a rate: what is written in it would
+    be in all of them, and in those to come.
+    """
+    seen: set[int] = set()
+    for group in (*optimizer.param_groups, optimizer.defaults):
+        lr = group.get("lr")
+        if isinstance(lr, Tensor) and id(lr) in seen:
+            group["lr"] = lr.clone()
+        seen.add(id(lr))
+
+
+@contextmanager
+def kept_on_error(groups: list[Group]) -> Iterator[None]:
+    """Give the groups what they had before, if what is done within raises."""
+    kept = [dict(group) for group in groups]
+    rates = [float(group["lr"]) for group in groups]
+    try:
+        yield
+    except BaseException:
+        for group, items, lr in zip(groups, kept, rates, strict=True):
+            group.clear()
+            group.update(items)
+            if isinstance(group["lr"], Tensor):
+                set_rate(group, lr)
+        raise
 
 
 def holds(held: Any, lr: float) -> bool:

@@ -172,10 +172,9 @@ class OneCycleLR(MomentumLR):
         low, high = bounds[phase[f"start_{what}"]], bounds[phase[f"end_{what}"]]
         return anneal(low, high, pct, self._anneal_func_type)
 
-    def _check_next(self, metrics: Any, t: int | None = None) -> None:
-        if (self.last_epoch + 1 if t is None else t) > self.total_steps:
-            raise ArgumentError(f"total_steps = {self.total_steps} must cover every step")
+    def _check_next(self, metrics: Any) -> None:
+        self._check_jump(self.last_epoch + 1)
 
-    def _jump(self, t: int) -> None:
-        self._check_next(None, t)
-        super()._jump(t)
+    def _check_jump(self, t: int) -> None:
+        if t > self.total_steps:
+            raise ArgumentError(f"total_steps = {self.total_steps} must cover every step")

@@ -8,8 +8,15 @@ from typing import Any, Literal, SupportsFloat
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
-from optimplug._core.arguments import require_count, require_number, require_one_of, require_rates
-from optimplug._core.lr_scheduler.base import EPOCH_DEPRECATED, LRScheduler, warn
+from optimplug._core.arguments import (
+    EPOCH_DEPRECATED,
+    require_count,
+    require_number,
+    require_one_of,
+    require_rates,
+    warn,
+)
+from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.groups import own_rate, set_rate
 from optimplug.errors import ArgumentError
 
@@ -127,6 +134,7 @@ class ReduceLROnPlateau(MetricLR):
     """
 
     _per_group = ("min_lrs",)
+    _modes = ("min", "max")
 
     def __init__(
         self,
@@ -142,7 +150,7 @@ class ReduceLROnPlateau(MetricLR):
         verbose: bool = False,
         nan_policy: Literal["bad", "ignore", "raise"] = "bad",
     ) -> None:
-        self.mode = require_one_of("mode", mode, ("min", "max"))
+        self.mode = require_one_of("mode", mode, self._modes)
         self.factor = require_number("factor", factor, ">= 0 and < 1", lambda f: 0 <= f < 1)
         self.patience = require_count("patience", patience)
         self.threshold = require_number("threshold", threshold)

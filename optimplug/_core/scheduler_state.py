@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from optimplug._core.arguments import as_number
-from optimplug.errors import StateError
+from optimplug._core.arguments import (
+    as_number,
+    require_ascending,
+    require_count,
+    require_one_of,
+)
+from optimplug.errors import ArgumentError, StateError
 
-__all__ = ["check_functions", "check_state", "completed", "function_state", "load_functions"]
+__all__ = [
+    "check_functions",
+    "check_momentums",
+    "check_state",
+    "completed",
+    "function_state",
+    "load_functions",
+]
 
 State = Mapping[str, Any]
 Names = Collection[str]
@@ -18,6 +32,23 @@ Names = Collection[str]
 _TORCHS = "_get_lr_called_within_step _is_initial verbose use_beta1 default_min_lr mode_worse"
 # What ours has alone: torch's schedulers keep it elsewhere, or do not know it.
 _OURS = "_class _last_momentum base_lrs _step_count nan_policy"
+
+_POSITIVE = ("T_max", "T_0", "T_mult", "step_size", "total_steps")
+_COUNTS = ("total_iters", "patience", "cooldown", "cooldown_counter", "num_bad_epochs")
+_CHOICES = {
+    "threshold_mode": ("rel", "abs"),
+    "nan_policy": ("bad", "ignore", "raise"),
+    "scale_mode": ("cycle", "iterations"),
+    "_anneal_func_type": ("cos", "linear"),
+}
+# What the constructors ask of the same arguments, by their names in a state.
+_RULES: dict[str, Callable[[str, Any], Any]] = {
+    "last_epoch": lambda name, value: require_count(name, value, least=-1),
+    **{key: functools.partial(require_count, least=1) for key in _POSITIVE},
+    **dict.fromkeys((*_COUNTS, "_step_count"), require_count),
+    **dict.fromkeys(("milestones", "_milestones"), require_ascending),
+    **{key: functools.partial(require_one_of, choices=way) for key, way in _CHOICES.items()},
+}
 
 
 def completed(given: State, own: State, per_group: Names) -> dict[str, Any]:
@@ -28,6 +59,8 @@ def completed(given: State, own: State, per_group: Names) -> dict[str, Any]:
         own: the state of the scheduler that it is for.
         per_group: keys of lists of numbers.
     """
+    if not isinstance(given, Mapping):
+        raise StateError(f"a state must be a dict (got {given!r})")
     state = {key: value for key, value in given.items() if key not in _TORCHS.split()}
     for key in ("base_lrs", "_last_lr", *per_group):
         if isinstance(state.get(key), list):
@@ -61,15 +94,46 @@ def check_state(given: State, own: State, per_group: Names, apart: Names) -> Non
     for key, value in own.items():
         if key not in apart and not _same_kind(value, given[key]):
             raise StateError(f"{key} must be of the kind of {value!r} (got {given[key]!r})")
-    if type(given["last_epoch"]) is not int or given["last_epoch"] < -1:
-        raise StateError(f"last_epoch must be an int >= -1 (got {given['last_epoch']!r})")
+    _check_rules(given)
     for key in ("base_lrs", "_last_lr", "_last_momentum", *per_group):
-        if not all(isinstance(value, float) for value in given[key] if value is not None):
-            raise StateError(f"{key} must be a list of numbers (got {given[key]!r})")
+        # A schedule may itself have come below 0. A base that is None is of a group to come.
+        least = -math.inf if key == "_last_lr" else 0.0
+        values = _without_tail(given[key]) if key == "base_lrs" else given[key]
+        if not all(isinstance(v, float) and math.isfinite(v) and v >= least for v in values):
+            raise StateError(
+                f"{key} must be a list of finite numbers >= {least} (got {given[key]!r})"
+            )
     for key in ("base_lrs", "_last_lr", *per_group):
         held, least = len(given[key]), min(1, len(own[key])) if key in per_group else groups
         if not least <= held <= groups:
             raise StateError(f"the state holds {held} groups, but the optimizer has {groups}")
+
+
+def _check_rules(given: State) -> None:
+    for key in ("last_epoch", "_step_count"):  # they go on being counted
+        if type(given[key]) is not int:
+            raise StateError(f"{key} must be an int (got {given[key]!r})")
+    for key, rule in _RULES.items():
+        try:
+            if key in given:
+                rule(key, given[key])
+        except (ArgumentError, TypeError) as error:
+            raise StateError(f"a state that nothing could have saved: {error}") from None
+
+
+def _without_tail(bases: list[Any]) -> list[Any]:
+    known = next((i for i, base in enumerate(bases) if i and base is None), len(bases))
+    return bases if any(base is not None for base in bases[known:]) else bases[:known]
+
+
+def check_momentums(momentums: list[float], groups: list[dict[str, Any]]) -> None:
+    """Raise a StateError unless every momentum has a group that has one."""
+    fitting = sum(1 for group in groups if {"momentum", "betas"} & group.keys())
+    if len(momentums) > fitting:
+        raise StateError(
+            f"the state holds {len(momentums)} in _last_momentum, but there are {fitting} groups "
+            "with momentum or betas"
+        )
 
 
 def _same_kind(own: Any, given: Any) -> bool:
@@ -83,12 +147,16 @@ def _same_kind(own: Any, given: Any) -> bool:
     return kinds[0] is kinds[1]
 
 
+# These have a __dict__ as well, but nothing of their own in it.
+_PLAIN = (types.FunctionType, types.MethodType, functools.partial, type)
+
+
 def function_state(function: Any) -> Any:
     """Return what of a function, or of each in a list, can be saved: an object's attributes."""
     if isinstance(function, list):
         return [function_state(each) for each in function]
-    plain = function is None or isinstance(function, types.FunctionType)
-    return None if plain else dict(getattr(function, "__dict__", {}))
+    plain = isinstance(function, _PLAIN) or not hasattr(function, "__dict__")
+    return None if plain else dict(function.__dict__)
 
 
 def check_functions(name: str, own: Any, saved: Any) -> None:
@@ -96,11 +164,18 @@ def check_functions(name: str, own: Any, saved: Any) -> None:
     if isinstance(own, list) and isinstance(saved, list) and 1 <= len(saved) <= len(own):
         for i, (function, state) in enumerate(zip(own, saved, strict=False)):
             check_functions(f"{name}[{i}]", function, state)
-    elif isinstance(own, list) or type(function_state(own)) is not type(saved):
+    elif isinstance(own, list) or not _fits(function_state(own), saved):
         raise StateError(
             f"{name} must be what it was as the state was saved: an object has its attributes in "
             f"it, a plain function nothing (got {saved!r} for {own!r})"
         )
+
+
+def _fits(own: dict[str, Any] | None, saved: Any) -> bool:
+    """Tell whether this can be what was saved of it; it may have had more attributes by then."""
+    if own is None:
+        return saved is None or saved == {}  # what torch saves of a partial
+    return isinstance(saved, dict) and own.keys() <= saved.keys()
 
 
 def load_functions(own: Any, saved: Any) -> None:
