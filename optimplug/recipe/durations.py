@@ -51,6 +51,8 @@ class Duration:
 
     amount: Fraction
     unit: str
+    bare: bool = False
+    """Whether it was a number alone, which in a phase counts what that phase counts in."""
 
     @classmethod
     def parse(cls, value: object) -> Duration:
@@ -60,14 +62,14 @@ class Duration:
             ValueError: it is none of the forms; the message names the nearest one.
         """
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return cls(Fraction(value), "steps")
+            return cls(Fraction(value), "steps", bare=True)
         if value == "rest":
             return cls(Fraction(1), "rest")
         form = _FORM.fullmatch(value) if isinstance(value, str) else None
         unit = _UNITS.get(form[2] or "steps") if form else None
         if form is None or unit is None:
             raise ValueError(f"must be {_VALID} (got {value!r}{_suggestion(value)})")
-        duration = cls(Fraction(form[1]), unit)
+        duration = cls(Fraction(form[1]), unit, bare=form[2] is None)
         if unit == "%" and duration.amount > 100:
             raise ValueError(f"{value!r} is longer than the run; the most is '100%'")
         if unit == "steps" and duration.amount.denominator != 1:

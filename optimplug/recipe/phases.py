@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -172,13 +173,13 @@ def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
     """Return the arguments, with every duration as a count of what the phase counts in."""
     arguments = dict(spec.model_extra or {})
     count = partial(_count, every=spec.every or "step", horizon=horizon)
-    length = count(Duration.parse(steps))
+    length = count(Duration(Fraction(steps), "steps"))
     for name in _counts(spec):
         given = arguments.get(name)
         if isinstance(given, list):
             arguments[name] = [count(Duration.parse(one)) for one in given]
         elif given is not None:
-            arguments[name] = count(Duration.parse(given), given=given)
+            arguments[name] = count(Duration.parse(given))
     if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
         warmup = 0 if spec.warmup is None else count(spec.warmup)
         if warmup > length:
@@ -188,13 +189,13 @@ def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
     return {own: length, **arguments} if own else arguments
 
 
-def _count(duration: Duration, every: str, horizon: Horizon, given: object = None) -> int:
-    """Return a duration in steps or, rounded up, in epochs.
+def _count(duration: Duration, every: str, horizon: Horizon) -> int:
+    """Return a duration in steps, validations or, rounded up, in epochs.
 
     A bare number counts what the phase counts in.
     """
-    if every == "step" or type(given) is int or every == "validation":
-        return int(duration.amount) if type(given) is int else duration.steps(horizon)
+    if every != "epoch" or duration.bare:
+        return duration.steps(horizon)
     if horizon.steps_per_epoch is None:
         raise ValueError("'every: epoch' needs to know Horizon.steps_per_epoch")
     return math.ceil(duration.exact(horizon) / horizon.steps_per_epoch)

@@ -78,7 +78,7 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_timetable", "_tracks")
+    _not_saved = (*LRScheduler._not_saved, "_timetable")
 
     def __init__(self, optimizer: torch.optim.Optimizer, timetable: Timetable) -> None:
         self._timetable = timetable

@@ -223,7 +223,7 @@ class PhaseSpec(_Spec):
     every: Literal["step", "epoch", "validation"] | None = Field(
         None, description="what it counts: steps, unless it follows a metric"
     )
-    monitor: str | None = Field(None, description="the metric that a plateau follows")
+    monitor: str | None = Field(None, min_length=1, description="the metric that a plateau follows")
     floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
     of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
 

@@ -61,6 +61,17 @@ class TestUnits:
         _, *built = build([{"name": "StepLR", "step_size": 2, "gamma": 0.1, "every": "epoch"}])
         assert first(trace(*built)) == pytest.approx([1.0] * 8 + [0.1] * 4)
 
+    @pytest.mark.parametrize("milestones", [[1, 2], ["1 epoch", "8 steps"], ["1", "2"]], ids=str)
+    def test_each_of_a_list_is_too(self, milestones):
+        phase = {"name": "MultiStepLR", "milestones": milestones, "gamma": 0.5, "every": "epoch"}
+        _, *built = build([phase])
+        assert first(trace(*built)) == [1.0] * 4 + [0.5] * 4 + [0.25] * 4
+
+    @pytest.mark.parametrize("warmup", [2, "2", "2 epochs", "8 steps"])
+    def test_a_warmup_is_too(self, warmup):
+        _, *built = build({"preset": "constant_with_warmup", "warmup": warmup, "every": "epoch"})
+        assert first(trace(*built)) == [0.0] * 4 + [0.5] * 4 + [1.0] * 4
+
     def test_a_length_is_rounded_up_to_whole_epochs(self):
         _, *built = build(
             [{"name": "LinearLR", "start_factor": 0.5, "every": "epoch", "for": "75%"}, {**HALVE}]
