@@ -1,0 +1,97 @@
+"""Loading a state dict: every dtype survives, and what does not fit changes nothing."""
+
+import pytest
+import torch
+from helpers import descend, parameters, same_bits
+
+from optimplug.optim import AdamW
+
+
+def flat(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class TestLoading:
+    def test_every_dtype_survives(self):
+        ours = AdamW([torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))], foreach=False)
+        descend(ours, 1, skip=False)
+        state = ours.state_dict()
+        state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"].float() + 1e-6
+        ours.load_state_dict(state)
+        kept = ours.state[flat(ours)[0]]
+        assert kept["exp_avg"].dtype == torch.float32
+        assert same_bits(kept["exp_avg"], state["state"][0]["exp_avg"])
+
+    def test_a_step_that_is_a_number_becomes_a_tensor(self):
+        ours = AdamW(parameters(shapes=((2,),)))
+        descend(ours, 3, skip=False)
+        state = ours.state_dict()
+        state["state"][0]["step"] = 3
+        ours.load_state_dict(state)
+        descend(ours, 1, skip=False)
+        assert ours.state[flat(ours)[0]]["step"] == 4
+
+    BAD = {
+        "no state": (lambda s: s.pop("state"), "must have the key 'state'"),
+        "no groups": (lambda s: s.pop("param_groups"), "must have the key 'param_groups'"),
+        "fewer groups": (lambda s: s["param_groups"].pop(), "different number of parameter groups"),
+        "fewer params": (lambda s: s["param_groups"][0]["params"].pop(), "doesn't match the size"),
+        "shape": (
+            lambda s: s["state"][1].update(exp_avg=torch.ones(9)),
+            r"exp_avg of b must have the shape \(3,\) .got \(9,\)",
+        ),
+        "other parameters": (
+            lambda s: s["param_groups"][0].update(param_names=["b", "a"]),
+            r"param_groups\[0\] has 'a' where the state has 'b'",
+        ),
+        "a moment is gone": (
+            lambda s: s["state"][1].pop("exp_avg"),
+            r"the state of b must have exp_avg .got \['exp_avg_sq', 'step'\]",
+        ),
+        "the count is gone": (lambda s: s["state"][1].pop("step"), "the state of b must have step"),
+        "a moment is no tensor": (
+            lambda s: s["state"][0].update(exp_avg=[0.0, 0.0]),
+            r"exp_avg of a must be a tensor .got list",
+        ),
+        "another optimizer's": (
+            lambda s: s["state"].update({0: {"momentum_buffer": torch.ones(2)}}),
+            "the state of a must have step",
+        ),
+        "a bad rate": (lambda s: s["param_groups"][0].update(lr=-1.0), "Invalid learning rate"),
+        "no rate": (lambda s: s["param_groups"][0].update(lr="x"), r"param_groups\[0\]: "),
+        "step": (lambda s: s["state"][1].update(step="x"), "step of b must be a number .got 'x'"),
+    }
+
+    @pytest.mark.parametrize("bad", BAD)
+    def test_a_malformed_state_changes_nothing(self, bad):
+        spoil, message = self.BAD[bad]
+        a, b = parameters(shapes=((2,), (3,)))
+        ours = AdamW([("a", a), ("b", b)])
+        descend(ours, 2, skip=False)
+        before, state = ours.state_dict(), ours.state_dict()
+        spoil(state)
+        descend(ours, 1, skip=False)
+        now = ours.state_dict()
+        with pytest.raises(ValueError, match=message):
+            ours.load_state_dict(state)
+        assert ours.state_dict()["param_groups"] == before["param_groups"]
+        for i, kept in ours.state_dict()["state"].items():
+            assert all(same_bits(v, now["state"][i][k]) for k, v in kept.items())
+
+    def test_a_wrapper_in_the_names_makes_no_difference(self):
+        ours = AdamW([("a", parameters(shapes=((2,),))[0])])
+        descend(ours, 2, skip=False)
+        state = ours.state_dict()
+        state["param_groups"][0]["param_names"] = ["_orig_mod.a"]
+        ours.load_state_dict(state)
+
+    def test_hooks_see_the_state_and_may_replace_it(self):
+        ours = AdamW(parameters(shapes=((2,),)))
+        descend(ours, 2, skip=False)
+        calls = []
+        ours.register_load_state_dict_pre_hook(
+            lambda o, s: calls.append("pre") or {**s, "extra": 1}
+        )
+        ours.register_load_state_dict_post_hook(lambda o: calls.append("post"))
+        ours.load_state_dict(ours.state_dict())
+        assert calls == ["pre", "post"]
