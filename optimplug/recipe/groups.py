@@ -98,6 +98,11 @@ class Grouping:
     members: dict[str, Member]
     """Every parameter, frozen ones too, by the first of its names."""
 
+    def freeze(self) -> None:
+        """Let those that are left as they are require no gradients."""
+        for parameter in self.frozen.values():
+            parameter.requires_grad_(False)
+
 
 @dataclass(frozen=True)
 class _Statement:

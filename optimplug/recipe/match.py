@@ -170,7 +170,7 @@ def _globs(model: nn.Module) -> list[str]:
     paths = [name.split(".") for name in names]
     prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
     globs = [*names, *(f"{prefix}.*" for prefix in prefixes)]
-    globs += [f"*.{last}" for last in {path[-1] for path in paths}]
+    globs += [f"*.{last}" for last in {path[-1] for path in paths if len(path) > 1}]
     globs += [f"*{part}*" for part in {part for path in paths for part in path}]
     return sorted(globs)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from optimplug.errors import Problem, did_you_mean, nearest
+from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
 from optimplug.recipe.schema import FORMS, MisspeltError, RecipeSpec
 
-__all__ = ["as_written", "path_of", "problems"]
+__all__ = ["as_in", "as_written", "path_of", "problems"]
 
 
 def as_written(path: str, content: Mapping[str, Any]) -> str:
@@ -37,6 +38,16 @@ def as_written(path: str, content: Mapping[str, Any]) -> str:
         except (KeyError, IndexError, TypeError):
             node = _MISSING  # it is not there, so nothing is to be said of its form
     return path_of(found)
+
+
+@contextmanager
+def as_in(content: Mapping[str, Any]) -> Iterator[None]:
+    """Write the paths of problems as the recipe has them."""
+    try:
+        yield
+    except RecipeError as error:
+        found = [Problem(as_written(p.path, content), p.message) for p in error.problems]
+        raise RecipeError(found, error.source) from None
 
 
 _MISSING = object()

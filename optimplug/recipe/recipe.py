@@ -13,14 +13,14 @@ from torch import nn
 
 from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
-from optimplug.errors import Problem, RecipeError, did_you_mean
+from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.depth import depths
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.explain import Explanation, explain
 from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.plan import Plan
-from optimplug.recipe.problems import as_written, problems
+from optimplug.recipe.problems import as_in, as_written, problems
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import (
     no_decay_problems,
@@ -28,7 +28,12 @@ from optimplug.recipe.resolve import (
     optimizer_problems,
     parameters_of,
 )
-from optimplug.recipe.schedule import compile_schedule, schedule_problems, until
+from optimplug.recipe.schedule import (
+    compile_schedule,
+    schedule_problems,
+    target_problems,
+    until,
+)
 from optimplug.recipe.scheduler import RecipeScheduler, Timetable
 from optimplug.recipe.schema import FreezeSpec, PhaseSpec, RecipeSpec, RuleSpec
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings
@@ -90,7 +95,7 @@ class Recipe:
         if isinstance(source, Recipe):
             return source
         content, name = read(source)
-        with _as_in(content):
+        with as_in(content):
             try:
                 recipe = cls(RecipeSpec.model_validate(content), name)
             except ValidationError as error:
@@ -180,6 +185,27 @@ class Recipe:
             timetable = self._timetable(horizon)
         return RecipeScheduler(optimizer, timetable)
 
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Build the groups alone, for an optimizer of one's own.
+
+        Parameters that the recipe freezes stop requiring gradients. What is not said of a group in
+        the recipe is not in it, but for its ``lr``.
+
+        Raises:
+            RecipeError: the rules do not fit the model, which is as it was then.
+
+        Example:
+            >>> rules = [{"match": "*bias", "weight_decay": 0}]
+            >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 0.1}, "groups": rules})
+            >>> optimizer = torch.optim.AdamW(recipe.param_groups(nn.Linear(2, 2)))
+            >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
+            [('weight', 0.01), ('bias', 0)]
+        """
+        with self._located():
+            grouping = self._group(model)
+        grouping.freeze()
+        return [group.as_param_group() for group in grouping.groups]
+
     def explain(self, model: nn.Module, name: str) -> Explanation:
         """Tell why a parameter has its settings; as :meth:`Plan.explain`, without a horizon.
 
@@ -261,23 +287,15 @@ class Recipe:
                 yield f"groups[{i}].schedule", rule.schedule
 
     def _target_problems(self) -> Iterator[Problem]:
-        """Check that what is scheduled is a number, or several, of each group."""
-        numbers = {k: v for k, v in self._defaults.items() if _is_numeric(v)}
-        valid = ["lr", *sorted(numbers.keys() - {"max_grad_norm", "lr"})]
         for path, phases in self._schedules():
-            for i, phase in enumerate(phases):
-                if phase.of is not None and phase.of not in valid:
-                    hint = did_you_mean(phase.of, valid)
-                    message = f"{self.spec.optimizer.name} has no number {phase.of!r}{hint}"
-                    yield Problem(f"{path}[{i}].of", message)
+            yield from target_problems(phases, self._defaults, self.spec.optimizer.name, path)
 
     def _group(self, model: nn.Module) -> Grouping:
         return group_parameters(model, self._defaults, self.spec.groups, self._rule_values)
 
     def _optimizer(self, grouping: Grouping) -> torch.optim.Optimizer:
         optimizer = self._construct(grouping)
-        for parameter in grouping.frozen.values():
-            parameter.requires_grad_(False)
+        grouping.freeze()
         return optimizer
 
     def _construct(
@@ -304,7 +322,7 @@ class Recipe:
     def _located(self) -> Iterator[None]:
         """Put the recipe's file before every problem, and write its path as the file does."""
         try:
-            with _as_in(self._content):
+            with as_in(self._content):
                 yield
         except RecipeError as error:
             raise RecipeError(error.problems, self.source) from None
@@ -334,18 +352,3 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 def _item(path: str) -> str:
     """Return which rule or phase, or else which key of the recipe, a path leads into."""
     return re.match(r"[^.\[]*(\[\d+\])?", path)[0]  # type: ignore[index] # it always matches
-
-
-@contextmanager
-def _as_in(content: Mapping[str, Any]) -> Iterator[None]:
-    """Write the paths of problems as the recipe has them."""
-    try:
-        yield
-    except RecipeError as error:
-        found = [Problem(as_written(p.path, content), p.message) for p in error.problems]
-        raise RecipeError(found, error.source) from None
-
-
-def _is_numeric(value: object) -> bool:
-    values = value if isinstance(value, tuple) and value else (value,)
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

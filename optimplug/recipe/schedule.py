@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from optimplug.errors import ArgumentError, Problem, RecipeError
+from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.recipe.curve import Curve, Phase
 from optimplug.recipe.durations import Duration, Horizon
 from optimplug.recipe.phases import build_part, length_argument, part_problems
 from optimplug.recipe.schema import PhaseSpec
 
-__all__ = ["compile_schedule", "schedule_problems", "until"]
+__all__ = ["compile_schedule", "schedule_problems", "target_problems", "until"]
 
 
 def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> list[Problem]:
@@ -28,6 +28,18 @@ def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> li
         for where, part in _parts(phase, here):
             wrong += part_problems(part, where)
     return wrong
+
+
+def target_problems(
+    phases: Sequence[PhaseSpec], bases: Mapping[str, Any], owner: str, path: str = "schedule"
+) -> Iterator[Problem]:
+    """Check that what is scheduled is a number, or several, of each group of the optimizer."""
+    numbers = {name for name, value in bases.items() if _is_numeric(value)}
+    valid = ["lr", *sorted(numbers - {"max_grad_norm", "lr"})]
+    for i, phase in enumerate(phases):
+        if phase.of is not None and phase.of not in valid:
+            message = f"{owner} has no number {phase.of!r}{did_you_mean(phase.of, valid)}"
+            yield Problem(f"{path}[{i}].of", message)
 
 
 def compile_schedule(
@@ -128,3 +140,8 @@ def _length(duration: Duration | None, start: Fraction, horizon: Horizon) -> Fra
     if total is None:
         raise ValueError("the rest of the run needs to know Horizon.total_steps")
     return max(Fraction(0), total - start)
+
+
+def _is_numeric(value: object) -> bool:
+    values = value if isinstance(value, tuple) and value else (value,)
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -33,6 +33,7 @@ __all__ = [
     "PhaseSpec",
     "RecipeSpec",
     "RuleSpec",
+    "ScheduleSpec",
 ]
 
 
@@ -270,3 +271,9 @@ class RecipeSpec(_Spec):
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
     schedule: Phases = []
+
+
+class ScheduleSpec(_Spec):
+    """A schedule without the rest of a recipe."""
+
+    schedule: Phases

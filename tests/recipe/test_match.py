@@ -1,4 +1,5 @@
 import pytest
+import torch
 from helpers import tiny_bert
 from recipes import RUN, recipe_of
 from torch import nn
@@ -93,3 +94,9 @@ def test_a_glob_is_translated_once_however_many_parameters_there_are(monkeypatch
     rules = [{"match": [f"{i}.weight", f"{i}.bias"], "lr": float(i + 1)} for i in range(50)]
     recipe_of(*rules).plan(model, RUN)
     assert len(seen) == 100
+
+
+def test_a_suggestion_is_not_what_was_given():
+    recipe = recipe_of({"match": "*.bias", "lr": 1.0})
+    with pytest.raises(RecipeError, match=r"'\*\.bias' matches no parameter; did you mean '\*bias"):
+        recipe.param_groups(torch.nn.Linear(2, 2))

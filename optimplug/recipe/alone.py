@@ -1,0 +1,62 @@
+"""A schedule without the rest of a recipe, for an optimizer of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from optimplug.errors import RecipeError
+from optimplug.recipe.durations import Horizon
+from optimplug.recipe.problems import as_in, problems
+from optimplug.recipe.schedule import compile_schedule, schedule_problems, target_problems
+from optimplug.recipe.scheduler import RecipeScheduler, Timetable
+from optimplug.recipe.schema import PhaseSpec, ScheduleSpec
+
+__all__ = ["build_scheduler"]
+
+
+def build_scheduler(
+    schedule: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    horizon: Horizon,
+) -> RecipeScheduler:
+    """Build the scheduler that a recipe would have, for any optimizer.
+
+    For a whole recipe there is :meth:`Recipe.build_scheduler`.
+
+    Args:
+        schedule: what a recipe says under ``schedule``: phases, one phase, or a preset's name.
+        optimizer: of any class of ``torch.optim.Optimizer``.
+        horizon: how long the run is.
+
+    Raises:
+        RecipeError: everything found wrong, each with its path. The optimizer is as it was then.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = build_scheduler("linear", optimizer, Horizon(total_steps=4))
+        >>> optimizer.step()
+        >>> scheduler.step()
+        >>> scheduler.get_last_lr()
+        [0.75]
+    """
+    owner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    content = {"schedule": schedule}
+    with as_in(content):
+        phases = _phases(content)
+        wrong = schedule_problems(phases)
+        wrong += target_problems(phases, owner.defaults, type(owner).__name__)
+        if wrong:
+            raise RecipeError(wrong)
+        curves = compile_schedule(phases, horizon, owner.defaults)
+    return RecipeScheduler(owner, Timetable(curves))
+
+
+def _phases(content: Mapping[str, Any]) -> list[PhaseSpec]:
+    try:
+        return ScheduleSpec.model_validate(content).schedule
+    except ValidationError as error:
+        raise RecipeError(list(problems(error))) from None
