@@ -1,0 +1,46 @@
+"""How long a Trainer will run."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from optimplug.recipe import Horizon
+
+__all__ = ["horizon_of"]
+
+
+def horizon_of(trainer: Trainer) -> Horizon:
+    """Return how long the trainer will run, in optimizer updates; unknown where it cannot tell."""
+    total = trainer.estimated_stepping_batches
+    trainer.fit_loop.setup_data()  # an endless run has not looked at its data yet
+    batches = trainer.num_training_batches
+    if trainer.ckpt_path is not None:
+        # Lightning restores the place in the data only as it sets the data up, and the question
+        # above had it do so before the checkpoint was read. Without this it would start over.
+        trainer.fit_loop._combined_loader = None
+    known = math.isfinite(total) and total > 0  # inf: endless; -1: data without a length
+    horizon = Horizon(
+        total_steps=int(total) if known else None,
+        steps_per_epoch=math.ceil(batches / trainer.accumulate_grad_batches)
+        if math.isfinite(batches)
+        else None,
+    )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined] # annotated nowhere
+        if isinstance(callback, GradientAccumulationScheduler) and math.isfinite(batches):
+            return _under(callback, trainer, int(batches), horizon)
+    return horizon
+
+
+def _under(
+    callback: GradientAccumulationScheduler, trainer: Trainer, batches: int, horizon: Horizon
+) -> Horizon:
+    """Return the horizon under accumulation by epoch, which Lightning's own estimate ignores."""
+    if horizon.total_steps is None or not trainer.max_epochs or trainer.max_epochs < 0:
+        return Horizon()
+    factors = [callback.get_accumulate_grad_batches(e) for e in range(trainer.max_epochs)]
+    epochs = [math.ceil(batches / factor) for factor in factors]
+    total = sum(epochs) if trainer.max_steps == -1 else min(sum(epochs), trainer.max_steps)
+    return Horizon(total, epochs[0] if len(set(epochs)) == 1 else None)
