@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,10 +14,20 @@ from torch import nn
 from optimplug.errors import RecipeError
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.metric import MetricCallback
-from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.lightning.updates import step_after_updates
+from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
+from optimplug.recipe.alone import Schedule
 from optimplug.recipe.reader import Source
 
-__all__ = ["RecipeMixin", "configure_optimizers"]
+__all__ = [
+    "RecipeMixin",
+    "configure_optimizers",
+    "param_groups",
+    "scheduler_config",
+    "take_over",
+]
+
+_Built = TypeVar("_Built")
 
 
 def configure_optimizers(
@@ -46,10 +58,54 @@ def configure_optimizers(
     """
     recipe = Recipe.load(recipe)
     _settle_clipping(module, recipe)
-    optimizer, scheduler = _build(module, recipe, horizon_of(module.trainer))
-    if scheduler.counts_validations:
-        _tell_of_validations(module.trainer)
-    return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
+    horizon = horizon_of(module.trainer)
+    optimizer, scheduler = _by_either_name(module, lambda model: recipe.build(model, horizon))
+    return [optimizer], [_config(module, scheduler)]
+
+
+def param_groups(module: LightningModule, recipe: Source | Recipe) -> list[dict[str, Any]]:
+    """Build a recipe's groups alone, for an optimizer of one's own; as :meth:`Recipe.param_groups`.
+
+    Raises:
+        RecipeError: the recipe does not fit the module.
+
+    Example:
+        ``optimizer = torch.optim.Adagrad(param_groups(self, "recipe.yaml"))``
+    """
+    return _by_either_name(module, Recipe.load(recipe).param_groups)
+
+
+def scheduler_config(
+    module: LightningModule, optimizer: torch.optim.Optimizer, schedule: Schedule | Recipe
+) -> dict[str, Any]:
+    """Build a schedule alone, as the config of a scheduler that ``configure_optimizers`` returns.
+
+    Args:
+        module: attached to a trainer, from which the length of the run is taken.
+        optimizer: of any class of ``torch.optim.Optimizer``.
+        schedule: what a recipe says under ``schedule``, or a whole :class:`Recipe`, for an
+            optimizer of its groups.
+
+    Raises:
+        RecipeError: the schedule does not fit the run.
+
+    Example::
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adagrad(self.parameters(), lr=0.1)
+            schedule = {"preset": "cosine", "warmup": "6%"}
+            return [optimizer], [scheduler_config(self, optimizer, schedule)]
+    """
+    horizon = horizon_of(module.trainer)
+    if isinstance(schedule, Recipe):
+        return _config(module, schedule.build_scheduler(optimizer, horizon))
+    return _config(module, build_scheduler(schedule, optimizer, horizon))
+
+
+def take_over(module: LightningModule, recipe: Source | Recipe) -> None:
+    """Let a recipe configure a module in place of its own ``configure_optimizers``."""
+    bound = partial(configure_optimizers, module, Recipe.load(recipe))
+    setattr(module, "configure_optimizers", bound)  # noqa: B010 (of the instance, not its class)
 
 
 class RecipeMixin:
@@ -78,19 +134,26 @@ class RecipeMixin:
         return configure_optimizers(self, self.recipe)
 
 
-def _build(
-    module: LightningModule, recipe: Recipe, horizon: Horizon
-) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built]) -> _Built:
+    """Build by the names of the wrapped model, or else by those of the module."""
     wrapped = _wrapped_model(module)
     try:
-        return recipe.build(wrapped, horizon)
+        return build(wrapped)
     except RecipeError as error:
         if wrapped is module:
             raise
         try:
-            return recipe.build(module, horizon)
+            return build(module)
         except RecipeError:
             raise error from None
+
+
+def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, Any]:
+    """Return the config of a scheduler, and see to it that it is told of what it counts."""
+    if scheduler.counts_validations:
+        _tell_of_validations(module.trainer)
+    step_after_updates(module, scheduler.optimizer)
+    return {"scheduler": scheduler, "interval": "step", "frequency": 1}
 
 
 def _tell_of_validations(trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from optimplug.recipe import RecipeScheduler
 
-__all__ = ["MetricCallback"]
+__all__ = ["MetricCallback", "agreed", "in_fit"]
 
 
 class MetricCallback(Callback):
@@ -26,15 +27,20 @@ class MetricCallback(Callback):
         Raises:
             ArgumentError: a plateau is active and the module has not logged its metric.
         """
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not in_fit(trainer):
             return
         for config in trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if isinstance(scheduler, RecipeScheduler):
-                scheduler.step_metric(_agreed(trainer, scheduler.monitors))
+                scheduler.step_metric(agreed(trainer, scheduler.monitors))
 
 
-def _agreed(trainer: Trainer, followed: frozenset[str]) -> dict[str, Any]:
+def in_fit(trainer: Trainer) -> bool:
+    """Tell whether a validation is one of ``fit``, and not its sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
     """Return the metrics, those that are followed as their mean over all processes."""
     metrics: dict[str, Any] = dict(trainer.callback_metrics)
     for name in sorted(followed & metrics.keys()) if trainer.world_size > 1 else ():
