@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.due import was_due
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.metric import MetricCallback
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
@@ -103,8 +104,11 @@ def _tell_of_validations(trainer: Trainer) -> None:
             "validation_step, and fit validation data",
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-    if not any(isinstance(callback, MetricCallback) for callback in callbacks):
-        callbacks.insert(0, MetricCallback())
+    mine = next((c for c in callbacks if isinstance(c, MetricCallback)), None)
+    if mine is None:
+        mine = MetricCallback()
+        callbacks.insert(0, mine)
+    mine.due = was_due(trainer)
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:
