@@ -112,11 +112,11 @@ def fit(folder, recipe, *callbacks, cls=Tiny, ckpt_path=None, **changes):
     return module, rates.seen
 
 
-def plain_rates(recipe, total=3 * EPOCH, per_epoch=EPOCH, validated_after=()):
+def plain_rates(recipe, total=3 * EPOCH, per_epoch=EPOCH, validated_after=(), updates=None):
     """The rates of a plain loop, whose metric gets worse with every validation."""
     optimizer, scheduler = Recipe.load(recipe).build(Tiny(recipe), Horizon(total, per_epoch))
     rates, validations = [], 0
-    for update in range(1, total + 1):
+    for update in range(1, (updates or total) + 1):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         scheduler.step()

@@ -10,9 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.beside import check_callbacks
 from optimplug.lightning.due import was_due
 from optimplug.lightning.horizon import horizon_of
+from optimplug.lightning.joining import let_groups_join
+from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.metric import MetricCallback
+from optimplug.lightning.package import check_module_class
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
@@ -39,15 +43,21 @@ def configure_optimizers(
     ``gradient_clip_val`` does not apply.
 
     Raises:
-        RecipeError: the recipe does not fit the module or the run, or both it and the module's own
-            ``configure_gradient_clipping`` would clip the gradients.
+        RecipeError: the recipe does not fit the module or the run, both it and the module's own
+            ``configure_gradient_clipping`` would clip the gradients, or a callback would change
+            rates or the length of the run behind it.
+        TypeError: the module is one of the package ``pytorch_lightning``.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
     """
+    check_module_class(type(module))
     recipe = Recipe.load(recipe)
     _settle_clipping(module, recipe)
     optimizer, scheduler = _build(module, recipe, horizon_of(module.trainer))
+    check_callbacks(module.trainer, scheduler)
+    if not module.automatic_optimization:
+        _check_manual(module.trainer, ManualCheck(optimizer, scheduler))
     if scheduler.counts_validations:
         _tell_of_validations(module.trainer)
     return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
@@ -69,6 +79,10 @@ class RecipeMixin:
 
     recipe: Source | Recipe
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_module_class(cls)
+
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and scheduler."""
         if not isinstance(self, LightningModule):
@@ -84,14 +98,28 @@ def _build(
 ) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
     wrapped = _wrapped_model(module)
     try:
-        return recipe.build(wrapped, horizon)
+        return _build_over(wrapped, recipe, horizon)
     except RecipeError as error:
         if wrapped is module:
             raise
         try:
-            return recipe.build(module, horizon)
+            return _build_over(module, recipe, horizon)
         except RecipeError:
             raise error from None
+
+
+def _build_over(
+    model: nn.Module, recipe: Recipe, horizon: Horizon
+) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+    optimizer, scheduler = recipe.build(model, horizon)
+    let_groups_join(model, optimizer, scheduler)
+    return optimizer, scheduler
+
+
+def _check_manual(trainer: Trainer, check: ManualCheck) -> None:
+    """Let the newest check alone look on."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+    callbacks[:] = [check, *(c for c in callbacks if not isinstance(c, ManualCheck))]
 
 
 def _tell_of_validations(trainer: Trainer) -> None:
