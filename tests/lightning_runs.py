@@ -22,6 +22,8 @@ def recipe_of(*schedule, **more):
 
 STEPS = recipe_of(WARM_UP, COSINE)
 FOLLOWING = recipe_of(WARM_UP, PLATEAU)
+# The last bits of a gradient do not become the direction of an update.
+CALM = {**FOLLOWING, "optimizer": {"name": "AdamW", "lr": 0.1, "eps": 0.1}}
 
 
 def rows():
