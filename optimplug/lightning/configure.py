@@ -12,8 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.beside import check_callbacks
+from optimplug.lightning.due import was_due
 from optimplug.lightning.horizon import horizon_of
+from optimplug.lightning.joining import let_groups_join
+from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.metric import MetricCallback
+from optimplug.lightning.package import check_module_class
 from optimplug.lightning.updates import step_after_updates
 from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
 from optimplug.recipe.alone import Schedule
@@ -50,16 +55,25 @@ def configure_optimizers(
     ``gradient_clip_val`` does not apply.
 
     Raises:
-        RecipeError: the recipe does not fit the module or the run, or both it and the module's own
-            ``configure_gradient_clipping`` would clip the gradients.
+        RecipeError: the recipe does not fit the module or the run, both it and the module's own
+            ``configure_gradient_clipping`` would clip the gradients, or a callback would change
+            rates or the length of the run behind it.
+        TypeError: the module is one of the package ``pytorch_lightning``.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
     """
+    check_module_class(type(module))
     recipe = Recipe.load(recipe)
     _settle_clipping(module, recipe)
     horizon = horizon_of(module.trainer)
-    optimizer, scheduler = _by_either_name(module, lambda model: recipe.build(model, horizon))
+
+    def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+        optimizer, scheduler = recipe.build(model, horizon)
+        let_groups_join(model, optimizer, scheduler)
+        return optimizer, scheduler
+
+    optimizer, scheduler = _by_either_name(module, build)
     return [optimizer], [_config(module, scheduler)]
 
 
@@ -96,6 +110,7 @@ def scheduler_config(
             schedule = {"preset": "cosine", "warmup": "6%"}
             return [optimizer], [scheduler_config(self, optimizer, schedule)]
     """
+    check_module_class(type(module))
     horizon = horizon_of(module.trainer)
     if isinstance(schedule, Recipe):
         return _config(module, schedule.build_scheduler(optimizer, horizon))
@@ -124,6 +139,10 @@ class RecipeMixin:
 
     recipe: Source | Recipe
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_module_class(cls)
+
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and scheduler."""
         if not isinstance(self, LightningModule):
@@ -149,11 +168,20 @@ def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built
 
 
 def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, Any]:
-    """Return the config of a scheduler, and see to it that it is told of what it counts."""
+    """Return the config of a scheduler, and see to it that it hears of all that it counts."""
+    check_callbacks(module.trainer, scheduler)
+    if not module.automatic_optimization:
+        _check_manual(module.trainer, ManualCheck(scheduler.optimizer, scheduler))
     if scheduler.counts_validations:
         _tell_of_validations(module.trainer)
     step_after_updates(module, scheduler.optimizer)
     return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+
+
+def _check_manual(trainer: Trainer, check: ManualCheck) -> None:
+    """Let the newest check alone look on."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+    callbacks[:] = [check, *(c for c in callbacks if not isinstance(c, ManualCheck))]
 
 
 def _tell_of_validations(trainer: Trainer) -> None:
@@ -166,8 +194,11 @@ def _tell_of_validations(trainer: Trainer) -> None:
             "validation_step, and fit validation data",
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-    if not any(isinstance(callback, MetricCallback) for callback in callbacks):
-        callbacks.insert(0, MetricCallback())
+    mine = next((c for c in callbacks if isinstance(c, MetricCallback)), None)
+    if mine is None:
+        mine = MetricCallback()
+        callbacks.insert(0, mine)
+    mine.due = was_due(trainer)
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from optimplug.lightning.due import make_up_for, note_due
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["MetricCallback", "agreed", "in_fit"]
@@ -18,8 +19,24 @@ class MetricCallback(Callback):
     """Tells the scheduler of a recipe of every validation that is completed in ``fit``.
 
     :func:`optimplug.lightning.configure_optimizers` adds one by itself. It keeps nothing: what has
-    been told is in the scheduler's state. Checkpoints that follow a validation hold it already.
+    been told is in the scheduler's state. Checkpoints that follow a validation hold it already;
+    where one was saved between an update and its validation, the resumed run validates first.
     """
+
+    due: bool = False
+    """Whether the run is resumed from such a checkpoint."""
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note in the checkpoint that a validation comes next, if it does."""
+        note_due(trainer, checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the validation that the checkpoint came just before, if it did."""
+        if self.due:
+            self.due = False
+            make_up_for(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass on the metrics that the module has logged, the same on every process.
