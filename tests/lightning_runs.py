@@ -38,8 +38,8 @@ def batches(size=4):
 class Resumable:
     """Batches that go on where a checkpoint found them, which a DataLoader does not."""
 
-    def __init__(self):
-        self.batches, self.done = list(batches()), 0
+    def __init__(self, loader):
+        self.batches, self.done = list(loader), 0
 
     def __len__(self):
         return len(self.batches)
@@ -110,7 +110,7 @@ def fit(folder, recipe, *callbacks, cls=Tiny, ckpt_path=None, **changes):
     """Fit, with validations; return the module and the rates of every update."""
     rates, module = Rates(), cls(recipe)
     trainer = trainer_of(folder, rates, *callbacks, **changes)
-    trainer.fit(module, Resumable(), batches(), ckpt_path=ckpt_path)
+    trainer.fit(module, Resumable(batches()), batches(), ckpt_path=ckpt_path)
     return module, rates.seen
 
 

@@ -42,7 +42,7 @@ class Kill(Callback):
 def killed(folder):
     keep = ModelCheckpoint(folder, "{step:02d}", save_top_k=-1, every_n_train_steps=1)
     trainer = trainer_of(folder, keep, Kill(), enable_checkpointing=True, val_check_interval=4)
-    trainer.fit(Tiny(FOLLOWING), Resumable(), batches())
+    trainer.fit(Tiny(FOLLOWING), Resumable(batches()), batches())
 
 
 def full(tensor):

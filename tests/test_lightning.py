@@ -1,13 +1,14 @@
 import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger
+from lightning_runs import Resumable, trainer_of
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -49,18 +50,6 @@ class ByFunction(Base):
 
 def loader():
     return DataLoader(tiny_rows(), 4, collate_fn=collate)
-
-
-def trainer_of(folder, *callbacks, **changes):
-    settings = {
-        "max_epochs": 3,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    return Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**settings, **changes})
 
 
 def plain_loop(recipe, epochs=3, accumulate=1, wrapper=None):
@@ -126,28 +115,6 @@ def test_a_module_of_several_parts_is_named_whole(tmp_path):
     assert "model.classifier.weight" in names
 
 
-class Resumable:
-    """Batches that go on where a checkpoint found them, which a DataLoader does not."""
-
-    def __init__(self):
-        self.batches, self.done = list(loader()), 0
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        self.done %= len(self.batches)  # after the last batch nobody asks for another
-        while self.done < len(self.batches):
-            self.done += 1
-            yield self.batches[self.done - 1]
-
-    def state_dict(self):
-        return {"done": self.done}
-
-    def load_state_dict(self, state):
-        self.done = state["done"]
-
-
 class StopAfter(Callback):
     def __init__(self, step, file):
         self.step, self.file = step, file
@@ -163,11 +130,11 @@ def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, stop
     file = tmp_path / "stopped.ckpt"
     whole = LearningRateTrace()
     uninterrupted = Module()
-    trainer_of(tmp_path, whole).fit(uninterrupted, Resumable())
-    trainer_of(tmp_path, StopAfter(stop, file)).fit(Module(), Resumable())
+    trainer_of(tmp_path, whole).fit(uninterrupted, Resumable(loader()))
+    trainer_of(tmp_path, StopAfter(stop, file)).fit(Module(), Resumable(loader()))
     rest = LearningRateTrace()
     resumed = Module()
-    trainer_of(tmp_path, rest).fit(resumed, Resumable(), ckpt_path=file)
+    trainer_of(tmp_path, rest).fit(resumed, Resumable(loader()), ckpt_path=file)
     assert same_weights(resumed.model, uninterrupted.model)
     assert rest.rates == {name: rates[stop:] for name, rates in whole.rates.items()}
 
@@ -323,7 +290,7 @@ def validated(tmp_path, *callbacks, module=None, ckpt_path=None, **changes):
     trace = LearningRateTrace()
     module = module or Validated(FOLLOWING)
     trainer = trainer_of(tmp_path, trace, *callbacks, **changes)
-    trainer.fit(module, Resumable(), loader(), ckpt_path=ckpt_path)
+    trainer.fit(module, Resumable(loader()), loader(), ckpt_path=ckpt_path)
     return module, next(iter(trace.rates.values())), trainer
 
 

@@ -23,6 +23,7 @@ except ImportError:
     raise MissingExtraError("optimplug.callbacks.lightning", "lightning") from None
 
 from optimplug.lightning.configure import take_over
+from optimplug.lightning.due import make_up_for, note_due, take_due
 from optimplug.lightning.metric import MetricCallback, agreed, in_fit
 from optimplug.lightning.updates import Updates
 
@@ -113,6 +114,7 @@ class SchedulerCallback(Callback):
         self.stepping = Stepping(interval, frequency, monitor)
         self._given = scheduler_or_factory
         self._count = 0
+        self._due = False
         if isinstance(scheduler_or_factory, LRScheduler):
             self.stepping.check(scheduler_or_factory)
         elif not callable(scheduler_or_factory):
@@ -133,6 +135,12 @@ class SchedulerCallback(Callback):
         config = LRSchedulerConfig(self.scheduler, interval="step", frequency=sys.maxsize)
         trainer.strategy.lr_scheduler_configs.append(config)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the validation that the checkpoint came just before, if it did."""
+        if self._due:
+            self._due = False
+            make_up_for(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Step after an update, or after the last one of an epoch: before checkpoints are saved."""
         if self.stepping.interval == "step":
@@ -151,12 +159,15 @@ class SchedulerCallback(Callback):
     ) -> None:
         """Save how much was counted; the scheduler's state is with the trainer's."""
         checkpoint.setdefault(_COUNTS, {})[self._place(trainer)] = self._count
+        if self.stepping.interval == "validation":
+            note_due(trainer, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Go on counting where the run was; one that had no such callback begins to count."""
         self._count = checkpoint.get(_COUNTS, {}).get(self._place(trainer), 0)
+        self._due = self.stepping.interval == "validation" and take_due(checkpoint)
 
     def _scheduler(self, trainer: Trainer) -> LRScheduler:
         optimizers = trainer.optimizers

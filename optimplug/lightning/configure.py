@@ -70,7 +70,7 @@ def configure_optimizers(
 
     def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
         optimizer, scheduler = recipe.build(model, horizon)
-        let_groups_join(model, optimizer, scheduler)
+        let_groups_join(model, scheduler)
         return optimizer, scheduler
 
     optimizer, scheduler = _by_either_name(module, build)
@@ -101,7 +101,8 @@ def scheduler_config(
             optimizer of its groups.
 
     Raises:
-        RecipeError: the schedule does not fit the run.
+        RecipeError: the schedule does not fit the run, or a callback would change rates or the
+            length of the run behind it.
 
     Example::
 
@@ -113,8 +114,11 @@ def scheduler_config(
     check_module_class(type(module))
     horizon = horizon_of(module.trainer)
     if isinstance(schedule, Recipe):
-        return _config(module, schedule.build_scheduler(optimizer, horizon))
-    return _config(module, build_scheduler(schedule, optimizer, horizon))
+        scheduler = schedule.build_scheduler(optimizer, horizon)
+    else:
+        scheduler = build_scheduler(schedule, optimizer, horizon)
+    let_groups_join(module, scheduler)
+    return _config(module, scheduler)
 
 
 def take_over(module: LightningModule, recipe: Source | Recipe) -> None:
@@ -171,7 +175,7 @@ def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, An
     """Return the config of a scheduler, and see to it that it hears of all that it counts."""
     check_callbacks(module.trainer, scheduler)
     if not module.automatic_optimization:
-        _check_manual(module.trainer, ManualCheck(scheduler.optimizer, scheduler))
+        _check_manual(module.trainer, ManualCheck(scheduler))
     if scheduler.counts_validations:
         _tell_of_validations(module.trainer)
     step_after_updates(module, scheduler.optimizer)

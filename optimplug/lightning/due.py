@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-__all__ = ["is_due", "make_up_for", "note_due", "was_due"]
+__all__ = ["is_due", "make_up_for", "note_due", "take_due", "was_due"]
 
 _KEY = "optimplug_validation_due"
 
@@ -28,8 +28,13 @@ def is_due(trainer: Trainer) -> bool:
 
 
 def was_due(trainer: Trainer) -> bool:
-    """Return whether the checkpoint that is being resumed from says so."""
-    return _KEY in trainer._checkpoint_connector._loaded_checkpoint
+    """Return whether the checkpoint that is being resumed from says so, to the first who asks."""
+    return take_due(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def take_due(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a loaded checkpoint says so, to the first who asks."""
+    return bool(checkpoint.pop(_KEY, False))
 
 
 def make_up_for(trainer: Trainer) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.updates import Updates
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["ManualCheck"]
@@ -20,21 +20,17 @@ class ManualCheck(Callback):
     its schedulers no more than its optimizers, and says nothing.
 
     Args:
-        optimizer: the recipe's.
         scheduler: the recipe's.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scheduler: RecipeScheduler) -> None:
+    def __init__(self, scheduler: RecipeScheduler) -> None:
         self._scheduler = scheduler
-        self._updates, self._first = 0, 0
-        optimizer.register_step_post_hook(self._count)
-
-    def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._updates += 1
+        self._updates = Updates(scheduler.optimizer)
+        self._done = self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin where the run begins, which may be in the middle of the schedule."""
-        self._updates, self._first = 0, self._scheduler.last_epoch
+        self._done, self._first = 0, self._scheduler.last_epoch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -55,10 +51,11 @@ class ManualCheck(Callback):
         self._compare(pl_module)
 
     def _compare(self, module: LightningModule) -> None:
+        self._done += self._updates.take()
         steps = self._scheduler.last_epoch - self._first
-        if steps < self._updates and self._scheduler.changes:
+        if steps < self._done and self._scheduler.changes:
             raise RecipeError.at(
                 "schedule",
-                f"took {steps} steps in {self._updates} updates: {type(module).__name__} optimizes "
+                f"took {steps} steps in {self._done} updates: {type(module).__name__} optimizes "
                 "by itself, so it must call self.lr_schedulers().step() after each update",
             )

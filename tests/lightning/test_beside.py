@@ -2,6 +2,7 @@
 
 import pytest
 import pytorch_lightning
+import torch
 from helpers import same_weights
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
@@ -32,7 +33,8 @@ from lightning_runs import (
 )
 
 from optimplug import RecipeError
-from optimplug.lightning import RecipeMixin, configure_optimizers, horizon_of
+from optimplug.callbacks.lightning import RecipeCallback
+from optimplug.lightning import RecipeMixin, configure_optimizers, horizon_of, scheduler_config
 
 TWO_RATES = recipe_of(WARM_UP, COSINE, groups=[{"match": "head.*", "lr_scale": 2}])
 
@@ -51,10 +53,27 @@ class Thawing(BackboneFinetuning):
             self.make_trainable(module.backbone)
 
 
+class OwnOptimizer(Tiny):
+    """Of its parameters without names, or with them."""
+
+    named = False
+
+    def configure_optimizers(self):
+        params = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        params = params if self.named else [p for _, p in params]
+        optimizer = torch.optim.AdamW(params, lr=0.1)
+        return [optimizer], [scheduler_config(self, optimizer, self.recipe["schedule"])]
+
+
+class OwnNamed(OwnOptimizer):
+    named = True
+
+
 class TestBackboneFinetuning:
+    @pytest.mark.parametrize("cls", [Tiny, OwnOptimizer, OwnNamed])
     @pytest.mark.parametrize("recipe", [STEPS, FOLLOWING], ids=["cosine", "plateau"])
-    def test_an_unfrozen_backbone_follows_the_schedule(self, tmp_path, recipe):
-        module, rates = fit(tmp_path, recipe, finetuning())
+    def test_an_unfrozen_backbone_follows_the_schedule(self, tmp_path, recipe, cls):
+        module, rates = fit(tmp_path, recipe, finetuning(), cls=cls)
         after = (EPOCH, 2 * EPOCH, 3 * EPOCH)
         head = [rate for (rate,) in plain_rates(recipe, validated_after=after)]
         assert [rate[0] for rate in rates] == head
@@ -237,6 +256,13 @@ class TestManualOptimization:
         with pytest.raises(RecipeError, match="schedule: took 0 steps in 1 updates"):
             fit(tmp_path, recipe_of(COSINE), cls=Unstepped, max_steps=1)
 
+    def test_a_schedule_alone_is_looked_after_as_well(self, tmp_path):
+        class Alone(Unstepped, OwnOptimizer):
+            pass
+
+        with pytest.raises(RecipeError, match="schedule: took 0 steps in 1 updates: Alone"):
+            fit(tmp_path, STEPS, cls=Alone)
+
     def test_a_recipe_without_a_schedule_needs_no_steps(self, tmp_path):
         _, rates = fit(tmp_path, recipe_of(), cls=Unstepped)
         assert rates == [[0.1]] * 18
@@ -362,6 +388,31 @@ class TestTheOtherPackage:
 
         with pytest.raises(TypeError, match=rf"^Other {self.says}"):
             Other().configure_optimizers()
+
+    @pytest.mark.skipif(
+        pytorch_lightning.__version__.startswith("2.5"),
+        reason="this Trainer refuses callbacks that are not of its own package by itself",
+    )
+    def test_the_callback_says_so(self, tmp_path):
+        class Other(pytorch_lightning.LightningModule):
+            def training_step(self, batch):
+                raise AssertionError("never comes so far")
+
+            def configure_optimizers(self):
+                raise AssertionError("the recipe takes over")
+
+        trainer = pytorch_lightning.Trainer(
+            default_root_dir=tmp_path,
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[RecipeCallback(STEPS)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        with pytest.raises(TypeError, match=rf"^Other {self.says}"):
+            trainer.fit(Other(), batches())
 
     def test_a_module_of_both_is_ours(self):
         class Both(RecipeMixin, LightningModule):

@@ -24,9 +24,10 @@ def work(kind, folder, launcher=()):
     root = WORKER.parent
     path = os.pathsep.join([str(root.parent), str(root), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *launcher, str(WORKER), kind, str(folder)]
-    return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300
-    )
+    # What a command line in this process has seeded would change the order of the batches.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
+    env = {**kept, "PYTHONPATH": path}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
 
 
 def reports(folder):

@@ -5,7 +5,20 @@ import torch
 from helpers import same_weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_runs import EPOCH, FOLLOWING, PLATEAU, STEPS, WARM_UP, fit, plain_rates, recipe_of
+from lightning_runs import (
+    EPOCH,
+    FOLLOWING,
+    PLATEAU,
+    STEPS,
+    WARM_UP,
+    Tiny,
+    fit,
+    plain_rates,
+    recipe_of,
+)
+
+from optimplug.callbacks.lightning import SchedulerCallback
+from optimplug.optim.lr_scheduler import ReduceLROnPlateau
 
 EPOCHS = recipe_of(WARM_UP, {"name": "StepLR", "step_size": 1, "gamma": 0.5, "every": "epoch"})
 VALIDATIONS = recipe_of(
@@ -88,6 +101,29 @@ def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes):
         assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
         assert same_weights(module.backbone, whole.backbone), file.name
         assert same_weights(module.head, whole.head), file.name
+
+
+class Plain(Tiny):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+def following():
+    return SchedulerCallback(
+        lambda optimizer: ReduceLROnPlateau(optimizer, patience=0, factor=0.5),
+        interval="validation",
+        monitor="val_loss",
+    )
+
+
+def test_a_scheduler_that_a_callback_steps_goes_on_as_well(tmp_path):
+    settings = {"cls": Plain, "val_check_interval": 3}
+    whole, rates = fit(tmp_path, None, following(), AfterUpdates(tmp_path / "kept"), **settings)
+    assert rates[-1] == [0.1 / 16]
+    for file in sorted((tmp_path / "kept").glob("*.ckpt")):
+        module, rest = fit(tmp_path, None, following(), ckpt_path=file, **settings)
+        assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
+        assert same_weights(module, whole), file.name
 
 
 @pytest.mark.parametrize(
