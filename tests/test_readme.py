@@ -99,10 +99,12 @@ def test_optimplug(folder, command):
         assert (folder / file).stat().st_size > 1000
 
 
+(PLATEAU,) = (c for c in COMMANDS if "plateau.yaml" in c)
 # `make` finds this environment ready (-o), and is given a small job.
 SMALL_JOB = {
     "make demo": 'ARGS="--train 16 --held-out 8 --batch-size 8 --out {out}"',
     "make test": 'ARGS="--collect-only -q tests/test_errors.py -p no:cacheprovider"',
+    PLATEAU: f'{PLATEAU[len("make demo ") : -1]} --train 32 --held-out 8 --batch-size 8 --out {{out}}"',
     'make demo ARGS="--data file.csv"': 'ARGS="--data {file} --batch-size 8 --out {out}"',
 }
 

@@ -42,11 +42,15 @@ class Task:
     recipe: Path = HERE / "recipe.yaml"
     batch_size: int = 16
     epochs: int = 1
+    accumulate: int = 1
+    """Batches whose gradients make one update."""
+    evaluate_every: int | None = None
+    """Updates from one evaluation to the next, of which the schedule is told; None for none."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer updates in one epoch."""
-        return len(self.train_batches())
+        return len(self.train_batches()) // self.accumulate
 
     def model(self) -> nn.Module:
         """Return the pretrained model with a new head, the same at every call."""
@@ -60,8 +64,14 @@ class Task:
 
     @cached_property
     def train_set(self) -> list[dict[str, Any]]:
-        """The training texts as token ids."""
-        return self._encode("train")
+        """The training texts as token ids.
+
+        Where gradients are accumulated, texts that fill no whole update are left out: trainers
+        differ in how they weigh the last, smaller one.
+        """
+        rows = self._encode("train")
+        update = self.batch_size * self.accumulate
+        return rows[: len(rows) // update * update] if self.accumulate > 1 else rows
 
     @cached_property
     def held_out_set(self) -> list[dict[str, Any]]:
@@ -72,6 +82,10 @@ class Task:
         """Return the training batches, in one fixed order (the texts are shuffled already)."""
         return DataLoader(self.train_set, self.batch_size, collate_fn=self.collate)
 
+    def eval_batches(self) -> DataLoader[Any]:
+        """Return the batches to judge by while training: the held-out texts."""
+        return DataLoader(self.held_out_set, 64, collate_fn=self.collate)
+
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Pad a batch to its longest text."""
         return dict(self._tokenizer.pad(rows, return_tensors="pt"))
@@ -81,7 +95,7 @@ class Task:
         """Return accuracy and mean loss on the held-out texts."""
         model.eval()
         right = loss = 0.0
-        for batch in DataLoader(self.held_out_set, 64, collate_fn=self.collate):
+        for batch in self.eval_batches():
             out = model(**batch)
             right += (out.logits.argmax(-1) == batch["labels"]).sum().item()
             loss += out.loss.item() * len(batch["labels"])
@@ -118,19 +132,31 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--held-out", type=int, default=800, help="most texts to judge by")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--accumulate", type=int, default=1, help="batches in an update")
+    parser.add_argument("--evaluate-every", type=int, help="updates between two evaluations")
     return parser
 
 
 def task_from(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Task:
     """Build the task, or leave with a line that says why not."""
-    for name in ("train", "held_out", "batch_size", "epochs"):
-        if getattr(given, name) < 1:
+    for name in ("train", "held_out", "batch_size", "epochs", "accumulate", "evaluate_every"):
+        value = getattr(given, name)
+        if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     try:
         texts = load(given.data, given.train, given.held_out, SEED)
     except DataError as error:
         parser.error(str(error))
-    return Task(texts, given.recipe, given.batch_size, given.epochs)
+    if given.accumulate > 1 and len(texts.train) < given.batch_size * given.accumulate:
+        parser.error(f"{len(texts.train)} texts to train on do not make one update")
+    return Task(
+        texts,
+        given.recipe,
+        given.batch_size,
+        given.epochs,
+        given.accumulate,
+        given.evaluate_every,
+    )
 
 
 def run_alone(train: Any, description: str) -> None:

@@ -25,6 +25,10 @@ class Classifier(RecipeMixin, LightningModule):
         """Return the loss of one batch."""
         return self.model(**batch).loss
 
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Log the loss of one batch, which is averaged over all texts."""
+        self.log("eval_loss", self.model(**batch).loss, batch_size=len(batch["labels"]))
+
 
 def train(task: Task) -> Outcome:
     """Train with a Lightning Trainer."""
@@ -39,8 +43,21 @@ def train(task: Task) -> Outcome:
         "enable_checkpointing": False,
         "enable_model_summary": False,
     }
-    trainer = Trainer(max_epochs=task.epochs, accelerator="cpu", callbacks=[trace], **quiet)
-    trainer.fit(module, task.train_batches())
+    evaluations: dict[str, Any] = {"limit_val_batches": 0}
+    if task.evaluate_every:
+        evaluations = {
+            "val_check_interval": task.evaluate_every * task.accumulate,
+            "check_val_every_n_epoch": None,  # it counts on from epoch to epoch
+        }
+    trainer = Trainer(
+        max_epochs=task.epochs,
+        accumulate_grad_batches=task.accumulate,
+        accelerator="cpu",
+        callbacks=[trace],
+        **evaluations,
+        **quiet,
+    )
+    trainer.fit(module, task.train_batches(), task.eval_batches())
     return Outcome(module.model, trace.rates)
 
 

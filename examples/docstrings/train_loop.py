@@ -11,17 +11,24 @@ def train(task: Task) -> Outcome:
     """Train with a loop of one's own."""
     model = task.model().train()
     batches = task.train_batches()
-    horizon = Horizon(total_steps=len(batches) * task.epochs, steps_per_epoch=len(batches))
+    horizon = Horizon(task.steps_per_epoch * task.epochs, task.steps_per_epoch)
     optimizer, scheduler = Recipe.load(task.recipe).build(model, horizon)
     trace = LearningRateTrace()
     trace.attach(optimizer)
+    update = 0
     for epoch in range(task.epochs):
-        for batch in track(batches, f"loop, epoch {epoch + 1}"):
+        for i, batch in enumerate(track(batches, f"loop, epoch {epoch + 1}"), start=1):
             loss = model(**batch).loss
-            loss.backward()
+            (loss / task.accumulate).backward()
+            if i % task.accumulate:
+                continue
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+            update += 1
+            if task.evaluate_every and update % task.evaluate_every == 0:
+                scheduler.step_metric({"eval_loss": task.judge(model)[1]})
+                model.train()
     return Outcome(model, trace.rates)
 
 

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare
 import data
 import pytest
+from helpers import same_weights
+from task import Task
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
 SLICE = ["--train", "640", "--held-out", "200"]
@@ -55,6 +58,51 @@ def test_each_runtime_runs_alone_on_a_file_of_ones_own(tmp_path, name):
     done = run(FOLDER / f"{name}.py", "--data", "own.csv", "--batch-size", "8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "held-out accuracy" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return data.load(None, 96, 40)
+
+
+@pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed")
+@pytest.mark.parametrize(
+    ("recipe", "accumulate", "evaluate_every"),
+    [
+        pytest.param("recipe.yaml", 2, None, marks=pytest.mark.slow),
+        pytest.param("plateau.yaml", 1, 4, marks=pytest.mark.slow),
+        ("plateau.yaml", 2, 2),
+    ],
+)
+def test_plateaus_epochs_accumulation_and_clipping_are_the_same_in_all(
+    tmp_path, texts, recipe, accumulate, evaluate_every
+):
+    # A loss that gets smaller is then no improvement, so the plateau falls.
+    text = (FOLDER / recipe).read_text().replace("patience: 0", "patience: 0, mode: max")
+    (tmp_path / recipe).write_text(text)
+    task = Task(texts, tmp_path / recipe, 8, 2, accumulate, evaluate_every)
+    loop, *others = (train(task) for train in compare.RUNTIMES.values())
+    for outcome in others:
+        assert outcome.rates == loop.rates
+        assert same_weights(outcome.model, loop.model)
+    assert len(others) == 2
+    if evaluate_every:  # the step down of the second epoch, and one at least of the plateau
+        rates = next(iter(loop.rates.values()))
+        top = rates.index(max(rates))
+        assert len(set(rates[top:])) >= 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--evaluate-every", "0"], "--evaluate-every must be at least 1"),
+        (["--accumulate", "50"], "texts to train on do not make one update"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(tmp_path, arguments, message):
+    done = run(FOLDER / "compare.py", "--train", "20", "--held-out", "10", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
 
 
 BAD_FILES = {
