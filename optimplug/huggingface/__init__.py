@@ -1,0 +1,13 @@
+"""Recipes in the Hugging Face Trainer: ``pip install "optimplug[huggingface]"``."""
+
+from optimplug.errors import MissingExtraError
+
+try:
+    import transformers  # noqa: F401 (asked for here, where one line can say what is missing)
+except ImportError:
+    raise MissingExtraError("optimplug.huggingface", "huggingface") from None
+
+from optimplug.huggingface.model import model_of_config
+from optimplug.huggingface.trainer import RecipeTrainer, with_recipe
+
+__all__ = ["RecipeTrainer", "model_of_config", "with_recipe"]

@@ -1,0 +1,176 @@
+"""A Trainer whose optimizer and schedule are a recipe's."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
+
+from optimplug._core.optim.gradients import global_norm
+from optimplug.errors import RecipeError
+from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.recipe.reader import Source
+
+__all__ = ["RecipeTrainer", "with_recipe"]
+
+_Trainer = TypeVar("_Trainer", bound=Trainer)
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # what derives from it stands before a Trainer in the bases
+
+# What the recipe replaces, whole.
+_REPLACED = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "warmup_ratio",
+    "optim",
+    "optim_args",
+)
+
+
+class _WithRecipe(_Base):
+    """What stands before a Trainer in the bases."""
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(self, *args: Any, recipe: Source | Recipe, **kwargs: Any) -> None:
+        self.recipe = Recipe.load(recipe)
+        self._steps_per_epoch: int | None = None
+        super().__init__(*args, **kwargs)
+        _refuse_other_optimizers(self)
+        _report_replaced(self.args)
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        values = super().set_initial_training_values(args, dataloader)
+        # For data without a length the Trainer puts the whole run in the epoch's place.
+        self._steps_per_epoch = values[1] if has_length(dataloader) else None
+        return values
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self.recipe.build_optimizer(self.model if model is None else model)
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            horizon = Horizon(num_training_steps, self._steps_per_epoch)
+            owner = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
+            _check_evaluations(self.args, self.lr_scheduler)
+            # The Trainer keeps a scheduler that it was given, but renews one of its own.
+            self._created_lr_scheduler = True
+        return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
+
+    # These are private to the Trainer, which has no public place to keep it from clipping, nor
+    # one that knows an evaluation of several data sets as one; the check above and tests say so
+    # if they go.
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """Evaluate, and tell the scheduler of it, but for the evaluation before the start."""
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
+            self.lr_scheduler.step_metric(metrics)
+        return cast("dict[str, float]", metrics)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+        """Return the norm that the Trainer logs, without touching the gradients."""
+        self.accelerator.unscale_gradients()
+        return global_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
+    """Return a subclass of any Trainer class that takes ``recipe=``.
+
+    The recipe is the whole truth: the optimizer, its groups, the schedule and clipping come from it
+    alone, and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default)
+    included. One that was set to something else than its default is named in a warning.
+
+    Args:
+        trainer_class: ``transformers.Trainer`` or a subclass of it.
+
+    Example:
+        ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
+    """
+    for name in ("set_initial_training_values", "_clip_grad_norm", "_get_grad_norm", "_evaluate"):
+        if not hasattr(trainer_class, name):
+            raise ImportError(
+                f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
+                'pip install "transformers>=5.20"'
+            )
+    name = f"Recipe{trainer_class.__name__}"
+    body = {
+        "__doc__": f"{trainer_class.__name__} whose optimizer and schedule come from a recipe.",
+        "__module__": __name__,
+    }
+    return cast("type[_Trainer]", type(name, (_WithRecipe, trainer_class), body))
+
+
+RecipeTrainer = with_recipe(Trainer)
+
+
+def _refuse_other_optimizers(trainer: Trainer) -> None:
+    """Raise if the trainer was also given an optimizer or a scheduler by another way."""
+    for name in ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs"):
+        if getattr(trainer, name, None) is not None:
+            argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
+            raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
+
+
+def _check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
+    """Refuse a schedule that waits for evaluations in vain; warn of saves between them."""
+    if not scheduler.counts_validations:
+        return
+    if args.eval_strategy == "no":
+        raise RecipeError.at(
+            "schedule",
+            "counts validations or follows a metric, but eval_strategy is 'no'; "
+            "set eval_strategy='epoch' or 'steps'",
+        )
+    saves = (args.save_strategy, args.save_steps if args.save_strategy == "steps" else None)
+    evaluations = (args.eval_strategy, args.eval_steps if args.eval_strategy == "steps" else None)
+    if saves[0] not in ("no", "best") and saves != evaluations:
+        warnings.warn(
+            "the schedule counts validations, but checkpoints are not saved as often as there are "
+            f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
+            "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
+            "eval_strategy and eval_steps",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _report_replaced(args: TrainingArguments) -> None:
+    """Warn, once, of every argument that was set although the recipe replaces it."""
+    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    changed = [
+        f"{name}={getattr(args, name)!r}"
+        for name in _REPLACED
+        if name in defaults and getattr(args, name) != defaults[name]
+    ]
+    if changed:
+        warnings.warn(
+            f"the recipe replaces these training arguments: {', '.join(changed)}",
+            UserWarning,
+            stacklevel=3,
+        )
