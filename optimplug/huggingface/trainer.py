@@ -62,7 +62,8 @@ class _WithRecipe(_Base):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = self.recipe.build_optimizer(self.model if model is None else model)
+            owner = cast(nn.Module, self.model if model is None else model)
+            self.optimizer = self.recipe.build_optimizer(owner)
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def create_scheduler(
@@ -88,7 +89,7 @@ class _WithRecipe(_Base):
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
             self.lr_scheduler.step_metric(metrics)
-        return cast("dict[str, float]", metrics)
+        return metrics
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
