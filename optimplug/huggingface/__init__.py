@@ -7,7 +7,14 @@ try:
 except ImportError:
     raise MissingExtraError("optimplug.huggingface", "huggingface") from None
 
+from optimplug.huggingface.arguments import RecipeArguments, RecipeTrainingArguments
 from optimplug.huggingface.model import model_of_config
 from optimplug.huggingface.trainer import RecipeTrainer, with_recipe
 
-__all__ = ["RecipeTrainer", "model_of_config", "with_recipe"]
+__all__ = [
+    "RecipeArguments",
+    "RecipeTrainer",
+    "RecipeTrainingArguments",
+    "model_of_config",
+    "with_recipe",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -13,6 +12,7 @@ from transformers.trainer_utils import has_length
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
+from optimplug.huggingface.arguments import report_replaced, settle
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
 else:
     _Base = object  # what derives from it stands before a Trainer in the bases
 
-# What the recipe replaces, whole.
-_REPLACED = (
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "warmup_ratio",
-    "optim",
-    "optim_args",
-)
-
 
 class _WithRecipe(_Base):
     """What stands before a Trainer in the bases."""
@@ -47,12 +31,13 @@ class _WithRecipe(_Base):
     optimizer: Any
     lr_scheduler: Any
 
-    def __init__(self, *args: Any, recipe: Source | Recipe, **kwargs: Any) -> None:
-        self.recipe = Recipe.load(recipe)
+    def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
+        given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         super().__init__(*args, **kwargs)
+        self.recipe = settle(given, self.args)
         _refuse_other_optimizers(self)
-        _report_replaced(self.args)
+        report_replaced(self.args, self.recipe)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         values = super().set_initial_training_values(args, dataloader)
@@ -101,14 +86,22 @@ class _WithRecipe(_Base):
 
 
 def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
-    """Return a subclass of any Trainer class that takes ``recipe=``.
+    """Return a subclass of any Trainer class that runs a recipe.
 
-    The recipe is the whole truth: the optimizer, its groups, the schedule and clipping come from it
-    alone, and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default)
-    included. One that was set to something else than its default is named in a warning.
+    The recipe is given as ``recipe=``, or in its arguments
+    (:class:`~optimplug.huggingface.RecipeTrainingArguments`).
+
+    It is the whole truth: the optimizer, its groups, the schedule and clipping come from it alone,
+    and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.
+    Those that were set to something else than their default are named in a warning.
 
     Args:
         trainer_class: ``transformers.Trainer`` or a subclass of it.
+
+    Raises:
+        ImportError: transformers is too old.
+        RecipeError: from the constructor of the subclass, if there is no recipe, two that differ,
+            or a bad one, or if an optimizer is given beside it.
 
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
@@ -156,22 +149,6 @@ def _check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> N
             f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
             "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
             "eval_strategy and eval_steps",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def _report_replaced(args: TrainingArguments) -> None:
-    """Warn, once, of every argument that was set although the recipe replaces it."""
-    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
-    changed = [
-        f"{name}={getattr(args, name)!r}"
-        for name in _REPLACED
-        if name in defaults and getattr(args, name) != defaults[name]
-    ]
-    if changed:
-        warnings.warn(
-            f"the recipe replaces these training arguments: {', '.join(changed)}",
             UserWarning,
             stacklevel=3,
         )

@@ -1,51 +1,15 @@
 import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
+from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
 from torch.utils.data import IterableDataset
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.huggingface import RecipeTrainer, with_recipe
 from optimplug.optim import AdamW
-
-RECIPE = {
-    "optimizer": {"name": "AdamW", "lr": 1e-2, "max_grad_norm": 0.5},
-    "groups": [{"layer_decay": 0.8}, {"match": "*.bias", "weight_decay": 0}],
-    "schedule": [
-        {"name": "LinearLR", "start_factor": 0.1, "for": "1 epoch"},
-        {"name": "CosineAnnealingLR", "floor": 0.1},
-    ],
-}
-UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
-
-
-def arguments(folder, **changes):
-    # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
-    settings = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 3,
-        "train_sampling_strategy": "sequential",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        "max_grad_norm": 1.0,
-    }
-    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
-
-
-def trainer_of(folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), **changes):
-    return cls(
-        model=tiny_bert(),
-        args=arguments(folder, **changes),
-        train_dataset=tiny_rows(),
-        data_collator=collate,
-        callbacks=list(callbacks),
-        recipe=recipe,
-    )
 
 
 def plain_loop(recipe, epochs=3, accumulate=1):
@@ -106,16 +70,6 @@ def test_the_logged_norm_is_that_of_the_gradients(tmp_path):
     assert logged[0] == pytest.approx(norm.item(), rel=1e-6)
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = True
-            control.should_training_stop = True
-
-
 @pytest.mark.parametrize("stop", [2, 6, 11])
 def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, stop):
     whole = LearningRateTrace()
@@ -145,14 +99,6 @@ def test_any_trainer_can_take_a_recipe(tmp_path):
     assert issubclass(cls, Seq2SeqTrainer)
     assert cls.__name__ == "RecipeSeq2SeqTrainer"
     assert issubclass(RecipeTrainer, Trainer)
-
-
-def test_arguments_that_the_recipe_replaces_are_named_once(tmp_path):
-    with pytest.warns(
-        UserWarning, match=r"replaces .*: learning_rate=0\.1, warmup_steps=7$"
-    ) as found:
-        trainer_of(tmp_path, learning_rate=0.1, warmup_steps=7)
-    assert len(found) == 1
 
 
 def test_recipe_and_optimizers_together_are_refused(tmp_path):

@@ -1,0 +1,53 @@
+"""Runs of the Trainer that several tests share."""
+
+from helpers import collate, tiny_bert, tiny_rows
+from transformers import TrainerCallback, TrainingArguments
+
+from optimplug.huggingface import RecipeTrainer
+
+RECIPE = {
+    "optimizer": {"name": "AdamW", "lr": 1e-2, "max_grad_norm": 0.5},
+    "groups": [{"layer_decay": 0.8}, {"match": "*.bias", "weight_decay": 0}],
+    "schedule": [
+        {"name": "LinearLR", "start_factor": 0.1, "for": "1 epoch"},
+        {"name": "CosineAnnealingLR", "floor": 0.1},
+    ],
+}
+UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
+
+
+def arguments(folder, **changes):
+    # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
+    settings = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "max_grad_norm": 1.0,
+    }
+    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
+
+
+def trainer_of(folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), **changes):
+    return cls(
+        model=tiny_bert(),
+        args=arguments(folder, **changes),
+        train_dataset=tiny_rows(),
+        data_collator=collate,
+        callbacks=list(callbacks),
+        recipe=recipe,
+    )
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = True
+            control.should_training_stop = True
