@@ -1,7 +1,7 @@
 """Runs of the Trainer that several tests share."""
 
 from helpers import collate, tiny_bert, tiny_rows
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from optimplug.huggingface import RecipeTrainer
 
@@ -32,14 +32,19 @@ def arguments(folder, **changes):
     return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
 
 
-def trainer_of(folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), **changes):
+def trainer_of(
+    folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), data=None, model=None, **changes
+):
+    """A trainer with a recipe; with ``cls=Trainer``, the same without one."""
+    others = {name: changes.pop(name) for name in ("optimizers",) if name in changes}
     return cls(
-        model=tiny_bert(),
+        model=tiny_bert() if model is None else model,
         args=arguments(folder, **changes),
-        train_dataset=tiny_rows(),
+        train_dataset=tiny_rows() if data is None else data,
         data_collator=collate,
         callbacks=list(callbacks),
-        recipe=recipe,
+        **({} if cls is Trainer else {"recipe": recipe}),
+        **others,
     )
 
 

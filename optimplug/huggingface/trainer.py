@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import has_length
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
-from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.arguments import check_evaluations, report_replaced, settle
+from optimplug.huggingface.horizon import told_by
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
@@ -41,8 +40,7 @@ class _WithRecipe(_Base):
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         values = super().set_initial_training_values(args, dataloader)
-        # For data without a length the Trainer puts the whole run in the epoch's place.
-        self._steps_per_epoch = values[1] if has_length(dataloader) else None
+        self._steps_per_epoch = told_by(values, dataloader).steps_per_epoch
         return values
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -58,7 +56,7 @@ class _WithRecipe(_Base):
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
             owner = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
-            _check_evaluations(self.args, self.lr_scheduler)
+            check_evaluations(self.args, self.lr_scheduler)
             # The Trainer keeps a scheduler that it was given, but renews one of its own.
             self._created_lr_scheduler = True
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
@@ -129,26 +127,3 @@ def _refuse_other_optimizers(trainer: Trainer) -> None:
         if getattr(trainer, name, None) is not None:
             argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
             raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
-
-
-def _check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
-    """Refuse a schedule that waits for evaluations in vain; warn of saves between them."""
-    if not scheduler.counts_validations:
-        return
-    if args.eval_strategy == "no":
-        raise RecipeError.at(
-            "schedule",
-            "counts validations or follows a metric, but eval_strategy is 'no'; "
-            "set eval_strategy='epoch' or 'steps'",
-        )
-    saves = (args.save_strategy, args.save_steps if args.save_strategy == "steps" else None)
-    evaluations = (args.eval_strategy, args.eval_steps if args.eval_strategy == "steps" else None)
-    if saves[0] not in ("no", "best") and saves != evaluations:
-        warnings.warn(
-            "the schedule counts validations, but checkpoints are not saved as often as there are "
-            f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
-            "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
-            "eval_strategy and eval_steps",
-            UserWarning,
-            stacklevel=3,
-        )

@@ -2,7 +2,6 @@ import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
 from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
-from torch.utils.data import IterableDataset
 from transformers import Seq2SeqTrainer, Trainer
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
@@ -108,18 +107,6 @@ def test_recipe_and_optimizers_together_are_refused(tmp_path):
         RecipeTrainer(**common, optimizers=(AdamW(model.parameters()), None))
     with pytest.raises(RecipeError, match="either recipe= or optimizer_cls_and_kwargs="):
         RecipeTrainer(**common, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1.0}))
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        return iter(tiny_rows())
-
-
-def test_an_epoch_of_data_without_a_length_is_unknown(tmp_path):
-    trainer = trainer_of(tmp_path, max_steps=12)
-    trainer.train_dataset = Endless()
-    with pytest.raises(RecipeError, match=r"schedule\[0\]\.for: .*Horizon\.steps_per_epoch"):
-        trainer.train()
 
 
 def test_a_transformers_without_what_is_overridden_is_refused():

@@ -1,0 +1,177 @@
+import copy
+import random
+
+import numpy
+import pytest
+import torch
+from helpers import tiny_rows
+from huggingface_runs import RECIPE, arguments, trainer_of
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from optimplug import Horizon, Recipe, RecipeError
+from optimplug.callbacks.huggingface import LearningRateTrace
+from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
+from optimplug.huggingface import horizon_of
+
+
+class Stream(IterableDataset):
+    """Rows without end to them that anyone could know of."""
+
+    def __iter__(self):
+        return iter(tiny_rows())
+
+
+class Counted(Stream):
+    def __len__(self):
+        return 22
+
+
+# 22 rows in batches of 4 are 6 batches, the last one of 2 rows.
+CASES = {
+    "epochs": ({}, None, (18, 6)),
+    "a part of an epoch": ({"num_train_epochs": 1.4}, None, (9, 6)),
+    "less than an epoch": ({"num_train_epochs": 0.1}, None, (1, 6)),
+    "drop_last": ({"dataloader_drop_last": True}, None, (15, 5)),
+    "accumulation": ({"gradient_accumulation_steps": 3}, None, (6, 2)),
+    "a window that is not full": ({"gradient_accumulation_steps": 4}, None, (6, 2)),
+    "a window that is longer than an epoch": ({"gradient_accumulation_steps": 9}, None, (3, 1)),
+    "parts of epochs of such windows": (
+        {"gradient_accumulation_steps": 4, "num_train_epochs": 1.2},
+        None,
+        (3, 2),
+    ),
+    "drop_last and accumulation": (
+        {"dataloader_drop_last": True, "gradient_accumulation_steps": 2},
+        None,
+        (9, 3),
+    ),
+    "max_steps": ({"max_steps": 5}, None, (5, 6)),
+    "max_steps beyond the epochs": ({"max_steps": 20}, None, (20, 6)),
+    "max_steps and accumulation": (
+        {"max_steps": 5, "gradient_accumulation_steps": 4},
+        None,
+        (5, 2),
+    ),
+    "accumulation by accelerate's name": (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 4}}},
+        None,
+        (6, 2),
+    ),
+    "rows by their length": ({"train_sampling_strategy": "group_by_length"}, None, (18, 6)),
+    "a stream": ({"max_steps": 7}, Stream, (7, None)),
+    "a stream and accumulation": (
+        {"max_steps": 3, "gradient_accumulation_steps": 4},
+        Stream,
+        (3, None),
+    ),
+    "a stream of known length": ({}, Counted, (18, 6)),
+}  # fmt: skip
+of_cases = pytest.mark.parametrize(("changes", "data", "known"), CASES.values(), ids=CASES)
+
+
+class Counter(TrainerCallback):
+    """Counts updates, and how many there were when the first epoch ended."""
+
+    def __init__(self):
+        self.updates, self.epoch = 0, None
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.updates += 1
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.epoch = self.epoch or self.updates
+
+
+class Tiny(torch.nn.Module):
+    """A model of one weight, which costs next to nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.bias = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids, labels, attention_mask=None):
+        return {"loss": (self.weight * input_ids.float().mean() + self.bias).square()}
+
+
+def run_of(folder, changes, data, **how):
+    # A copy, since the Trainer writes into accelerator_config.
+    data = data() if data else tiny_rows()
+    return trainer_of(folder, data=data, model=Tiny(), **how, **copy.deepcopy(changes))
+
+
+@of_cases
+def test_the_horizon_is_what_the_trainer_really_does(tmp_path, changes, data, known):
+    told = horizon_of(
+        arguments(tmp_path, **copy.deepcopy(changes)), data() if data else tiny_rows()
+    )
+    assert told == Horizon(*known)
+    counter = Counter()
+    trainer = run_of(tmp_path, changes, data, cls=Trainer, callbacks=[counter])
+    assert horizon_of(trainer) == told
+    trainer.train()
+    assert counter.updates == trainer.state.max_steps == told.total_steps
+    if told.steps_per_epoch and told.total_steps >= told.steps_per_epoch:
+        assert counter.epoch == told.steps_per_epoch
+
+
+FALLING = {"name": "LinearLR", "start_factor": 1.0, "end_factor": 0.0}
+BY_EPOCH = {"match": "bias", "schedule": {"name": "ExponentialLR", "gamma": 0.5, "every": "epoch"}}
+
+
+@of_cases
+def test_the_schedule_of_a_recipe_spans_the_run(tmp_path, changes, data, known):
+    recipe = {
+        "optimizer": {"name": "SGD", "lr": 1e-3},
+        "groups": [BY_EPOCH] if known[1] else [],
+        "schedule": FALLING,
+    }
+    trace = LearningRateTrace()
+    trainer = run_of(tmp_path, changes, data, callbacks=[trace], recipe=recipe)
+    trainer.train()
+    assert trace.rates == rates_of(recipe, Horizon(*known))
+    assert trainer.lr_scheduler.get_last_lr()[0] == 0
+
+
+def rates_of(recipe, horizon):
+    """The rates of as many updates as the horizon has, without a Trainer."""
+    optimizer, scheduler = Recipe.load(recipe).build(Tiny(), horizon)
+    trace = PlainTrace()
+    trace.attach(optimizer)
+    for _ in range(horizon.total_steps):
+        optimizer.step()
+        scheduler.step()
+    return trace.rates
+
+
+def test_epochs_of_data_without_a_length_are_unknown(tmp_path):
+    trainer = trainer_of(tmp_path, data=Stream(), max_steps=12)
+    with pytest.raises(RecipeError, match=r"schedule\[0\]\.for: .*Horizon\.steps_per_epoch"):
+        trainer.train()
+
+
+def test_data_without_a_length_needs_max_steps(tmp_path):
+    with pytest.raises(ValueError, match="max_steps must be set to a positive value"):
+        horizon_of(arguments(tmp_path), Stream())
+
+
+def test_asking_leaves_everything_as_it_is(tmp_path):
+    folder = tmp_path / "out"
+    config = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    args = arguments(folder, gradient_accumulation_steps=2, accelerator_config=config)
+    before = (args.to_dict(), random.getstate(), torch.get_rng_state().tolist())
+    drawn = numpy.random.get_state()[1].tolist()
+    assert horizon_of(args, tiny_rows()) == Horizon(9, 3)
+    assert before == (args.to_dict(), random.getstate(), torch.get_rng_state().tolist())
+    assert drawn == numpy.random.get_state()[1].tolist()
+    assert not folder.exists()
+    Trainer(model=torch.nn.Linear(1, 1), args=args)  # which refuses a config that it has read
+
+
+def test_a_horizon_is_what_a_plan_needs(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert horizon_of(args, tiny_rows()) == Horizon(9, 3)
+    trainer = trainer_of(tmp_path, RECIPE)
+    plan = trainer.recipe.plan(trainer.model, horizon_of(trainer))
+    assert plan.horizon == Horizon(18, 6)
