@@ -1,10 +1,12 @@
 import copy
+import os
 import random
+import socket
 
 import numpy
 import pytest
 import torch
-from helpers import tiny_rows
+from helpers import collate, tiny_rows
 from huggingface_runs import RECIPE, arguments, trainer_of
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -12,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from optimplug import Horizon, Recipe, RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
-from optimplug.huggingface import horizon_of
+from optimplug.huggingface import build, horizon_of
 
 
 class Stream(IterableDataset):
@@ -175,3 +177,51 @@ def test_a_horizon_is_what_a_plan_needs(tmp_path):
     trainer = trainer_of(tmp_path, RECIPE)
     plan = trainer.recipe.plan(trainer.model, horizon_of(trainer))
     assert plan.horizon == Horizon(18, 6)
+
+
+SPLIT = {
+    "epochs": ({}, 9, 3),
+    "drop_last": ({"dataloader_drop_last": True}, 6, 2),
+    "accumulation": ({"gradient_accumulation_steps": 2}, 6, 2),
+    "max_steps": ({"max_steps": 5}, 5, 3),
+    "whole batches shared out": ({"accelerator_config": {"split_batches": True}}, 18, 6),
+}
+
+
+def train_as_one_of_two(rank, folder, port):
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+    )  # fmt: skip
+    found = {}
+    for name, (changes, _, _) in SPLIT.items():
+        args = arguments(folder, ddp_backend="gloo", max_grad_norm=0, **copy.deepcopy(changes))
+        told = horizon_of(args, tiny_rows())
+        model, trace = Tiny(), LearningRateTrace()
+        recipe = {"optimizer": {"name": "SGD", "lr": 1e-3}, "schedule": FALLING}
+        Trainer(
+            model=model,
+            args=args,
+            train_dataset=tiny_rows(),
+            data_collator=collate,
+            callbacks=[trace],
+            optimizers=build(model, recipe, args, tiny_rows()),
+        ).train()
+        found[name] = (told.total_steps, told.steps_per_epoch, *trace.rates.values())
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_epoch_and_step_the_schedule_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_as_one_of_two, args=(str(tmp_path), port), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, (_, total, epoch) in SPLIT.items():
+            assert found[name][:2] == (total, epoch), name
+            assert found[name][2] == pytest.approx(
+                [1e-3 * (1 - t / total) for t in range(total)]
+            ), name
