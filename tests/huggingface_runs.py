@@ -16,7 +16,10 @@ RECIPE = {
 UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
 
 
-def arguments(folder, **changes):
+OTHERS = ("optimizers", "eval_dataset", "compute_metrics")
+
+
+def arguments(folder, arguments_class=TrainingArguments, **changes):
     # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
     settings = {
         "per_device_train_batch_size": 4,
@@ -29,14 +32,14 @@ def arguments(folder, **changes):
         "logging_strategy": "no",
         "max_grad_norm": 1.0,
     }
-    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
+    return arguments_class(output_dir=str(folder), **{**settings, **changes})
 
 
 def trainer_of(
     folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), data=None, model=None, **changes
 ):
     """A trainer with a recipe; with ``cls=Trainer``, the same without one."""
-    others = {name: changes.pop(name) for name in ("optimizers",) if name in changes}
+    others = {name: changes.pop(name) for name in OTHERS if name in changes}
     return cls(
         model=tiny_bert() if model is None else model,
         args=arguments(folder, **changes),

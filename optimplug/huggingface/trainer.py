@@ -24,6 +24,15 @@ else:
     _Base = object  # what derives from it stands before a Trainer in the bases
 
 
+_OVERRIDDEN = (
+    "set_initial_training_values",
+    "_clip_grad_norm",
+    "_evaluate",
+    "_get_grad_norm",
+    "_get_learning_rate",
+)
+
+
 class _WithRecipe(_Base):
     """What stands before a Trainer in the bases."""
 
@@ -33,6 +42,7 @@ class _WithRecipe(_Base):
     def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
         given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
+        self._used_rates: dict[str, float] = {}
         super().__init__(*args, **kwargs)
         self.recipe = settle(given, self.args)
         _refuse_other_optimizers(self)
@@ -61,6 +71,12 @@ class _WithRecipe(_Base):
             self._created_lr_scheduler = True
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does; beside the rate of the first group, those of all."""
+        if "learning_rate" in logs and len(self._used_rates) > 1:
+            logs = {**logs, **self._used_rates}
+        super().log(logs, start_time)
+
     # These are private to the Trainer, which has no public place to keep it from clipping, nor
     # one that knows an evaluation of several data sets as one; the check above and tests say so
     # if they go.
@@ -73,6 +89,12 @@ class _WithRecipe(_Base):
         if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
             self.lr_scheduler.step_metric(metrics)
         return metrics
+
+    def _get_learning_rate(self) -> float:
+        """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
+        groups = zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True)
+        self._used_rates = {f"lr/{group['name']}": lr for group, lr in groups}
+        return super()._get_learning_rate()
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
@@ -104,7 +126,7 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
     """
-    for name in ("set_initial_training_values", "_clip_grad_norm", "_get_grad_norm", "_evaluate"):
+    for name in _OVERRIDDEN:
         if not hasattr(trainer_class, name):
             raise ImportError(
                 f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
