@@ -16,7 +16,7 @@ RECIPE = {
 UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
 
 
-OTHERS = ("optimizers", "eval_dataset", "compute_metrics")
+OTHERS = ("optimizers", "optimizer_cls_and_kwargs", "eval_dataset", "compute_metrics")
 
 
 def arguments(folder, arguments_class=TrainingArguments, **changes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -12,6 +14,7 @@ from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
 from optimplug.huggingface.arguments import check_evaluations, report_replaced, settle
 from optimplug.huggingface.horizon import told_by
+from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
@@ -30,6 +33,7 @@ _OVERRIDDEN = (
     "_evaluate",
     "_get_grad_norm",
     "_get_learning_rate",
+    "_load_optimizer_and_scheduler",
 )
 
 
@@ -43,6 +47,7 @@ class _WithRecipe(_Base):
         given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
+        self._trainable: list[str] = []
         super().__init__(*args, **kwargs)
         self.recipe = settle(given, self.args)
         _refuse_other_optimizers(self)
@@ -56,6 +61,8 @@ class _WithRecipe(_Base):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             owner = cast(nn.Module, self.model if model is None else model)
+            # Later, what the recipe freezes cannot be told from what was frozen before it.
+            self._trainable = [name for name, p in owner.named_parameters() if p.requires_grad]
             self.optimizer = self.recipe.build_optimizer(owner)
         return cast(torch.optim.Optimizer, self.optimizer)
 
@@ -92,9 +99,23 @@ class _WithRecipe(_Base):
 
     def _get_learning_rate(self) -> float:
         """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
-        groups = zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True)
-        self._used_rates = {f"lr/{group['name']}": lr for group, lr in groups}
+        names = (group.get("name", i) for i, group in enumerate(self.optimizer.param_groups))
+        rates = self.lr_scheduler.get_last_lr()
+        self._used_rates = {f"lr/{name}": lr for name, lr in zip(names, rates, strict=False)}
         return super()._get_learning_rate()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
+        change = None
+        if checkpoint is not None and not self.is_deepspeed_enabled:
+            decayed = set(self.get_decay_parameter_names(cast(nn.Module, self.model)))
+            groups = [[n for n in self._trainable if (n in decayed) == d] for d in (True, False)]
+            updates = self.state.global_step
+            change = resume(Path(checkpoint), self.optimizer, self.lr_scheduler, groups, updates)
+        if change is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif self.is_world_process_zero():
+            warnings.warn(change, UserWarning, stacklevel=2)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """Leave the gradients as they are: the optimizer clips, where the recipe says so."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from optimplug._core.arguments import require_count
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.curve import Curve, Part
@@ -121,6 +122,18 @@ class RecipeScheduler(LRScheduler):
         for curve in self._timetable.curves():
             curve.validated(self.last_epoch, metrics)
         self._set(self.rates(self.last_epoch))
+
+    def go_to(self, t: int) -> None:
+        """Be where the schedule is after ``t`` updates, whatever came before.
+
+        What follows a metric or counts validations begins there.
+
+        Raises:
+            ArgumentError: ``t`` is not an int >= 0. Nothing has changed then.
+        """
+        t = require_count("t", t)
+        self._step_count = t + 1
+        self._jump(t)
 
     def _set(self, rates: list[float]) -> None:
         self._write(rates, [group["lr"] for group in self._groups])
