@@ -1,5 +1,6 @@
 """Runs of the Trainer that several tests share."""
 
+import torch
 from helpers import collate, tiny_bert, tiny_rows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -49,6 +50,18 @@ def trainer_of(
         **({} if cls is Trainer else {"recipe": recipe}),
         **others,
     )
+
+
+class OneWeight(torch.nn.Module):
+    """A model of one weight and one bias, which costs next to nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.bias = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, input_ids, labels, attention_mask=None):
+        return {"loss": (self.weight * input_ids.float().mean() + self.bias).square()}
 
 
 class StopAfter(TrainerCallback):

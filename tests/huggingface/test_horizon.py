@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 from helpers import collate, tiny_rows
-from huggingface_runs import RECIPE, arguments, trainer_of
+from huggingface_runs import RECIPE, OneWeight, arguments, trainer_of
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -85,22 +85,10 @@ class Counter(TrainerCallback):
         self.epoch = self.epoch or self.updates
 
 
-class Tiny(torch.nn.Module):
-    """A model of one weight, which costs next to nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.bias = torch.nn.Parameter(torch.ones(()))
-
-    def forward(self, input_ids, labels, attention_mask=None):
-        return {"loss": (self.weight * input_ids.float().mean() + self.bias).square()}
-
-
 def run_of(folder, changes, data, **how):
     # A copy, since the Trainer writes into accelerator_config.
     data = data() if data else tiny_rows()
-    return trainer_of(folder, data=data, model=Tiny(), **how, **copy.deepcopy(changes))
+    return trainer_of(folder, data=data, model=OneWeight(), **how, **copy.deepcopy(changes))
 
 
 @of_cases
@@ -138,7 +126,7 @@ def test_the_schedule_of_a_recipe_spans_the_run(tmp_path, changes, data, known):
 
 def rates_of(recipe, horizon):
     """The rates of as many updates as the horizon has, without a Trainer."""
-    optimizer, scheduler = Recipe.load(recipe).build(Tiny(), horizon)
+    optimizer, scheduler = Recipe.load(recipe).build(OneWeight(), horizon)
     trace = PlainTrace()
     trace.attach(optimizer)
     for _ in range(horizon.total_steps):
@@ -197,7 +185,7 @@ def train_as_one_of_two(rank, folder, port):
     for name, (changes, _, _) in SPLIT.items():
         args = arguments(folder, ddp_backend="gloo", max_grad_norm=0, **copy.deepcopy(changes))
         told = horizon_of(args, tiny_rows())
-        model, trace = Tiny(), LearningRateTrace()
+        model, trace = OneWeight(), LearningRateTrace()
         recipe = {"optimizer": {"name": "SGD", "lr": 1e-3}, "schedule": FALLING}
         Trainer(
             model=model,
