@@ -27,7 +27,8 @@ else:
     _Base = object  # what derives from it stands before a Trainer in the bases
 
 
-_OVERRIDDEN = (
+_NEEDED = (
+    "get_decay_parameter_names",
     "set_initial_training_values",
     "_clip_grad_norm",
     "_evaluate",
@@ -38,7 +39,7 @@ _OVERRIDDEN = (
 
 
 class _WithRecipe(_Base):
-    """What stands before a Trainer in the bases."""
+    """Runs a recipe in the Trainer that it stands before in the bases."""
 
     optimizer: Any
     lr_scheduler: Any
@@ -99,9 +100,8 @@ class _WithRecipe(_Base):
 
     def _get_learning_rate(self) -> float:
         """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
-        names = (group.get("name", i) for i, group in enumerate(self.optimizer.param_groups))
-        rates = self.lr_scheduler.get_last_lr()
-        self._used_rates = {f"lr/{name}": lr for name, lr in zip(names, rates, strict=False)}
+        groups = enumerate(self.optimizer.param_groups)
+        self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
         return super()._get_learning_rate()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -137,7 +137,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     Those that were set to something else than their default are named in a warning.
 
     Args:
-        trainer_class: ``transformers.Trainer`` or a subclass of it.
+        trainer_class: ``transformers.Trainer`` or a subclass of it; one that runs recipes already
+            is returned as it is.
 
     Raises:
         ImportError: transformers is too old.
@@ -147,7 +148,9 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
     """
-    for name in _OVERRIDDEN:
+    if issubclass(trainer_class, _WithRecipe):
+        return trainer_class
+    for name in _NEEDED:
         if not hasattr(trainer_class, name):
             raise ImportError(
                 f"this transformers has no Trainer.{name}, which a recipe needs to take over; "

@@ -98,6 +98,7 @@ def test_any_trainer_can_take_a_recipe(tmp_path):
     assert issubclass(cls, Seq2SeqTrainer)
     assert cls.__name__ == "RecipeSeq2SeqTrainer"
     assert issubclass(RecipeTrainer, Trainer)
+    assert with_recipe(cls) is cls
 
 
 def test_recipe_and_optimizers_together_are_refused(tmp_path):
@@ -113,8 +114,7 @@ def test_a_transformers_without_what_is_overridden_is_refused():
     class Old:
         """A Trainer that clips in line."""
 
-        def set_initial_training_values(self):
-            pass
+        get_decay_parameter_names = set_initial_training_values = None
 
     with pytest.raises(ImportError, match=r"no Trainer\._clip_grad_norm.*transformers>="):
         with_recipe(Old)
