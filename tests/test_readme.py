@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 import yaml
 from helpers import collate, tiny_bert, tiny_rows
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe
@@ -18,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
 )
-RECIPE, *PARTS = (text for language, text in BLOCKS if language == "yaml")
+RECIPE, *YAML = (text for language, text in BLOCKS if language == "yaml")
+PARTS = [text for text in YAML if "trainer:" not in text]
+CONFIGS = [text for text in YAML if "trainer:" in text]
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 COMMANDS = [
     line.removeprefix("$ ")
@@ -44,6 +49,14 @@ def test_a_part_of_a_recipe_can_be_carried_out(part):
     for _ in range(50):
         scheduler.optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_config_of_lightning_builds_its_callbacks(folder, config):
+    parser = ArgumentParser()
+    parser.add_argument("--trainer.callbacks", type=list[Callback])
+    built = parser.instantiate(parser.parse_string(config)).trainer.callbacks
+    assert len(built) == config.count("class_path")
 
 
 def test_the_recipe_has_at_most_ten_lines():
@@ -129,8 +142,16 @@ def test_pip(command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "optimplug.lightning" in c])
+def test_lightnings_command_line(tmp_path, command):
+    project = shutil.copytree(ROOT / "examples" / "lightning_cli", tmp_path / "project")
+    done = run(f"{command} --trainer.fast_dev_run=true", project)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_kind_of_command_has_a_test():
-    assert all(c.startswith(("make", "optimplug", "python -m pip")) for c in COMMANDS)
+    tested = ("make", "optimplug", "python -m pip", "python -m optimplug.lightning")
+    assert all(c.startswith(tested) for c in COMMANDS)
     assert {c.split()[0] for c in COMMANDS} == {"make", "optimplug", "python"}
 
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.beside import check_callbacks
+from optimplug.lightning.due import was_due
 from optimplug.lightning.horizon import horizon_of
+from optimplug.lightning.joining import let_groups_join
+from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.metric import MetricCallback
-from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.lightning.package import check_module_class
+from optimplug.lightning.updates import step_after_updates
+from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
+from optimplug.recipe.alone import Schedule
 from optimplug.recipe.reader import Source
 
-__all__ = ["RecipeMixin", "configure_optimizers"]
+__all__ = [
+    "RecipeMixin",
+    "configure_optimizers",
+    "param_groups",
+    "scheduler_config",
+    "take_over",
+]
+
+_Built = TypeVar("_Built")
 
 
 def configure_optimizers(
@@ -38,18 +55,72 @@ def configure_optimizers(
     ``gradient_clip_val`` does not apply.
 
     Raises:
-        RecipeError: the recipe does not fit the module or the run, or both it and the module's own
-            ``configure_gradient_clipping`` would clip the gradients.
+        RecipeError: the recipe does not fit the module or the run, both it and the module's own
+            ``configure_gradient_clipping`` would clip the gradients, or a callback would change
+            rates or the length of the run behind it.
+        TypeError: the module is one of the package ``pytorch_lightning``.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
     """
+    check_module_class(type(module))
     recipe = Recipe.load(recipe)
     _settle_clipping(module, recipe)
-    optimizer, scheduler = _build(module, recipe, horizon_of(module.trainer))
-    if scheduler.counts_validations:
-        _tell_of_validations(module.trainer)
-    return [optimizer], [{"scheduler": scheduler, "interval": "step", "frequency": 1}]
+    horizon = horizon_of(module.trainer)
+
+    def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+        optimizer, scheduler = recipe.build(model, horizon)
+        let_groups_join(model, optimizer, scheduler)
+        return optimizer, scheduler
+
+    optimizer, scheduler = _by_either_name(module, build)
+    return [optimizer], [_config(module, scheduler)]
+
+
+def param_groups(module: LightningModule, recipe: Source | Recipe) -> list[dict[str, Any]]:
+    """Build a recipe's groups alone, for an optimizer of one's own; as :meth:`Recipe.param_groups`.
+
+    Raises:
+        RecipeError: the recipe does not fit the module.
+
+    Example:
+        ``optimizer = torch.optim.Adagrad(param_groups(self, "recipe.yaml"))``
+    """
+    return _by_either_name(module, Recipe.load(recipe).param_groups)
+
+
+def scheduler_config(
+    module: LightningModule, optimizer: torch.optim.Optimizer, schedule: Schedule | Recipe
+) -> dict[str, Any]:
+    """Build a schedule alone, as the config of a scheduler that ``configure_optimizers`` returns.
+
+    Args:
+        module: attached to a trainer, from which the length of the run is taken.
+        optimizer: of any class of ``torch.optim.Optimizer``.
+        schedule: what a recipe says under ``schedule``, or a whole :class:`Recipe`, for an
+            optimizer of its groups.
+
+    Raises:
+        RecipeError: the schedule does not fit the run.
+
+    Example::
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adagrad(self.parameters(), lr=0.1)
+            schedule = {"preset": "cosine", "warmup": "6%"}
+            return [optimizer], [scheduler_config(self, optimizer, schedule)]
+    """
+    check_module_class(type(module))
+    horizon = horizon_of(module.trainer)
+    if isinstance(schedule, Recipe):
+        return _config(module, schedule.build_scheduler(optimizer, horizon))
+    return _config(module, build_scheduler(schedule, optimizer, horizon))
+
+
+def take_over(module: LightningModule, recipe: Source | Recipe) -> None:
+    """Let a recipe configure a module in place of its own ``configure_optimizers``."""
+    bound = partial(configure_optimizers, module, Recipe.load(recipe))
+    setattr(module, "configure_optimizers", bound)  # noqa: B010 (of the instance, not its class)
 
 
 class RecipeMixin:
@@ -68,6 +139,10 @@ class RecipeMixin:
 
     recipe: Source | Recipe
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_module_class(cls)
+
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and scheduler."""
         if not isinstance(self, LightningModule):
@@ -78,19 +153,35 @@ class RecipeMixin:
         return configure_optimizers(self, self.recipe)
 
 
-def _build(
-    module: LightningModule, recipe: Recipe, horizon: Horizon
-) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
+def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built]) -> _Built:
+    """Build by the names of the wrapped model, or else by those of the module."""
     wrapped = _wrapped_model(module)
     try:
-        return recipe.build(wrapped, horizon)
+        return build(wrapped)
     except RecipeError as error:
         if wrapped is module:
             raise
         try:
-            return recipe.build(module, horizon)
+            return build(module)
         except RecipeError:
             raise error from None
+
+
+def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, Any]:
+    """Return the config of a scheduler, and see to it that it hears of all that it counts."""
+    check_callbacks(module.trainer, scheduler)
+    if not module.automatic_optimization:
+        _check_manual(module.trainer, ManualCheck(scheduler.optimizer, scheduler))
+    if scheduler.counts_validations:
+        _tell_of_validations(module.trainer)
+    step_after_updates(module, scheduler.optimizer)
+    return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+
+
+def _check_manual(trainer: Trainer, check: ManualCheck) -> None:
+    """Let the newest check alone look on."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+    callbacks[:] = [check, *(c for c in callbacks if not isinstance(c, ManualCheck))]
 
 
 def _tell_of_validations(trainer: Trainer) -> None:
@@ -103,8 +194,11 @@ def _tell_of_validations(trainer: Trainer) -> None:
             "validation_step, and fit validation data",
         )
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-    if not any(isinstance(callback, MetricCallback) for callback in callbacks):
-        callbacks.insert(0, MetricCallback())
+    mine = next((c for c in callbacks if isinstance(c, MetricCallback)), None)
+    if mine is None:
+        mine = MetricCallback()
+        callbacks.insert(0, mine)
+    mine.due = was_due(trainer)
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:

@@ -11,9 +11,28 @@ from optimplug.recipe import Horizon
 
 __all__ = ["horizon_of"]
 
+# A rehearsal of a few batches stands for a long run: it goes through the start of the schedule.
+_REHEARSED = Horizon(total_steps=1_000_000, steps_per_epoch=1_000)
+
 
 def horizon_of(trainer: Trainer) -> Horizon:
-    """Return how long the trainer will run, in optimizer updates; unknown where it cannot tell."""
+    """Return how long the trainer will run, in optimizer updates; unknown where it cannot tell.
+
+    Updates that it has made in a fit before do not count. Under ``fast_dev_run`` it is a long run
+    of which there are only the first updates.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined] # annotated nowhere
+        return _REHEARSED
+    whole = _whole(trainer)
+    # A checkpoint brings its place in the run with it; without one the schedule begins anew.
+    done = 0 if trainer.ckpt_path is not None else trainer.global_step
+    if whole.total_steps is None or done >= whole.total_steps:
+        return whole
+    return Horizon(whole.total_steps - done, whole.steps_per_epoch)
+
+
+def _whole(trainer: Trainer) -> Horizon:
+    """Return the horizon of all that the trainer does, in however many fits."""
     total = trainer.estimated_stepping_batches
     trainer.fit_loop.setup_data()  # an endless run has not looked at its data yet
     batches = trainer.num_training_batches

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from optimplug.lightning.due import make_up_for, note_due
 from optimplug.recipe import RecipeScheduler
 
-__all__ = ["MetricCallback"]
+__all__ = ["MetricCallback", "agreed", "in_fit"]
 
 
 class MetricCallback(Callback):
     """Tells the scheduler of a recipe of every validation that is completed in ``fit``.
 
     :func:`optimplug.lightning.configure_optimizers` adds one by itself. It keeps nothing: what has
-    been told is in the scheduler's state. Checkpoints that follow a validation hold it already.
+    been told is in the scheduler's state. Checkpoints that follow a validation hold it already;
+    where one was saved between an update and its validation, the resumed run validates first.
     """
+
+    due: bool = False
+    """Whether the run is resumed from such a checkpoint."""
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note in the checkpoint that a validation comes next, if it does."""
+        note_due(trainer, checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the validation that the checkpoint came just before, if it did."""
+        if self.due:
+            self.due = False
+            make_up_for(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass on the metrics that the module has logged, the same on every process.
@@ -26,15 +44,20 @@ class MetricCallback(Callback):
         Raises:
             ArgumentError: a plateau is active and the module has not logged its metric.
         """
-        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not in_fit(trainer):
             return
         for config in trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if isinstance(scheduler, RecipeScheduler):
-                scheduler.step_metric(_agreed(trainer, scheduler.monitors))
+                scheduler.step_metric(agreed(trainer, scheduler.monitors))
 
 
-def _agreed(trainer: Trainer, followed: frozenset[str]) -> dict[str, Any]:
+def in_fit(trainer: Trainer) -> bool:
+    """Tell whether a validation is one of ``fit``, and not its sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
     """Return the metrics, those that are followed as their mean over all processes."""
     metrics: dict[str, Any] = dict(trainer.callback_metrics)
     for name in sorted(followed & metrics.keys()) if trainer.world_size > 1 else ():

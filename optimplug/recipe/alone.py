@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -15,11 +15,14 @@ from optimplug.recipe.schedule import compile_schedule, schedule_problems, targe
 from optimplug.recipe.scheduler import RecipeScheduler, Timetable
 from optimplug.recipe.schema import PhaseSpec, ScheduleSpec
 
-__all__ = ["build_scheduler"]
+__all__ = ["Schedule", "build_scheduler"]
+
+Schedule: TypeAlias = "str | Mapping[str, Any] | Sequence[Mapping[str, Any]]"
+"""What a recipe says under ``schedule``: a preset's name, one phase, or phases in sequence."""
 
 
 def build_scheduler(
-    schedule: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    schedule: Schedule,
     optimizer: torch.optim.Optimizer,
     horizon: Horizon,
 ) -> RecipeScheduler:
@@ -28,7 +31,7 @@ def build_scheduler(
     For a whole recipe there is :meth:`Recipe.build_scheduler`.
 
     Args:
-        schedule: what a recipe says under ``schedule``: phases, one phase, or a preset's name.
+        schedule: a preset's name, one phase, or phases in sequence.
         optimizer: of any class of ``torch.optim.Optimizer``.
         horizon: how long the run is.
 

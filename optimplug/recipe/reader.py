@@ -12,7 +12,7 @@ import yaml
 
 from optimplug.errors import Problem, RecipeError
 
-__all__ = ["Source", "is_text", "read"]
+__all__ = ["Source", "is_text", "read", "value_of"]
 
 _REPLACED = ("int", "float", "timestamp")  # how PyYAML reads these is not how YAML 1.2 does
 
@@ -74,6 +74,18 @@ def _parsed(text: str, name: str | None) -> dict[str, Any]:
         message = f"a recipe must be a mapping with the key 'optimizer' (got {given})"
         raise RecipeError([Problem("", message)], name)
     return loaded
+
+
+def value_of(text: str, path: str) -> Any:
+    """Return a single value of a recipe, given as YAML.
+
+    Raises:
+        RecipeError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise RecipeError.at(path, f"{text!r} is not valid YAML: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optimplug._core.arguments import require_count
+from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.curve import Curve, Part
@@ -108,8 +109,21 @@ class RecipeScheduler(LRScheduler):
         """Whether any phase does something only if it is told of validations."""
         return any(p.every == "validation" for c in self._timetable.curves() for p in c.parts())
 
+    @property
+    def freezes_for_a_time(self) -> bool:
+        """Whether it keeps any group's weights as they are until some update."""
+        return bool(self._timetable.frozen_until)
+
+    @property
+    def changes(self) -> bool:
+        """Whether its steps change anything over the run."""
+        phases = any(curve.phases for curve in self._timetable.curves())
+        return phases or self.freezes_for_a_time
+
     def step_metric(self, metrics: Mapping[str, Any]) -> None:
         """Tell of a validation, once it is complete; rates change at once if it is time.
+
+        Where somebody else has set a rate, it changes by as much as its own would have.
 
         Args:
             metrics: by name; others than the schedule follows are not looked at.
@@ -119,9 +133,23 @@ class RecipeScheduler(LRScheduler):
         """
         for curve in self._timetable.curves():
             curve.check(self.last_epoch, metrics)
+        self._admit_groups()
+        before = self.rates(self.last_epoch)
         for curve in self._timetable.curves():
             curve.validated(self.last_epoch, metrics)
-        self._set(self.rates(self.last_epoch))
+        after, held = self.rates(self.last_epoch), self._floats()
+        self._set(after if held == before else self.chained(held, before, after))
+
+    def admit(self) -> None:
+        """Let groups that were added in mid-run go on from the rates that they hold now.
+
+        Where the schedule stands at 0, what they hold is their own rate.
+        """
+        for group in self._groups[len(self.base_lrs) :]:
+            factor = self._timetable.tracks(group.get("schedule"))["lr"](self.last_epoch)
+            own = group.setdefault("initial_lr", float(group["lr"]) / (factor or 1.0))
+            set_rate(group, own * factor)
+        self._admit_groups()
 
     def go_to(self, t: int) -> None:
         """Be where the schedule is after ``t`` updates, whatever came before.

@@ -1,0 +1,124 @@
+"""LightningCLI with a recipe."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from optimplug.errors import RecipeError
+from optimplug.lightning.configure import take_over
+from optimplug.recipe import Recipe
+from optimplug.recipe.override import override
+from optimplug.recipe.reader import read
+
+__all__ = ["RecipeCLI"]
+
+_OPTION = "--recipe"
+
+
+class _RefusedError(ArgumentTypeError, ValueError):
+    """A recipe cannot be used: argparse looks for the one base, jsonargparse for the other."""
+
+
+class RecipeCLI(LightningCLI):
+    """A LightningCLI whose optimizer and schedule are those of its ``recipe:`` section.
+
+    The section is a recipe, or the path of one (from the folder of the file that says so). Single
+    values of it can be said on the command line: ``--recipe.optimizer.lr=1e-4``,
+    ``--recipe.groups[0].layer_decay=0.9``, ``--recipe.schedule=linear``. ``--print_config`` shows
+    the recipe in full, and the saved config holds it so. Without a recipe, the module configures
+    itself.
+
+    There are no ``--optimizer`` and ``--lr_scheduler``; everything else is as in LightningCLI.
+
+    Args:
+        args: as LightningCLI's.
+        kwargs: as LightningCLI's, but for ``auto_configure_optimizers``.
+
+    Example:
+        ``RecipeCLI(MyModule, MyData)``, then
+        ``python train.py fit --config config.yaml --recipe.optimizer.lr=1e-4``
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("auto_configure_optimizers", False):
+            raise TypeError(
+                "RecipeCLI has no auto_configure_optimizers: the recipe says which optimizer"
+            )
+        self._changes: dict[str, str] = {}
+        try:
+            super().__init__(*args, **{**kwargs, "auto_configure_optimizers": False})
+        except RecipeError as error:  # of what needs the model, or the length of the run
+            raise SystemExit(str(error)) from None
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--recipe`` to Lightning's own arguments."""
+        super().add_core_arguments_to_parser(parser)
+        parser.add_argument(
+            _OPTION,
+            type=self._recipe,
+            default=None,
+            help="Path of a recipe, or the recipe itself; single values: "
+            "--recipe.optimizer.lr=1e-4, --recipe.groups[0].lr_scale=2",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; those of single values are put into the recipe."""
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            rest, self._changes = _changes_in([str(item) for item in given], parser)
+            if self._changes:
+                self.config = parser.parse_args(rest)
+                self._check_changes(parser)
+                return
+        super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate the classes; the recipe then configures the module."""
+        super().instantiate_classes()
+        recipe = self._get(self.config_init, "recipe")
+        if recipe is not None:
+            take_over(self.model, recipe)
+
+    def _recipe(self, value: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Read and check a recipe; this is the type of ``--recipe``."""
+        try:
+            content, source = read(value)
+            content = override(content, self._changes)
+            try:
+                Recipe.load(content)
+            except RecipeError as error:
+                raise RecipeError(error.problems, source) from None
+        except RecipeError as error:
+            raise _RefusedError(str(error)) from None
+        return content
+
+    def _check_changes(self, parser: LightningArgumentParser) -> None:
+        config = self.config
+        inner = config.get(str(config.get("subcommand")), config)
+        if inner.get("recipe") is None:
+            first = next(iter(self._changes))
+            parser.error(f"{_OPTION}.{first} changes a recipe, but there is none; give {_OPTION}")
+
+
+def _changes_in(
+    arguments: list[str], parser: LightningArgumentParser
+) -> tuple[list[str], dict[str, str]]:
+    """Split off ``--recipe.<path>=<value>``, also where a blank stands for the equals sign."""
+    rest: list[str] = []
+    changes: dict[str, str] = {}
+    left = iter(arguments)
+    for argument in left:
+        option, equals, value = argument.partition("=")
+        if not option.startswith((f"{_OPTION}.", f"{_OPTION}[")):
+            rest.append(argument)
+            continue
+        given = value if equals else next(left, None)
+        if given is None:
+            parser.error(f"{option} needs a value: {option}=...")
+        changes[option[len(_OPTION) :].lstrip(".")] = given
+    return rest, changes

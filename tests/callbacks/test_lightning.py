@@ -1,0 +1,425 @@
+import csv
+
+import pytest
+import torch
+from helpers import same_weights
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from torch.optim import lr_scheduler as torch_schedulers
+from torch.utils.data import DataLoader, TensorDataset
+
+from optimplug import ArgumentError, RecipeError
+from optimplug.callbacks.lightning import (
+    LearningRateTrace,
+    OptimizerMonitor,
+    RecipeCallback,
+    SchedulerCallback,
+)
+from optimplug.lightning import RecipeMixin
+from optimplug.optim import lr_scheduler as our_schedulers
+
+EPOCH = 6
+
+
+class Resumable:
+    """Batches that go on where a checkpoint found them."""
+
+    def __init__(self):
+        rows = torch.randn(4 * EPOCH, 3, generator=torch.Generator().manual_seed(0))
+        self.batches, self.done, self.resumed = [[row] for row in rows.split(4)], 0, False
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self.done = self.done % len(self.batches) if self.resumed else 0
+        self.resumed = False
+        while self.done < len(self.batches):
+            self.done += 1
+            yield self.batches[self.done - 1]
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done, self.resumed = state["done"], True
+
+
+class Plain(LightningModule):
+    """Its metric gets worse with every validation in fit."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+        self.register_buffer("asked", torch.zeros(()))
+
+    def loss(self, batch):
+        return self.head(torch.tanh(self.body(batch[0]))).square().mean()
+
+    def training_step(self, batch):
+        return self.loss(batch)
+
+    def validation_step(self, batch):
+        self.log("val_loss", self.asked.clone())
+
+    def on_validation_epoch_end(self):
+        self.asked += not self.trainer.sanity_checking
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(folder, *callbacks, module=None, ckpt_path=None, **changes):
+    trace = LearningRateTrace()
+    settings = {
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    trainer = Trainer(
+        default_root_dir=folder, callbacks=[trace, *callbacks], **{**settings, **changes}
+    )
+    module = module or Plain()
+    trainer.fit(
+        module, Resumable(), DataLoader(TensorDataset(torch.zeros(2, 3)), 2), ckpt_path=ckpt_path
+    )
+    return module, next(iter(trace.rates.values()), []), trainer
+
+
+def halved(optimizer):
+    return torch_schedulers.ExponentialLR(optimizer, 0.5)
+
+
+def powers(counts):
+    return [0.5**n for n in counts]
+
+
+STEPPED = [
+    ({"interval": "step"}, {}, range(18)),
+    ({"interval": "step", "frequency": 4}, {}, [t // 4 for t in range(18)]),
+    ({"interval": "step"}, {"accumulate_grad_batches": 4}, range(6)),
+    ({"interval": "epoch"}, {}, [t // 6 for t in range(18)]),
+    ({"interval": "epoch", "frequency": 2}, {}, [t // 12 for t in range(18)]),
+    ({"interval": "epoch"}, {"accumulate_grad_batches": 4}, [t // 2 for t in range(6)]),
+    ({"interval": "epoch"}, {"limit_train_batches": 4}, [t // 4 for t in range(12)]),
+    ({"interval": "epoch"}, {"max_steps": 10}, [t // 6 for t in range(10)]),
+    ({"interval": "validation"}, {"val_check_interval": 3}, [t // 3 for t in range(18)]),
+    (
+        {"interval": "validation", "frequency": 3},
+        {"val_check_interval": 2},
+        [t // 6 for t in range(18)],
+    ),
+    ({"interval": "validation"}, {"check_val_every_n_epoch": 2}, [t // 12 for t in range(18)]),
+    ({}, {"max_epochs": 1}, range(6)),
+]
+
+
+class TestSchedulerCallback:
+    @pytest.mark.parametrize(("when", "changes", "counts"), STEPPED, ids=str)
+    def test_it_steps_when_it_is_told(self, tmp_path, when, changes, counts):
+        _, rates, _ = fit(tmp_path, SchedulerCallback(halved, **when), **changes)
+        assert rates == powers(counts)
+
+    @pytest.mark.parametrize("library", [torch_schedulers, our_schedulers])
+    def test_a_plateau_is_given_its_metric(self, tmp_path, library):
+        def plateau(optimizer):
+            return library.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
+        callback = SchedulerCallback(plateau, "validation", monitor="val_loss")
+        _, rates, _ = fit(tmp_path, callback, val_check_interval=3)
+        # The first metric, that of update 3, is the best there is.
+        assert rates == powers([max(0, t // 3 - 1) for t in range(18)])
+
+    def test_a_scheduler_may_be_given_as_it_is(self, tmp_path):
+        module = Plain()
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        module.configure_optimizers = lambda: optimizer
+        _, rates, _ = fit(tmp_path, SchedulerCallback(halved(optimizer)), module=module)
+        assert rates == powers(range(18))
+
+    def test_several_follow_each_other(self, tmp_path):
+        callbacks = [
+            SchedulerCallback(halved, "epoch"),
+            SchedulerCallback(halved, "epoch", frequency=2),
+        ]
+        _, rates, _ = fit(tmp_path, *callbacks)
+        assert rates == powers([t // 6 + t // 12 for t in range(18)])
+
+    def test_validating_outside_fit_is_no_step(self, tmp_path):
+        module, _, trainer = fit(tmp_path, SchedulerCallback(halved, "validation"))
+        held = trainer.optimizers[0].param_groups[0]["lr"]
+        trainer.validate(module, DataLoader(TensorDataset(torch.zeros(2, 3)), 2), verbose=False)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == held == 0.125
+
+    @pytest.mark.parametrize("stop", range(1, 18))
+    def test_a_resumed_run_goes_on_where_it_was(self, tmp_path, stop):
+        def callbacks():
+            def plateau(optimizer):
+                return torch_schedulers.ReduceLROnPlateau(optimizer, factor=0.9, patience=0)
+
+            return [
+                SchedulerCallback(halved, "epoch"),
+                SchedulerCallback(lambda o: our_schedulers.StepLR(o, 2, gamma=0.9), frequency=2),
+                SchedulerCallback(plateau, "validation", frequency=2, monitor="val_loss"),
+            ]
+
+        options = {"check_val_every_n_epoch": None, "val_check_interval": 4}
+        whole, rates, _ = fit(tmp_path, *callbacks(), **options)
+        file = tmp_path / "stopped.ckpt"
+        fit(tmp_path, *callbacks(), SaveAt(file, stop), **options)
+        module, rest, _ = fit(tmp_path, *callbacks(), ckpt_path=file, **options)
+        assert rest == rates[stop:]
+        assert same_weights(module, whole)
+        assert len(set(rates)) == 6
+
+    def test_checkpoints_of_every_kind_hold_its_steps(self, tmp_path):
+        savers = [
+            ModelCheckpoint(tmp_path, "step-{step}", every_n_train_steps=1, save_top_k=-1),
+            ModelCheckpoint(tmp_path, "epoch-{step}", every_n_epochs=1, save_top_k=-1),
+        ]
+        fit(tmp_path, *savers, SchedulerCallback(halved, "epoch"), enable_checkpointing=True)
+        found = {}
+        for file in tmp_path.glob("*.ckpt"):
+            saved = torch.load(file, weights_only=True)
+            found[file.stem] = saved["lr_schedulers"][-1]["last_epoch"]
+        expected = {f"step-step={t}": t // 6 for t in range(1, 19)}
+        assert found == {**expected, **{f"epoch-step={t}": t // 6 for t in (6, 12, 18)}}
+
+    def test_an_update_that_amp_skips_is_no_step(self, tmp_path):
+        class Overflowing(torch.amp.GradScaler):
+            def step(self, optimizer, *args, **kwargs):
+                self.calls = getattr(self, "calls", 0) + 1
+                return None if self.calls == 2 else super().step(optimizer, *args, **kwargs)
+
+        plugin = MixedPrecision("16-mixed", "cpu", Overflowing("cpu", init_scale=2.0))
+        _, rates, _ = fit(tmp_path, SchedulerCallback(halved), plugins=[plugin], max_epochs=1)
+        assert rates == powers(range(5))
+
+    def test_in_manual_optimization_every_update_counts(self, tmp_path):
+        class Manual(Plain):
+            automatic_optimization = False
+
+            def training_step(self, batch):
+                for _ in range(2):
+                    self.optimizers().zero_grad()
+                    self.manual_backward(self.loss(batch))
+                    self.optimizers().step()
+
+        _, rates, _ = fit(tmp_path, SchedulerCallback(halved), module=Manual(), max_epochs=1)
+        assert rates == powers(n // 2 * 2 for n in range(12))
+
+    def test_lightnings_monitor_shows_it(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        monitor = LearningRateMonitor("step")
+        fit(tmp_path, SchedulerCallback(halved), monitor, logger=logger, log_every_n_steps=1)
+        assert monitor.lrs == {"lr-SGD": [0.5**t for t in range(18)]}
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((halved, "batch"), "interval must be one of"),
+            ((halved, "step", 0), "frequency must be"),
+            ((halved, "step", 1, "val_loss"), "interval must be 'validation'"),
+            ((7,), "must be a scheduler, or a function"),
+        ],
+        ids=str,
+    )
+    def test_arguments_are_checked_at_once(self, arguments, message):
+        with pytest.raises(ArgumentError, match=message):
+            SchedulerCallback(*arguments)
+
+    def test_a_scheduler_that_does_not_fit_is_refused_as_the_run_starts(self, tmp_path):
+        def plateau(optimizer):
+            return torch_schedulers.ReduceLROnPlateau(optimizer)
+
+        stranger = halved(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0))
+        cases = {
+            "monitor must name the metric": SchedulerCallback(plateau, "validation"),
+            "must be a scheduler of an optimizer that the module": SchedulerCallback(stranger),
+            "takes no metric": SchedulerCallback(halved, "validation", monitor="val_loss"),
+            "scheduler must be a scheduler of torch": SchedulerCallback(lambda optimizer: 7),
+        }
+        for message, callback in cases.items():
+            with pytest.raises(ArgumentError, match=message):
+                fit(tmp_path, callback)
+
+    def test_two_optimizers_need_a_scheduler_each(self, tmp_path):
+        module = Plain()
+        pair = [torch.optim.SGD(m.parameters(), lr=1.0) for m in (module.body, module.head)]
+        module.automatic_optimization = False
+        module.training_step = lambda batch: [o.step() for o in pair] and None
+        module.configure_optimizers = lambda: pair
+        with pytest.raises(ArgumentError, match="the module has 2 optimizers"):
+            fit(tmp_path, SchedulerCallback(halved), module=module)
+        callbacks = [
+            SchedulerCallback(halved(o), "epoch", frequency=n + 1) for n, o in enumerate(pair)
+        ]
+        fit(tmp_path, *callbacks, module=module)
+        assert [o.param_groups[0]["lr"] for o in pair] == [0.125, 0.5]
+
+    def test_a_missing_metric_is_an_error_that_lists_those_there_are(self, tmp_path):
+        def plateau(optimizer):
+            return torch_schedulers.ReduceLROnPlateau(optimizer)
+
+        with pytest.raises(ArgumentError, match=r"'val_f1' is missing; there are: val_loss"):
+            fit(tmp_path, SchedulerCallback(plateau, "validation", monitor="val_f1"))
+
+    def test_an_optimizer_that_follows_a_recipe_is_refused(self, tmp_path):
+        recipe = {"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": "linear"}
+        with pytest.raises(ArgumentError, match="already follows a recipe"):
+            fit(tmp_path, RecipeCallback(recipe), SchedulerCallback(halved))
+
+
+class SaveAt(Callback):
+    """Save after an update: after its validation, if it has one."""
+
+    def __init__(self, path, update, every=4):
+        self.path, self.update, self.every = path, update, every
+
+    def on_train_batch_end(self, trainer, module, *args):
+        if trainer.global_step == self.update and self.update % self.every:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer, module):
+        if trainer.global_step == self.update and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+
+RECIPE = {
+    "optimizer": {
+        "name": "SGD",
+        "lr": 0.5,
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.1,
+    },
+    "groups": [{"match": "head.*", "lr_scale": 2, "momentum": 0.8}],
+    "schedule": "linear",
+}
+
+
+class TestRecipeCallback:
+    def test_it_takes_over_a_module_as_it_is(self, tmp_path):
+        class Mixed(RecipeMixin, Plain):
+            recipe = RECIPE
+
+        expected, expected_rates, _ = fit(tmp_path, module=Mixed())
+        module, rates, trainer = fit(tmp_path, RecipeCallback(RECIPE))
+        assert same_weights(module, expected)
+        assert rates == expected_rates
+        assert trainer.optimizers[0].max_grad_norm == 0.1
+
+    def test_a_wrong_recipe_is_refused_at_once(self):
+        with pytest.raises(RecipeError, match="did you mean 'SGD'"):
+            RecipeCallback({"optimizer": {"name": "SDG"}})
+
+    def test_validating_needs_no_optimizer(self, tmp_path):
+        callback = RecipeCallback({**RECIPE, "groups": [{"match": "none.*", "lr": 1}]})
+        trainer = Trainer(
+            default_root_dir=tmp_path,
+            callbacks=[callback],
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+        )
+        trainer.validate(Plain(), DataLoader(TensorDataset(torch.zeros(2, 3)), 2), verbose=False)
+        assert trainer.optimizers == []
+
+
+class TestOptimizerMonitor:
+    def logged(self, tmp_path, monitor, **changes):
+        logger = CSVLogger(tmp_path)
+        fit(
+            tmp_path,
+            RecipeCallback(RECIPE),
+            monitor,
+            logger=logger,
+            **{"log_every_n_steps": 2, **changes},
+        )
+        (file,) = tmp_path.glob("**/metrics.csv")
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
+        return [
+            {k: float(v) for k, v in row.items() if v and k not in ("val_loss",)}
+            for row in rows
+            if row.get("grad_norm") or row.get("lr/body")
+        ]
+
+    def test_every_group_and_the_norm_are_logged_by_name(self, tmp_path):
+        rows = self.logged(tmp_path, OptimizerMonitor(momentum=True, weight_decay=True))
+        assert [row["step"] for row in rows] == list(range(1, 18, 2))
+        for row in rows:
+            factor = 1 - row["step"] / 18
+            assert row["lr/body"] == pytest.approx(0.5 * factor, rel=1e-6)
+            assert row["lr/head"] == pytest.approx(1.0 * factor, rel=1e-6)
+            assert row["momentum/head"] == pytest.approx(0.8)
+            assert row["weight_decay/body"] == pytest.approx(0.1)
+
+    def test_what_is_not_asked_for_is_not_logged(self, tmp_path):
+        rows = self.logged(tmp_path, OptimizerMonitor(grad_norm=False))
+        assert set(rows[0]) == {"epoch", "step", "lr/body", "lr/head"}
+
+    def test_the_norm_is_that_before_clipping(self, tmp_path):
+        (row,) = self.logged(tmp_path, OptimizerMonitor(), log_every_n_steps=1, max_steps=1)
+        module = Plain()
+        module.loss(Resumable().batches[0]).backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
+        assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+        assert norm > 0.1
+
+    def test_it_is_the_same_where_amp_scales_the_loss(self, tmp_path):
+        def plugin():
+            return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=4.0))
+
+        fused = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "fused": True}}
+        norms = []
+        for name, recipe in (("plain", RECIPE), ("fused", fused)):
+            seen = Norms()
+            fit(
+                tmp_path / name,
+                RecipeCallback(recipe),
+                OptimizerMonitor(),
+                seen,
+                plugins=[plugin()],
+                logger=CSVLogger(tmp_path / name),
+                log_every_n_steps=1,
+                max_steps=1,
+            )
+            norms.append(seen.norm)
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+    def test_several_optimizers_are_numbered(self, tmp_path):
+        class Pair(Plain):
+            automatic_optimization = False
+
+            def configure_optimizers(self):
+                return [torch.optim.SGD(m.parameters(), lr=1.0) for m in (self.body, self.head)]
+
+            def training_step(self, batch):
+                for optimizer in self.optimizers():
+                    optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                for optimizer in self.optimizers():
+                    optimizer.step()
+
+        _, _, trainer = fit(
+            tmp_path,
+            OptimizerMonitor(),
+            module=Pair(),
+            logger=CSVLogger(tmp_path),
+            log_every_n_steps=1,
+            max_steps=2,
+        )
+        assert {"lr/0/0", "lr/1/0", "grad_norm/0", "grad_norm/1"} <= trainer.callback_metrics.keys()
+
+
+class Norms(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        self.norm = float(trainer.callback_metrics["grad_norm"])

@@ -1,0 +1,73 @@
+"""The project of YAML and one module of Python, from its command line."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "examples" / "lightning_cli"
+
+
+@pytest.fixture
+def project(tmp_path):
+    return shutil.copytree(FOLDER, tmp_path / "project", ignore=shutil.ignore_patterns("runs"))
+
+
+def run(project, what, *arguments):
+    module = [sys.executable, "-m", "optimplug.lightning"]
+    command = [*module, what, "--config", "config.yaml", *arguments]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
+def rows(project):
+    with (project / "runs/lightning_logs/version_0/metrics.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def rates(project, group):
+    return [float(row[f"lr/{group}"]) for row in rows(project) if row[f"lr/{group}"]]
+
+
+def test_it_trains_and_logs_every_group(project):
+    short = [
+        "--trainer.max_epochs=1",
+        "--recipe.optimizer.lr=1e-3",
+        "--trainer.log_every_n_steps=1",
+    ]
+    done = run(project, "fit", *short)
+    assert done.returncode == 0, done.stderr
+    warmed = [1e-3 * (0.01 + 0.99 * t / 45) for t in range(45)]
+    assert rates(project, "model") == pytest.approx(warmed, rel=1e-5)
+    assert rates(project, "head.weight") == pytest.approx([lr / 2 for lr in warmed], rel=1e-5)
+    saved = yaml.safe_load((project / "runs/lightning_logs/version_0/config.yaml").read_text())
+    assert saved["recipe"]["optimizer"]["lr"] == 1e-3
+    assert saved["recipe"]["schedule"][1]["monitor"] == "val_loss"
+
+
+def test_a_mistake_ends_it_in_one_line(project):
+    recipe = project / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace('"head.*"', '"haed.*"'))
+    done = run(project, "fit")
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()[-1]
+        == "groups[1].match: 'haed.*' matches no parameter; did you mean 'head.*'?"
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_of_it_learns_and_the_plateau_falls(project):
+    done = run(project, "fit")
+    assert done.returncode == 0, done.stderr
+    assert max(rates(project, "model")) == pytest.approx(2e-3)
+    assert min(rates(project, "model")) <= 1e-3
+    last = "runs/lightning_logs/version_0/checkpoints/last.ckpt"
+    done = run(project, "test", "--ckpt_path", last)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"test_accuracy\D+([\d.]+)", done.stdout)[1]) > 0.9

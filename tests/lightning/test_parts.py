@@ -1,0 +1,123 @@
+"""Groups alone and a schedule alone, from a LightningModule."""
+
+import pytest
+import torch
+from helpers import collate, tiny_bert, tiny_rows
+from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from optimplug import Horizon, Recipe, RecipeError
+from optimplug.callbacks.lightning import LearningRateTrace
+from optimplug.lightning import param_groups, scheduler_config
+
+RECIPE = {
+    "optimizer": {"name": "AdamW", "lr": 1e-2},
+    "groups": [{"layer_decay": 0.5}, {"match": "*bias", "weight_decay": 0}],
+    "schedule": [
+        {"name": "LinearLR", "start_factor": 0.1, "for": "1 epoch"},
+        {"name": "CosineAnnealingLR"},
+    ],
+}
+
+
+class Module(LightningModule):
+    def __init__(self, configure):
+        super().__init__()
+        self.model = tiny_bert()
+        self.configure = configure
+
+    def configure_optimizers(self):
+        return self.configure(self)
+
+    def training_step(self, batch):
+        return self.model(**batch).loss
+
+    def validation_step(self, batch):
+        self.log("val_loss", float(self.trainer.global_step))
+
+
+def fit(folder, configure):
+    trace = LearningRateTrace()
+    trainer = Trainer(
+        default_root_dir=folder,
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        callbacks=[trace],
+    )
+    data = DataLoader(tiny_rows(), 4, collate_fn=collate)
+    trainer.fit(Module(configure), data, data)
+    return trainer.optimizers[0], trace.rates
+
+
+def expected_rates(optimizer, schedule):
+    scheduler = Recipe.load(
+        {"optimizer": {"name": "SGD", "lr": 1}, "schedule": schedule}
+    ).build_scheduler(optimizer, Horizon(12, 6))
+    rates = []
+    for _ in range(12):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    return [list(row) for row in zip(*rates, strict=True)]
+
+
+def test_groups_alone_serve_an_optimizer_of_ones_own(tmp_path):
+    optimizer, rates = fit(
+        tmp_path, lambda module: torch.optim.RMSprop(param_groups(module, RECIPE), lr=1.0)
+    )
+    (expected,) = [Recipe.load(RECIPE).param_groups(tiny_bert())]
+    for group, own in zip(optimizer.param_groups, expected, strict=True):
+        assert (group["name"], group["lr"]) == (own["name"], own["lr"])
+        assert rates[own["name"]] == [own["lr"]] * 12
+    assert len(expected) > 4
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["linear", RECIPE["schedule"], Recipe.load(RECIPE)],
+    ids=["preset", "phases", "recipe"],
+)
+def test_a_schedule_alone_serves_an_optimizer_of_ones_own(tmp_path, schedule):
+    def own(module):
+        parts = [
+            {"params": module.model.bert.parameters()},
+            {"params": module.model.classifier.parameters(), "lr": 0.5},
+        ]
+        return torch.optim.RMSprop(parts, lr=0.25)
+
+    def configure(module):
+        optimizer = own(module)
+        return [optimizer], [scheduler_config(module, optimizer, schedule)]
+
+    _, rates = fit(tmp_path, configure)
+    phases = RECIPE["schedule"] if isinstance(schedule, Recipe) else schedule
+    assert [*rates.values()] == expected_rates(own(Module(None)), phases)
+
+
+def test_a_plateau_alone_is_told_of_validations(tmp_path):
+    plateau = {"name": "ReduceLROnPlateau", "monitor": "val_loss", "patience": 0, "factor": 0.5}
+
+    def configure(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        return [optimizer], [scheduler_config(module, optimizer, plateau)]
+
+    _, rates = fit(tmp_path, configure)
+    assert rates == {"0": [1.0] * 12}
+    optimizer, _ = fit(tmp_path, configure)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_schedule_that_does_not_fit_is_refused(tmp_path):
+    def configure(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        return [optimizer], [
+            scheduler_config(module, optimizer, {"name": "LinearLR", "for": "3 epochs"})
+        ]
+
+    with pytest.raises(RecipeError, match="longer than the run of 12"):
+        fit(tmp_path, configure)

@@ -1,0 +1,117 @@
+"""A fit that goes on from any checkpoint of it is the uninterrupted one."""
+
+import pytest
+import torch
+from helpers import same_weights
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_runs import EPOCH, FOLLOWING, PLATEAU, STEPS, WARM_UP, fit, plain_rates, recipe_of
+
+EPOCHS = recipe_of(WARM_UP, {"name": "StepLR", "step_size": 1, "gamma": 0.5, "every": "epoch"})
+VALIDATIONS = recipe_of(
+    WARM_UP, {"name": "StepLR", "step_size": 1, "gamma": 0.5, "every": "validation"}
+)
+MIXED = recipe_of(
+    {"together": [EPOCHS["schedule"][1], PLATEAU], "for": "2 epochs"},
+    {"name": "CosineAnnealingLR"},
+    groups=[{"match": "head.*", "schedule": VALIDATIONS["schedule"]}],
+)
+
+
+class Saving(Callback):
+    def __init__(self, folder):
+        self.folder = folder
+
+    def save(self, trainer):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step:02d}.ckpt")
+
+
+class AfterUpdates(Saving):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.save(trainer)
+
+
+class AfterValidations(Saving):
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.save(trainer)
+
+
+class AfterEpochs(Saving):
+    def on_train_epoch_end(self, trainer, module):
+        self.save(trainer)
+
+
+def by_steps(folder):
+    return ModelCheckpoint(folder, "{step:02d}", save_top_k=-1, every_n_train_steps=2)
+
+
+def by_epochs(folder):
+    return ModelCheckpoint(folder, "{step:02d}", save_top_k=-1, save_on_train_epoch_end=True)
+
+
+def by_metric(folder):
+    return ModelCheckpoint(folder, "{step:02d}", save_top_k=-1, monitor="val_loss", mode="max")
+
+
+CASES = [
+    (STEPS, AfterUpdates, 18, {}),
+    (STEPS, by_steps, 9, {"enable_checkpointing": True}),
+    (EPOCHS, AfterUpdates, 18, {}),
+    (EPOCHS, AfterEpochs, 3, {}),
+    (VALIDATIONS, AfterUpdates, 18, {"val_check_interval": 3}),
+    (VALIDATIONS, AfterValidations, 6, {"val_check_interval": 3}),
+    (FOLLOWING, AfterUpdates, 18, {}),
+    (FOLLOWING, AfterUpdates, 18, {"check_val_every_n_epoch": 2}),
+    (FOLLOWING, AfterUpdates, 18, {"val_check_interval": 4, "check_val_every_n_epoch": None}),
+    (FOLLOWING, AfterUpdates, 9, {"val_check_interval": 2, "accumulate_grad_batches": 2}),
+    (FOLLOWING, AfterValidations, 9, {"val_check_interval": 2, "num_sanity_val_steps": 0}),
+    (FOLLOWING, AfterEpochs, 3, {"val_check_interval": 2}),
+    (FOLLOWING, by_steps, 9, {"val_check_interval": 2, "enable_checkpointing": True}),
+    (FOLLOWING, by_epochs, 3, {"enable_checkpointing": True}),
+    (FOLLOWING, by_metric, 3, {"enable_checkpointing": True}),
+    (MIXED, AfterUpdates, 18, {"val_check_interval": 3}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+@pytest.mark.parametrize(("recipe", "saving", "count", "changes"), CASES)
+def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes):
+    whole, rates = fit(tmp_path, recipe, saving(tmp_path / "kept"), **changes)
+    files = sorted((tmp_path / "kept").glob("*.ckpt"))
+    assert len(files) == count
+    # Lightning wants its own callbacks again where they are in the checkpoint.
+    callbacks = [saving(tmp_path / "kept")] if "enable_checkpointing" in changes else []
+    for file in files:
+        module, rest = fit(tmp_path, recipe, *callbacks, ckpt_path=file, **changes)
+        assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
+        assert same_weights(module.backbone, whole.backbone), file.name
+        assert same_weights(module.head, whole.head), file.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "validated_after"),
+    [
+        ({}, (6, 12, 18)),
+        ({"num_sanity_val_steps": 0}, (6, 12, 18)),
+        ({"val_check_interval": 3}, (3, 6, 9, 12, 15, 18)),
+        ({"val_check_interval": 0.5}, (3, 6, 9, 12, 15, 18)),
+        ({"check_val_every_n_epoch": 2}, (12,)),
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None}, (4, 8, 12, 16)),
+    ],
+    ids=str,
+)
+def test_the_uninterrupted_one_is_the_plain_loop(tmp_path, changes, validated_after):
+    module, rates = fit(tmp_path, FOLLOWING, **changes)
+    assert rates == plain_rates(FOLLOWING, validated_after=validated_after)
+    assert module.validations == len(validated_after)
+
+
+def test_a_checkpoint_says_that_a_validation_comes_next_only_where_it_does(tmp_path):
+    fit(tmp_path, FOLLOWING, AfterUpdates(tmp_path))
+    said = [
+        torch.load(file, weights_only=True).get("optimplug_validation_due")
+        for file in sorted(tmp_path.glob("*.ckpt"))
+    ]
+    assert [update for update, due in enumerate(said, 1) if due] == [EPOCH, 2 * EPOCH, 3 * EPOCH]

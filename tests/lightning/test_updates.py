@@ -1,0 +1,87 @@
+import pytest
+import torch
+from helpers import collate, same_weights, tiny_bert, tiny_rows
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader
+
+from optimplug.callbacks.lightning import LearningRateTrace
+from optimplug.lightning import RecipeMixin
+
+RECIPE = {
+    "optimizer": {"name": "AdamW", "lr": 1e-2},
+    "schedule": [
+        {"name": "LinearLR", "start_factor": 0.1, "for": 4},
+        {"name": "CosineAnnealingLR"},
+    ],
+}
+
+
+class Module(RecipeMixin, LightningModule):
+    def __init__(self, optimizer):
+        super().__init__()
+        self.model = tiny_bert()
+        self.recipe = {**RECIPE, "optimizer": {**RECIPE["optimizer"], **optimizer}}
+
+    def training_step(self, batch):
+        return self.model(**batch).loss
+
+
+class Overflowing(torch.amp.GradScaler):
+    """Finds infinite gradients in the updates that it is told to."""
+
+    def __init__(self, skipped):
+        super().__init__("cpu", init_scale=2.0, growth_interval=10**6)
+        self.skipped, self.update_number = skipped, 0
+
+    def step(self, optimizer, *args, **kwargs):
+        self.update_number += 1
+        if self.update_number in self.skipped:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad = torch.full_like(p, torch.inf)
+            self._per_optimizer_states.clear()
+        return super().step(optimizer, *args, **kwargs)
+
+
+def fit(folder, skipped, optimizer):
+    trace = LearningRateTrace()
+    scaler = Overflowing(skipped)
+    module = Module(optimizer)
+    Trainer(
+        default_root_dir=folder,
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        callbacks=[trace],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+    ).fit(module, DataLoader(tiny_rows(), 4, collate_fn=collate))
+    assert scaler.update_number == 12
+    rates = next(iter(trace.rates.values()), [])
+    return rates, module
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("skipped", [{1}, {1, 2}, {3}, {12}, {2, 6, 7}], ids=str)
+def test_an_update_that_amp_skips_is_no_step_of_the_schedule(tmp_path, skipped, optimizer):
+    whole, _ = fit(tmp_path, (), optimizer)
+    assert len(set(whole)) > 8
+    rates, module = fit(tmp_path, skipped, optimizer)
+    if optimizer.get("fused"):  # it is called for a skipped update too, and leaves it out itself
+        expected, done = [], 0
+        for update in range(1, 13):
+            expected.append(whole[done])
+            done += update not in skipped
+    else:
+        expected = whole[: 12 - len(skipped)]
+    assert rates == expected
+    assert module.lr_schedulers().last_epoch == 12 - len(skipped)
+
+
+def test_nothing_but_skipped_updates_leaves_the_weights(tmp_path):
+    _, module = fit(tmp_path, set(range(1, 13)), {})
+    assert same_weights(module.model, tiny_bert())
+    assert module.lr_schedulers().last_epoch == 0
