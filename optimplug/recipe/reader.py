@@ -6,25 +6,30 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import yaml
 
 from optimplug.errors import Problem, RecipeError
 
-__all__ = ["Source", "read", "value_of"]
+__all__ = ["Source", "is_text", "read", "value_of"]
 
 _REPLACED = ("int", "float", "timestamp")  # how PyYAML reads these is not how YAML 1.2 does
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
-"""A path to a YAML file, or a mapping: a dict, an OmegaConf node, ..."""
+"""A path to a YAML file, YAML itself, or a mapping: a dict, an OmegaConf node, ...
+
+A string with a line break or ``": "`` in it, or with ``{`` at its start, is YAML itself; any other
+is a path. A path of such a form is given as a :class:`pathlib.Path`.
+"""
 
 
 def read(source: Source) -> tuple[dict[str, Any], str | None]:
     """Return the recipe as a dict of plain values, and the file that it came from.
 
     Raises:
-        RecipeError: the file is missing, is not YAML, repeats a key, or is not a mapping.
+        RecipeError: the file is missing, it or the text is not YAML, repeats a key, or is not a
+            mapping.
     """
     if isinstance(source, Mapping):
         try:
@@ -32,12 +37,30 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
         except Exception as error:  # a node's own code: OmegaConf's interpolations, say
             message = f"cannot read the mapping: {type(error).__name__}: {error}"
             raise RecipeError.at("", message) from error
+    if is_text(source):
+        return _parsed(source, None), None
     name = os.fspath(source)
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise RecipeError([Problem("", f"cannot read the recipe: {reason}")], name) from None
+    return _parsed(text, name), name
+
+
+def is_text(source: object) -> TypeGuard[str]:
+    """Tell whether a source is YAML itself, and not the path to it.
+
+    Example:
+        >>> is_text("{optimizer: {name: AdamW, lr: 1e-3}}"), is_text("recipes/adamw.yaml")
+        (True, False)
+    """
+    if not isinstance(source, str):
+        return False
+    return "\n" in source or ": " in source or source.lstrip().startswith("{")
+
+
+def _parsed(text: str, name: str | None) -> dict[str, Any]:
     try:
         loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
     except yaml.YAMLError as error:
@@ -50,7 +73,7 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
         given = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         message = f"a recipe must be a mapping with the key 'optimizer' (got {given})"
         raise RecipeError([Problem("", message)], name)
-    return loaded, name
+    return loaded
 
 
 def value_of(text: str, path: str) -> Any:

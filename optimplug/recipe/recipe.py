@@ -85,7 +85,8 @@ class Recipe:
         """Read and check a recipe.
 
         Args:
-            source: a path to a YAML file, a mapping (a dict, an OmegaConf node), or a recipe,
+            source: a path to a YAML file, YAML itself (a string with a line break or ``": "`` in
+                it, or with ``{`` at its start), a mapping (a dict, an OmegaConf node), or a recipe,
                 which is returned as it is.
 
         Raises:
@@ -146,7 +147,7 @@ class Recipe:
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._settings,
-            defaults=self._defaults,
+            defaults=self.hyperparameters,
             grouping=grouping,
             timetable=timetable,
             horizon=horizon,
@@ -215,7 +216,7 @@ class Recipe:
         """
         with self._located():
             grouping = self._group(model)
-        return explain(name, grouping, self.spec.groups, self._defaults)
+        return explain(name, grouping, self.spec.groups, self.hyperparameters)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -223,7 +224,7 @@ class Recipe:
         return self._settings.get("max_grad_norm")
 
     @property
-    def _defaults(self) -> dict[str, Any]:
+    def hyperparameters(self) -> dict[str, Any]:
         """The optimizer's hyperparameters where no rule says otherwise."""
         known = parameters_of(self._optimizer_class, without=("params",))
         return {**{name: p.default for name, p in known.items()}, **self._settings}
@@ -251,7 +252,7 @@ class Recipe:
         tracks, frozen = {}, {}
         for path, phases in self._schedules():
             try:
-                curves = compile_schedule(phases, horizon, self._defaults, path)
+                curves = compile_schedule(phases, horizon, self.hyperparameters, path)
                 if path != "schedule" and phases:  # what a rule says nothing of, it leaves alone
                     said = {phase.of or "lr" for phase in phases}
                     curves = {of: curve for of, curve in curves.items() if of in said}
@@ -288,10 +289,10 @@ class Recipe:
 
     def _target_problems(self) -> Iterator[Problem]:
         for path, phases in self._schedules():
-            yield from target_problems(phases, self._defaults, self.spec.optimizer.name, path)
+            yield from target_problems(phases, self.hyperparameters, self.spec.optimizer.name, path)
 
     def _group(self, model: nn.Module) -> Grouping:
-        return group_parameters(model, self._defaults, self.spec.groups, self._rule_values)
+        return group_parameters(model, self.hyperparameters, self.spec.groups, self._rule_values)
 
     def _optimizer(self, grouping: Grouping) -> torch.optim.Optimizer:
         optimizer = self._construct(grouping)

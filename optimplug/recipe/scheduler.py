@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from optimplug._core.arguments import require_count
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
@@ -149,6 +150,18 @@ class RecipeScheduler(LRScheduler):
             own = group.setdefault("initial_lr", float(group["lr"]) / (factor or 1.0))
             set_rate(group, own * factor)
         self._admit_groups()
+
+    def go_to(self, t: int) -> None:
+        """Be where the schedule is after ``t`` updates, whatever came before.
+
+        What follows a metric or counts validations begins there.
+
+        Raises:
+            ArgumentError: ``t`` is not an int >= 0. Nothing has changed then.
+        """
+        t = require_count("t", t)
+        self._step_count = t + 1
+        self._jump(t)
 
     def _set(self, rates: list[float]) -> None:
         self._write(rates, [group["lr"] for group in self._groups])

@@ -1,6 +1,7 @@
 import sys
 import types
 from collections import UserDict
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,48 @@ def test_a_glob_without_quotes_is_told_what_it_lacks(tmp_path):
     file.write_text("optimizer: {name: SGD, lr: 1.0}\ngroups:\n  - match: *.bias\n    lr: 0.5\n")
     with pytest.raises(RecipeError, match=r"line 3: what begins with \* must be in quotes"):
         read(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("{optimizer: {name: SGD, lr: 1e-3}}", {"optimizer": {"name": "SGD", "lr": 1e-3}}),
+        (' {"lr": 010}', {"lr": 10}),
+        ("{lr: 1}", {"lr": 1}),
+        ("lr: 1e-3", {"lr": 1e-3}),
+        ("optimizer:\n  lr: 1e-3\n", {"optimizer": {"lr": 1e-3}}),
+        ("\nlr: 1", {"lr": 1}),
+    ],
+)  # fmt: skip
+def test_yaml_itself_is_read_as_a_file_of_it_would_be(text, content):
+    assert read(text) == (content, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{lr: 1, lr: 2}", "^line 1: duplicate key 'lr', first given on line 1$"),
+        ("a: 1\nb: [\n", "^line 3: "),
+        ("{1, 2", "^line 1: "),
+        ("- a: 1", r"^a recipe must be a mapping .*got a list"),
+        ("  \n", "^a recipe must be a mapping .*got nothing"),
+    ],
+)
+def test_bad_yaml_itself_is_named_by_its_line_alone(text, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        read(text)
+    assert error.value.source is None
+
+
+@pytest.mark.parametrize("path", ["recipe", "a:b.yaml", "C:\\recipes\\a.yaml", "./{a}.yaml", ""])
+def test_any_other_string_is_a_path(path):
+    with pytest.raises(RecipeError, match="cannot read the recipe") as error:
+        read(path)
+    assert error.value.source == path
+
+
+@pytest.mark.parametrize("name", ["a: b.yaml", "{a}.yaml"])
+def test_a_path_that_looks_like_yaml_is_given_as_one(tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("lr: 1")
+    monkeypatch.chdir(tmp_path)
+    assert read(Path(name)) == ({"lr": 1}, name)

@@ -464,3 +464,38 @@ def test_the_state_of_another_schedule_changes_nothing():
     with pytest.raises(StateError, match="saved under another schedule"):
         scheduler.load_state_dict(other.state_dict())
     assert scheduler.state_dict() == before
+
+
+MANY = (
+    [
+        {"name": "LinearLR", "start_factor": 0.25, "for": 4},
+        {"together": [{**HALVE, "every": "epoch"}, {"name": "CosineAnnealingLR", "floor": 0.1}]},
+        {"name": "LinearLR", "start_factor": 0.5, "of": "weight_decay"},
+    ],
+    [{"match": "0.*", "freeze": {"until": 3}}, {"match": "1.bias", "schedule": "linear"}],
+    {"weight_decay": 0.1},
+)
+
+
+@pytest.mark.parametrize("t", [0, 2, 3, 4, 7, 12, 20])
+def test_going_to_an_update_is_being_there(t):
+    """In the rates, the other hyperparameters, and all that comes later."""
+    _, optimizer, scheduler = build(*MANY)
+    _, w_optimizer, w_scheduler = build(*MANY)
+    trace(w_optimizer, w_scheduler, t)
+    trace(optimizer, scheduler, 5)  # wherever it was before
+    scheduler.go_to(t)
+    assert scheduler.state_dict() == w_scheduler.state_dict()
+    for key in ("lr", "weight_decay"):
+        assert trace(optimizer, scheduler, 4, key) == trace(w_optimizer, w_scheduler, 4, key)
+        assert scheduler.last_epoch == w_scheduler.last_epoch
+
+
+@pytest.mark.parametrize("t", [-1, 1.5, None, True])
+def test_there_is_no_going_to_what_is_no_update(t):
+    _, _, scheduler = build(*MANY)
+    scheduler.go_to(3)
+    state = scheduler.state_dict()
+    with pytest.raises(ArgumentError, match="t must be an int >= 0"):
+        scheduler.go_to(t)
+    assert scheduler.state_dict() == state

@@ -1,51 +1,14 @@
 import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
-from torch.utils.data import IterableDataset
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from transformers import Seq2SeqTrainer, Trainer
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.huggingface import RecipeTrainer, with_recipe
 from optimplug.optim import AdamW
-
-RECIPE = {
-    "optimizer": {"name": "AdamW", "lr": 1e-2, "max_grad_norm": 0.5},
-    "groups": [{"layer_decay": 0.8}, {"match": "*.bias", "weight_decay": 0}],
-    "schedule": [
-        {"name": "LinearLR", "start_factor": 0.1, "for": "1 epoch"},
-        {"name": "CosineAnnealingLR", "floor": 0.1},
-    ],
-}
-UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
-
-
-def arguments(folder, **changes):
-    # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
-    settings = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 3,
-        "train_sampling_strategy": "sequential",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        "max_grad_norm": 1.0,
-    }
-    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
-
-
-def trainer_of(folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), **changes):
-    return cls(
-        model=tiny_bert(),
-        args=arguments(folder, **changes),
-        train_dataset=tiny_rows(),
-        data_collator=collate,
-        callbacks=list(callbacks),
-        recipe=recipe,
-    )
 
 
 def plain_loop(recipe, epochs=3, accumulate=1):
@@ -106,16 +69,6 @@ def test_the_logged_norm_is_that_of_the_gradients(tmp_path):
     assert logged[0] == pytest.approx(norm.item(), rel=1e-6)
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = True
-            control.should_training_stop = True
-
-
 @pytest.mark.parametrize("stop", [2, 6, 11])
 def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, stop):
     whole = LearningRateTrace()
@@ -145,14 +98,7 @@ def test_any_trainer_can_take_a_recipe(tmp_path):
     assert issubclass(cls, Seq2SeqTrainer)
     assert cls.__name__ == "RecipeSeq2SeqTrainer"
     assert issubclass(RecipeTrainer, Trainer)
-
-
-def test_arguments_that_the_recipe_replaces_are_named_once(tmp_path):
-    with pytest.warns(
-        UserWarning, match=r"replaces .*: learning_rate=0\.1, warmup_steps=7$"
-    ) as found:
-        trainer_of(tmp_path, learning_rate=0.1, warmup_steps=7)
-    assert len(found) == 1
+    assert with_recipe(cls) is cls
 
 
 def test_recipe_and_optimizers_together_are_refused(tmp_path):
@@ -164,24 +110,11 @@ def test_recipe_and_optimizers_together_are_refused(tmp_path):
         RecipeTrainer(**common, optimizer_cls_and_kwargs=(torch.optim.SGD, {"lr": 1.0}))
 
 
-class Endless(IterableDataset):
-    def __iter__(self):
-        return iter(tiny_rows())
-
-
-def test_an_epoch_of_data_without_a_length_is_unknown(tmp_path):
-    trainer = trainer_of(tmp_path, max_steps=12)
-    trainer.train_dataset = Endless()
-    with pytest.raises(RecipeError, match=r"schedule\[0\]\.for: .*Horizon\.steps_per_epoch"):
-        trainer.train()
-
-
 def test_a_transformers_without_what_is_overridden_is_refused():
     class Old:
         """A Trainer that clips in line."""
 
-        def set_initial_training_values(self):
-            pass
+        get_decay_parameter_names = set_initial_training_values = None
 
     with pytest.raises(ImportError, match=r"no Trainer\._clip_grad_norm.*transformers>="):
         with_recipe(Old)

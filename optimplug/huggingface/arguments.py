@@ -1,0 +1,203 @@
+"""The recipe among the training arguments, and which of those it replaces."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from transformers import TrainingArguments
+
+from optimplug.errors import RecipeError
+from optimplug.recipe import Recipe, RecipeScheduler
+from optimplug.recipe.reader import Source, is_text, read
+
+__all__ = [
+    "RecipeArguments",
+    "RecipeTrainingArguments",
+    "check_evaluations",
+    "report_replaced",
+    "settle",
+]
+
+
+@dataclass
+class RecipeArguments:
+    """Adds ``recipe`` to a class of training arguments; put it before that class in the bases.
+
+    The recipe is checked at once. YAML itself is read at once, too, so that what reports the
+    arguments and what is saved beside a checkpoint holds the recipe.
+
+    Args:
+        recipe: a path (a relative one begins at the working directory, wherever it is written),
+            YAML itself or a mapping, as :meth:`optimplug.Recipe.load` takes it.
+
+    In a YAML file of training arguments, write it as a block of text (``recipe: |``) to have it
+    read as a recipe's own file is. A mapping there is read by transformers: a key given twice is
+    taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or something is wrong with it.
+
+    Example::
+
+        @dataclass
+        class Arguments(RecipeArguments, Seq2SeqTrainingArguments):
+            pass
+    """
+
+    recipe: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "The recipe: a path to a YAML file, YAML itself, or a mapping."},
+    )
+
+    def __post_init__(self) -> None:
+        """Read and check the recipe, then do what the other bases do."""
+        if self.recipe is not None:
+            self.recipe = _plain(self.recipe)
+            Recipe.load(self.recipe)
+        super().__post_init__()  # type: ignore[misc] # a class of training arguments has it
+
+
+@dataclass
+class RecipeTrainingArguments(RecipeArguments, TrainingArguments):
+    """``transformers.TrainingArguments`` with a ``recipe``; see :class:`RecipeArguments`.
+
+    It can be given in Python, on the command line and in YAML and JSON files.
+
+    Example:
+        ``python train.py --output_dir out --recipe '{optimizer: {name: AdamW, lr: 1e-3}}'`` with
+        ``HfArgumentParser(RecipeTrainingArguments).parse_args_into_dataclasses()``
+    """
+
+
+def settle(given: Source | Recipe | None, args: TrainingArguments) -> Recipe:
+    """Return the recipe of a trainer, which was given to it or to its arguments.
+
+    Raises:
+        RecipeError: there is none, there are two that differ, or something is wrong with it.
+    """
+    own = getattr(args, "recipe", None)
+    if given is None and own is None:
+        raise RecipeError.at(
+            "recipe", "there is none; give recipe= to the trainer or to RecipeTrainingArguments"
+        )
+    found = [Recipe.load(r) for r in (given, None if own is None else _plain(own)) if r is not None]
+    if found[0].spec.model_dump() != found[-1].spec.model_dump():
+        raise RecipeError.at("recipe", "recipe= and args.recipe differ; give only one of the two")
+    return found[0]
+
+
+def report_replaced(args: TrainingArguments, recipe: Recipe, but: Collection[str] = ()) -> None:
+    """Warn, once, of every argument that was set although the recipe replaces it.
+
+    Args:
+        args: the trainer's.
+        recipe: what applies in their place.
+        but: arguments that are none of the recipe's business here.
+    """
+    defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    changed = [
+        (f"{name}={_bare(getattr(args, name))!r}", winner)
+        for name, winner in _winners(recipe)
+        if name in defaults and name not in but and getattr(args, name) != defaults[name]
+    ]
+    if changed:
+        told = (
+            f"{', '.join(name for name, _ in names)} ({winner})"
+            for winner, names in groupby(changed, itemgetter(1))
+        )
+        warnings.warn(
+            f"the recipe replaces these training arguments: {', '.join(told)}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
+    """Refuse a schedule that waits for evaluations in vain; warn of saves between them."""
+    if not scheduler.counts_validations:
+        return
+    if args.eval_strategy == "no":
+        raise RecipeError.at(
+            "schedule",
+            "counts validations or follows a metric, but eval_strategy is 'no'; "
+            "set eval_strategy='epoch' or 'steps'",
+        )
+    saves = (args.save_strategy, args.save_steps if args.save_strategy == "steps" else None)
+    evaluations = (args.eval_strategy, args.eval_steps if args.eval_strategy == "steps" else None)
+    if saves[0] not in ("no", "best") and saves != evaluations:
+        warnings.warn(
+            "the schedule counts validations, but checkpoints are not saved as often as there are "
+            f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
+            "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
+            "eval_strategy and eval_steps",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _winners(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Walk the arguments that a recipe replaces, whole, each with what applies in its place."""
+    name = recipe.spec.optimizer.name
+    settings = recipe.hyperparameters
+    for argument, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+        yield argument, _setting(name, settings, key)
+    for i in (0, 1):
+        yield f"adam_beta{i + 1}", _setting(name, settings, "betas", i)
+    yield "adam_epsilon", _setting(name, settings, "eps")
+    clips = recipe.max_grad_norm is not None
+    clipping = _setting(name, settings, "max_grad_norm") if clips else "the recipe does not clip"
+    yield "max_grad_norm", clipping
+    phases = ", ".join(str(p.name or p.preset or "together") for p in recipe.spec.schedule)
+    schedule = f"the recipe's schedule is {phases}" if phases else "the recipe has no schedule"
+    for argument in ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"):
+        yield argument, schedule
+    for argument in ("optim", "optim_args"):
+        yield argument, f"the recipe's optimizer is {name}"
+
+
+def _setting(name: str, settings: Mapping[str, Any], key: str, i: int | None = None) -> str:
+    if key not in settings:
+        return f"the recipe's {name} has no {key}"
+    value = settings[key]
+    if i is None:
+        return f"the recipe's {key} is {value}"
+    return f"the recipe's {key}[{i}] is {value[i]}"
+
+
+def _bare(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def _plain(recipe: Any) -> dict[str, Any] | str:
+    """Return a recipe as it can be written to JSON: a path stays one, all else is a mapping."""
+    if isinstance(recipe, Mapping):
+        content: dict[str, Any] = _with_numbers(read(recipe)[0])
+        return content
+    if not isinstance(recipe, str | os.PathLike):
+        raise RecipeError.at(
+            "recipe",
+            "must be a path, YAML or a mapping among the arguments "
+            f"(got a {type(recipe).__name__}); the trainer's recipe= takes a Recipe as well",
+        )
+    path = str(recipe)
+    return read(recipe)[0] if is_text(path) else path
+
+
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)[eE][-+]?\d+")
+
+
+def _with_numbers(value: Any) -> Any:
+    """Turn ``"1e-3"`` into the number that it is, which transformers reads from YAML as text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
