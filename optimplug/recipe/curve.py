@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimplug.errors import ArgumentError, StateError
+from optimplug._core.arguments import require_metric
+from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import ReduceLROnPlateau
 
 __all__ = ["Curve", "Part", "Phase", "PlateauPart"]
@@ -76,10 +77,7 @@ class PlateauPart(Part):
 
     def check(self, metrics: Metrics) -> None:
         """Raise ArgumentError if the metric is not there or no number."""
-        if self.monitor not in metrics:
-            there = ", ".join(sorted(map(str, metrics))) or "none"
-            raise ArgumentError(f"the metric {self.monitor!r} is missing; there are: {there}")
-        self._plateau._check_next(metrics[self.monitor])
+        self._plateau._check_next(require_metric(self.monitor, metrics))
 
     def validated(self, metrics: Metrics) -> None:
         """Count a validation, and take its metric."""
