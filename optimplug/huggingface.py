@@ -109,7 +109,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
         ) -> dict[str, float]:
             """Evaluate, and tell the scheduler of it, but for the evaluation before the start."""
             metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-            if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
+            recipes = isinstance(self.lr_scheduler, RecipeScheduler)
+            if recipes and not skip_scheduler and not _has_teller(self):
                 self.lr_scheduler.step_metric(metrics)
             return cast("dict[str, float]", metrics)
 
@@ -134,6 +135,12 @@ def _refuse_other_optimizers(trainer: Trainer) -> None:
         if getattr(trainer, name, None) is not None:
             argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
             raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
+
+
+def _has_teller(trainer: Trainer) -> bool:
+    """Whether a MetricCallback tells the scheduler of evaluations already."""
+    callbacks = trainer.callback_handler.callbacks
+    return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
 
 
 def _check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
