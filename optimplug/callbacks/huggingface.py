@@ -16,6 +16,7 @@ from optimplug.recipe import RecipeScheduler
 
 try:
     from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import has_length
 except ImportError:
@@ -108,7 +109,8 @@ class _EvaluationCallback(TrainerCallback):
     ) -> None:
         """Pass on the evaluation once it is complete: what is saved next holds it already."""
         if self._metrics is not None:
-            self._metrics |= kwargs["metrics"]
+            # Those of the main process, so that all processes come to the same decision.
+            self._metrics |= broadcast_object_list([kwargs["metrics"]])[0]
             if set(self._followed()) <= self._metrics.keys():
                 self._pass_on(self._metrics)
 
