@@ -6,6 +6,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from optimplug.callbacks.huggingface import LearningRateTrace
+from optimplug.huggingface import RecipeTrainer
 
 
 class Lines(nn.Module):
@@ -28,7 +29,7 @@ def points(count=22):
     return [{"x": x, "labels": x.sum(0, True)} for x in torch.randn(count, 3, generator=generator)]
 
 
-def arguments(folder, **changes):
+def arguments(folder, cls=TrainingArguments, **changes):
     """6 batches of 4 and of 2 rows, in order, for 3 epochs, with nothing saved or logged."""
     settings = {
         "per_device_train_batch_size": 4,
@@ -40,7 +41,33 @@ def arguments(folder, **changes):
         "disable_tqdm": True,
         "logging_strategy": "no",
     }
-    return TrainingArguments(output_dir=str(folder), **{**settings, **changes})
+    return cls(output_dir=str(folder), **{**settings, **changes})
+
+
+RECIPE = {
+    "optimizer": {"name": "AdamW", "lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 0.5},
+    "groups": [{"match": "head.*", "lr_scale": 10}, {"match": "*.bias", "weight_decay": 0}],
+}
+
+
+def recipe_trainer(folder, schedule, groups=(), optimizer=None, rows=None, callbacks=(), **changes):
+    """Lines in a RecipeTrainer; ``groups`` are rules beside those of RECIPE.
+
+    Its metric, ``eval_worse``, gets worse with every update.
+    """
+    own = {"groups": [*RECIPE["groups"], *groups], "schedule": schedule}
+    if optimizer is not None:
+        own["optimizer"] = optimizer
+    trainer = RecipeTrainer(
+        model=Lines(),
+        args=arguments(folder, **changes),
+        train_dataset=points() if rows is None else rows,
+        eval_dataset=points(4),
+        recipe={**RECIPE, **own},
+        callbacks=list(callbacks),
+        compute_metrics=lambda _: {"worse": float(trainer.state.global_step)},
+    )
+    return trainer
 
 
 def run(trainer, resume=None):
