@@ -18,6 +18,7 @@ from optimplug.recipe.reader import Source
 
 try:
     import transformers
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
     from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
     from transformers.trainer_utils import has_length
 except ImportError:
@@ -111,7 +112,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
             metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
             recipes = isinstance(self.lr_scheduler, RecipeScheduler)
             if recipes and not skip_scheduler and not _has_teller(self):
-                self.lr_scheduler.step_metric(metrics)
+                # Those of the main process, so that all processes come to the same decision.
+                self.lr_scheduler.step_metric(broadcast_object_list([metrics])[0])
             return cast("dict[str, float]", metrics)
 
         def _clip_grad_norm(self, model: nn.Module) -> None:
