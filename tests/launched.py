@@ -1,5 +1,6 @@
 """A run of a RecipeTrainer in each of several processes, for ``accelerate launch``."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -78,35 +79,47 @@ def result(trainer, rates):
     }
 
 
-def recipe_run(folder, batch, checkpoint):
+def recipe_run(folder, batch, checkpoint=None):
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     trainer = trainer_of(folder / "run", batch, let_fsdp_be if fsdp else lambda: None)
     trainer.add_callback(SaveAfter([7]))
     return trainer, run(trainer, checkpoint)
 
 
-def callback_run(folder, batch, checkpoint):
-    """A stock Trainer with a metric that only the main process sees get worse."""
+def own_metrics_run(trainer_class, folder, batch):
+    """A metric that only the main process sees get worse, and a plateau that follows it."""
     model = tiny_bert()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
-    callback = SchedulerCallback(plateau, interval="validation", monitor="own")
-    trainer = Trainer(
+    if trainer_class is RecipeTrainer:
+        plateau = {"name": "ReduceLROnPlateau", "monitor": "eval_own", "patience": 0, "factor": 0.5}
+        optimizer = {"name": "SGD", "lr": 0.1}
+        given = {"recipe": {"optimizer": optimizer, "schedule": [plateau]}}
+    else:
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, patience=0, factor=0.5)
+        callback = SchedulerCallback(plateau, interval="validation", monitor="own")
+        given = {"optimizers": (sgd, callback.scheduler), "callbacks": [callback]}
+    trainer = trainer_class(
         model=model,
         args=arguments(folder / "run", **SETTINGS, per_device_train_batch_size=batch),
         train_dataset=tiny_rows(24),
         eval_dataset=tiny_rows(8),
         data_collator=collate,
-        optimizers=(optimizer, callback.scheduler),
         compute_metrics=lambda _: {"own": (1.0 - 2.0 * rank) * trainer.state.global_step},
-        callbacks=[callback],
+        **given,
     )
     rank = trainer.args.process_index
     return trainer, run(trainer)
 
 
+WAYS = {
+    "recipe": recipe_run,
+    "own metrics, recipe": functools.partial(own_metrics_run, RecipeTrainer),
+    "own metrics, callback": functools.partial(own_metrics_run, Trainer),
+}
+
 if __name__ == "__main__":
-    way, folder, checkpoint = sys.argv[1], Path(sys.argv[2]), (sys.argv[3:] or [None])[0]
-    train = {"recipe": recipe_run, "callback": callback_run}[way]
-    trainer, rates = train(folder, 4 // int(os.environ["WORLD_SIZE"]), checkpoint)
-    torch.save(result(trainer, rates), folder / f"{trainer.args.process_index}.pt")
+    way, folder, *checkpoint = sys.argv[1:]
+    batch = 4 // int(os.environ["WORLD_SIZE"])
+    trainer, rates = WAYS[way](Path(folder), batch, *checkpoint)
+    torch.save(result(trainer, rates), Path(folder, f"{trainer.args.process_index}.pt"))
+    PartialState().destroy_process_group()  # or its threads may abort the process as it ends

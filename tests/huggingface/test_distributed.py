@@ -63,8 +63,10 @@ def test_two_processes_train_as_one(tmp_path, way):
 
 
 @pytest.mark.slow
-def test_processes_that_see_other_metrics_follow_the_first(tmp_path):
-    first, second = launch("callback", ["--multi_gpu"], tmp_path)
+@pytest.mark.parametrize("way", ["recipe", "callback"])
+def test_processes_that_see_other_metrics_follow_the_first(tmp_path, way):
+    first, second = launch(f"own metrics, {way}", ["--multi_gpu"], tmp_path)
     assert first["rates"] == second["rates"]
-    assert first["rates"]["0"][-4:] == [0.1 / 8, 0.1 / 8, 0.1 / 16, 0.1 / 16]
+    (rates,) = first["rates"].values()
+    assert rates[-4:] == [0.1 / 8, 0.1 / 8, 0.1 / 16, 0.1 / 16]
     assert first["scheduler"] == second["scheduler"]
