@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler
+
+from optimplug.callbacks.stepped import Factory, SteppedScheduler
+from optimplug.callbacks.stepping import Interval, Stepping
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
-from optimplug.errors import MissingExtraError
+from optimplug.errors import ArgumentError, MissingExtraError
 
 try:
+    from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
+    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import has_length
 except ImportError:
     raise MissingExtraError("optimplug.callbacks.huggingface", "huggingface") from None
 
-__all__ = ["LearningRateTrace"]
+from optimplug.huggingface.evaluations import check_evaluations
+from optimplug.recipe import RecipeScheduler
+
+__all__ = ["LearningRateTrace", "MetricCallback", "SchedulerCallback"]
 
 
 class LearningRateTrace(_Trace, TrainerCallback):
@@ -41,3 +52,249 @@ class LearningRateTrace(_Trace, TrainerCallback):
     ) -> None:
         """Stop listening: another ``train`` may go on with the same optimizer."""
         self._handle.remove()
+
+
+class _EvaluationCallback(TrainerCallback):
+    """Acts once on each evaluation that belongs to an update of a training run.
+
+    The Trainer tells of each of several data sets on its own: they are one evaluation, complete as
+    soon as all metrics are there that are followed. An evaluation before the first update, or after
+    the run, is none.
+    """
+
+    _metrics: dict[str, Any] | None = None
+    """Those seen since the last update; None once they have been passed on."""
+
+    def _followed(self) -> Collection[str]:
+        raise NotImplementedError
+
+    def _evaluated(self, metrics: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Wait for the first update."""
+        self._metrics = None
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Pass on an evaluation that has not been complete."""
+        self._settle()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Wait for the evaluation of this update, if there is one."""
+        self._metrics = {}
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Pass on the evaluation once it is complete: what is saved next holds it already."""
+        if self._metrics is not None:
+            # Those of the main process, so that all processes come to the same decision.
+            self._metrics |= broadcast_object_list([kwargs["metrics"]])[0]
+            if set(self._followed()) <= self._metrics.keys():
+                self._pass_on(self._metrics)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Pass on an evaluation that has not been complete, and no other from now on."""
+        self._settle()
+        self._metrics = None
+
+    def _settle(self) -> None:
+        if self._metrics:
+            self._pass_on(self._metrics)
+
+    def _pass_on(self, metrics: Mapping[str, Any]) -> None:
+        self._metrics = None
+        self._evaluated(metrics)
+
+
+class MetricCallback(_EvaluationCallback):
+    """Tells the scheduler of a recipe of every evaluation, in a Trainer that knows no recipes.
+
+    ``RecipeTrainer`` does so by itself; if it is given one as well, it leaves that to it.
+
+    Example::
+
+        optimizer, scheduler = recipe.build(model, Horizon(total_steps=300, steps_per_epoch=100))
+        Trainer(
+            model,
+            TrainingArguments(..., eval_strategy="epoch", max_grad_norm=0.0),  # the recipe clips
+            optimizers=(optimizer, scheduler),
+            callbacks=[MetricCallback()],
+        )
+
+    Metrics have the names that the Trainer gives them (``eval_loss``). A metric that the schedule
+    follows and that no evaluation has is an ``ArgumentError`` that lists those that there are.
+    """
+
+    tells_recipes = True
+    """What a ``RecipeTrainer`` goes by."""
+    _scheduler: RecipeScheduler
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Find the recipe's scheduler.
+
+        Raises:
+            ArgumentError: the Trainer's is none, or waits for evaluations in vain.
+        """
+        super().on_train_begin(args, state, control, **kwargs)
+        scheduler = _unwrapped(kwargs["lr_scheduler"])
+        if not isinstance(scheduler, RecipeScheduler):
+            raise ArgumentError(
+                "MetricCallback tells a recipe's scheduler, but the Trainer's is a "
+                f"{type(scheduler).__name__}; give it the recipe's, "
+                "optimizers=recipe.build(model, horizon), or use a SchedulerCallback"
+            )
+        self._scheduler = scheduler
+        if scheduler.counts_validations:
+            check_evaluations(args, _refused)
+
+    def _followed(self) -> Collection[str]:
+        return self._scheduler.monitors
+
+    def _evaluated(self, metrics: Mapping[str, Any]) -> None:
+        self._scheduler.step_metric(metrics)
+
+
+class SchedulerCallback(_EvaluationCallback):
+    """Steps any scheduler per update, per epoch or per evaluation, in any Trainer.
+
+    The Trainer saves and restores :attr:`scheduler`, so a run resumes exactly. It has to be given
+    both::
+
+        callback = SchedulerCallback(StepLR(optimizer, step_size=1), interval="epoch")
+        Trainer(..., optimizers=(optimizer, callback.scheduler), callbacks=[callback])
+
+    Where the Trainer makes the optimizer, a function builds the scheduler for it::
+
+        callback = SchedulerCallback(
+            lambda optimizer: ReduceLROnPlateau(optimizer, patience=2),
+            interval="validation",
+            monitor="eval_loss",
+        )
+        Trainer(..., optimizers=(None, callback.scheduler), callbacks=[callback])
+
+    An update that was skipped under mixed precision is no step. An epoch ends with its last update;
+    one that is broken off is none. Several data sets are one validation, and so are several
+    evaluations after one update; evaluating before or after training is none. A second ``train``
+    goes on where the first ended, as the Trainer does with whatever scheduler it is given.
+
+    Args:
+        scheduler_or_factory: a scheduler of torch or optimplug; or a function that builds one,
+            given the optimizer.
+        interval: what is counted: "step" (updates), "epoch" or "validation".
+        frequency: after every how many of them the scheduler is stepped.
+        monitor: the name of the metric that a plateau follows, as in ``metric_for_best_model``: the
+            prefix ``eval_`` may be left out.
+
+    Attributes:
+        scheduler: what the Trainer is to be given.
+
+    Raises:
+        ArgumentError: a value breaks its rule, or there is no monitor for a plateau, or one for
+            anything else. As training begins: the Trainer was not given :attr:`scheduler`, or it
+            has no epochs or no evaluations to count. During it: a metric is missing.
+    """
+
+    def __init__(
+        self,
+        scheduler_or_factory: LRScheduler | Factory,
+        interval: Interval = "step",
+        frequency: int = 1,
+        monitor: str | None = None,
+    ) -> None:
+        self._stepping = Stepping(interval, frequency, _prefixed(monitor))
+        self.scheduler = SteppedScheduler(scheduler_or_factory, self._stepping)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Build the scheduler if that is still to be done.
+
+        Raises:
+            ArgumentError: it cannot be stepped so in this run.
+        """
+        super().on_train_begin(args, state, control, **kwargs)
+        if _unwrapped(kwargs["lr_scheduler"]) is not self.scheduler:
+            raise ArgumentError(
+                "the Trainer must be given the callback's scheduler, which it saves and restores: "
+                "Trainer(..., optimizers=(optimizer, callback.scheduler), callbacks=[callback]), "
+                "with None in the optimizer's place where the Trainer is to make it"
+            )
+        if self._stepping.interval == "epoch" and not has_length(kwargs["train_dataloader"]):
+            raise ArgumentError(
+                "the training data has no length, so its epochs cannot be told: give data with "
+                "__len__, or interval='step' and the updates of an epoch as frequency"
+            )
+        if self._stepping.interval == "validation":
+            check_evaluations(args, _refused)
+        self.scheduler.bind(kwargs["optimizer"])
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Count an epoch with its last update, so that whatever is saved after it holds it."""
+        super().on_step_end(args, state, control, **kwargs)
+        if float(state.epoch or 0.0).is_integer():
+            self.scheduler.happened("epoch")
+
+    def _followed(self) -> Collection[str]:
+        return () if self._stepping.monitor is None else (self._stepping.monitor,)
+
+    def _evaluated(self, metrics: Mapping[str, Any]) -> None:
+        self.scheduler.happened("validation", metrics)
+
+
+def _refused(problem: str) -> ArgumentError:
+    return ArgumentError(f"the scheduler {problem}")
+
+
+def _prefixed(monitor: Any) -> Any:
+    """Return the name that the Trainer gives to a metric."""
+    known = not isinstance(monitor, str) or not monitor or monitor.startswith("eval_")
+    return monitor if known else f"eval_{monitor}"
+
+
+def _unwrapped(scheduler: Any) -> Any:
+    return scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler

@@ -15,13 +15,12 @@ from typing import Any
 from transformers import TrainingArguments
 
 from optimplug.errors import RecipeError
-from optimplug.recipe import Recipe, RecipeScheduler
+from optimplug.recipe import Recipe
 from optimplug.recipe.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
-    "check_evaluations",
     "report_replaced",
     "settle",
 ]
@@ -115,29 +114,6 @@ def report_replaced(args: TrainingArguments, recipe: Recipe, but: Collection[str
         )
         warnings.warn(
             f"the recipe replaces these training arguments: {', '.join(told)}",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def check_evaluations(args: TrainingArguments, scheduler: RecipeScheduler) -> None:
-    """Refuse a schedule that waits for evaluations in vain; warn of saves between them."""
-    if not scheduler.counts_validations:
-        return
-    if args.eval_strategy == "no":
-        raise RecipeError.at(
-            "schedule",
-            "counts validations or follows a metric, but eval_strategy is 'no'; "
-            "set eval_strategy='epoch' or 'steps'",
-        )
-    saves = (args.save_strategy, args.save_steps if args.save_strategy == "steps" else None)
-    evaluations = (args.eval_strategy, args.eval_steps if args.eval_strategy == "steps" else None)
-    if saves[0] not in ("no", "best") and saves != evaluations:
-        warnings.warn(
-            "the schedule counts validations, but checkpoints are not saved as often as there are "
-            f"evaluations ({saves[0]} and {evaluations[0]}): an evaluation due at the step of a "
-            "checkpoint is lost when the run resumes from it; set save_strategy and save_steps as "
-            "eval_strategy and eval_steps",
             UserWarning,
             stacklevel=3,
         )

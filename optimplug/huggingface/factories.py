@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sized
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from optimplug.errors import Problem, RecipeError
-from optimplug.huggingface.arguments import check_evaluations, report_replaced, settle
+from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
@@ -32,8 +34,9 @@ def build(
     The Trainer steps the scheduler once per update. It still clips by its own ``max_grad_norm``,
     which is 1.0 by default, before the optimizer clips by the recipe's: give
     ``TrainingArguments(max_grad_norm=0)`` to leave clipping to the recipe. It tells the scheduler
-    of no evaluation: for a schedule that follows a metric, there is
-    :class:`~optimplug.huggingface.RecipeTrainer`. A second ``train`` goes on with both as they are.
+    of no evaluation: for a schedule that follows a metric, give it
+    :class:`~optimplug.callbacks.huggingface.MetricCallback` too. A second ``train`` goes on with
+    both as they are.
 
     The Trainer takes no ``optimizers=`` together with ``model_init`` or FSDP: see
     :func:`optimizer_cls_and_kwargs`.
@@ -59,13 +62,13 @@ def build(
             "leave it out, or use RecipeTrainer",
         )
     optimizer, scheduler = recipe.build(model, horizon_of(args, train_dataset))
-    check_evaluations(args, scheduler)
     report_replaced(args, recipe, but=("max_grad_norm",))
     _report_clipping(args, recipe)
     if scheduler.counts_validations:
+        check_evaluations(args, partial(RecipeError.at, "schedule"))
         warnings.warn(
-            "the schedule counts validations or follows a metric, but a plain Trainer does not "
-            "tell it of any: call its step_metric(metrics) in a callback's on_evaluate, or use "
+            "the schedule counts validations or follows a metric, of which a plain Trainer tells "
+            "it only by optimplug.callbacks.huggingface.MetricCallback: give it one, or use "
             "RecipeTrainer",
             UserWarning,
             stacklevel=2,

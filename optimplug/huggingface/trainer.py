@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
-from optimplug.huggingface.arguments import check_evaluations, report_replaced, settle
+from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import told_by
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
@@ -74,7 +77,8 @@ class _WithRecipe(_Base):
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
             owner = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
-            check_evaluations(self.args, self.lr_scheduler)
+            if self.lr_scheduler.counts_validations:
+                check_evaluations(self.args, partial(RecipeError.at, "schedule"))
             # The Trainer keeps a scheduler that it was given, but renews one of its own.
             self._created_lr_scheduler = True
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
@@ -94,8 +98,10 @@ class _WithRecipe(_Base):
     ) -> dict[str, float]:
         """Evaluate, and tell the scheduler of it, but for the evaluation before the start."""
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if isinstance(self.lr_scheduler, RecipeScheduler) and not skip_scheduler:
-            self.lr_scheduler.step_metric(metrics)
+        recipes = isinstance(self.lr_scheduler, RecipeScheduler)
+        if recipes and not skip_scheduler and not _has_teller(cast(Trainer, self)):
+            # Those of the main process, so that all processes come to the same decision.
+            self.lr_scheduler.step_metric(broadcast_object_list([metrics])[0])
         return metrics
 
     def _get_learning_rate(self) -> float:
@@ -165,6 +171,12 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
 
 
 RecipeTrainer = with_recipe(Trainer)
+
+
+def _has_teller(trainer: Trainer) -> bool:
+    """Whether a MetricCallback tells the scheduler of evaluations already."""
+    callbacks = trainer.callback_handler.callbacks
+    return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
 
 
 def _refuse_other_optimizers(trainer: Trainer) -> None:

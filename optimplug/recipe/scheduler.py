@@ -192,6 +192,8 @@ class RecipeScheduler(LRScheduler):
         return (args[0], held_back, *args[2:]), rest
 
     def _drop_frozen(self, optimizer: torch.optim.Optimizer) -> None:
+        if _is_preparing(optimizer):
+            return
         for group in optimizer.param_groups:
             if self.last_epoch < self._timetable.frozen_until.get(group.get("freeze", ""), 0):
                 for p in group["params"]:
@@ -248,6 +250,19 @@ class RecipeScheduler(LRScheduler):
 
 def _scaled(own: Any, factor: float) -> Any:
     return tuple(v * factor for v in own) if isinstance(own, tuple | list) else own * factor
+
+
+def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
+
+    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(group["lr"] != 0 for group in groups):
+        return False
+    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
+    return bool(own) and not any(bool(g.any()) for g in own)
 
 
 def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> None:

@@ -194,5 +194,5 @@ def test_a_metric_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_pa
 
 
 def test_saves_between_evaluations_are_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="an evaluation due at the step of a checkpoint is lost"):
-        evaluated(tmp_path, save_strategy="epoch")
+    with pytest.warns(UserWarning, match="one saved after an epoch's last step is without the"):
+        evaluated(tmp_path, eval_strategy="epoch", save_strategy="steps", save_steps=3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.errors import StateError
@@ -340,6 +341,20 @@ class TestFrozenForATime:
         rest = self.run(*again, stop, 12)
         for a, b in zip(whole[stop:], rest, strict=True):
             assert all(map(torch.equal, a, b))
+
+    def test_a_distributed_checkpoint_finds_all_state_to_load_into(self):
+        model, optimizer, _ = build([HALVE], [self.RULE], self.ADAM)
+        before = [p.detach().clone() for p in model.parameters()]
+        state = get_optimizer_state_dict(model, optimizer)["state"]
+        assert state.keys() == dict(model.named_parameters()).keys()
+        assert all(map(torch.equal, before, model.parameters()))
+
+    def test_a_first_update_at_rate_0_leaves_their_state_alone(self):
+        warm = {"preset": "linear", "warmup": 4}
+        model, optimizer, scheduler = build(warm, [self.RULE], self.ADAM)
+        assert scheduler.get_last_lr() == [0.0, 0.0]
+        self.run(model, optimizer, scheduler, 0, 1)
+        assert set(optimizer.state) == set(model[1].parameters())
 
     def test_a_second_scheduler_takes_over(self):
         model, optimizer, scheduler = build([HALVE], [self.RULE], self.ADAM)

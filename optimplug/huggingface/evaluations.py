@@ -1,0 +1,34 @@
+"""Whether a run has the evaluations that a schedule waits for, and keeps them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from transformers import TrainingArguments
+
+__all__ = ["check_evaluations"]
+
+
+def check_evaluations(args: TrainingArguments, error: Callable[[str], Exception]) -> None:
+    """Refuse a run without evaluations; warn where a resumed run would lose one.
+
+    Args:
+        args: those of the Trainer.
+        error: makes the error from what is wrong.
+    """
+    if args.eval_strategy == "no":
+        raise error(
+            "counts validations or follows a metric, but eval_strategy is 'no'; set "
+            "eval_strategy='epoch' or 'steps'"
+        )
+    # After an update the Trainer evaluates, then saves; but at an epoch's end only after both.
+    if args.save_strategy == "steps" and args.eval_strategy == "epoch":
+        warnings.warn(
+            "the schedule counts validations, and there is one after each epoch, but checkpoints "
+            "are saved after steps: one saved after an epoch's last step is without the validation "
+            "that follows, which is lost to a run that resumes from it; set save_strategy='epoch' "
+            "or eval_strategy='steps'",
+            UserWarning,
+            stacklevel=3,
+        )
