@@ -151,8 +151,23 @@ def test_lightnings_command_line(tmp_path, command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+def test_the_trainers_command_line(tmp_path, command):
+    for name in ("docstrings", "huggingface_cli"):
+        shutil.copytree(ROOT / "examples" / name, tmp_path / name)
+    small = "--train 16 --held_out 8 --max_steps 1 --use_cpu True --report_to none"
+    done = run(f"{command} {small}", tmp_path / "huggingface_cli")
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_kind_of_command_has_a_test():
-    tested = ("make", "optimplug", "python -m pip", "python -m optimplug.lightning")
+    tested = (
+        "make",
+        "optimplug",
+        "python -m pip",
+        "python -m optimplug.lightning",
+        "python train.py",
+    )
     assert all(c.startswith(tested) for c in COMMANDS)
     assert {c.split()[0] for c in COMMANDS} == {"make", "optimplug", "python"}
 

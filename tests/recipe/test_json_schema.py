@@ -164,6 +164,8 @@ def test_the_readmes_recipe_is_valid(validator, tmp_path):
         file = tmp_path / f"{i}.yaml"
         file.write_text(text)
         content = {"optimizer": ADAMW, **read(file)[0]}  # some blocks show a part
+        if "trainer" in content:
+            continue  # Lightning's
         assert [error.message for error in validator.iter_errors(content)] == []
 
 
