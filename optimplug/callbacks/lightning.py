@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optimplug._core.optim.gradients import global_norm
 from optimplug.callbacks.stepping import Interval, Stepping
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
-from optimplug.errors import ArgumentError, MissingExtraError
+from optimplug.errors import ArgumentError, MissingExtraError, StateError
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
 
@@ -24,7 +25,7 @@ except ImportError:
 
 from optimplug.lightning.configure import take_over
 from optimplug.lightning.due import make_up_for, note_due, take_due
-from optimplug.lightning.metric import MetricCallback, agreed, in_fit
+from optimplug.lightning.metric import MetricCallback, agreed, in_fit, require_validations
 from optimplug.lightning.updates import Updates
 
 __all__ = [
@@ -73,11 +74,27 @@ class RecipeCallback(Callback):
 
     def __init__(self, recipe: Source | Recipe) -> None:
         self.recipe = Recipe.load(recipe)
+        self._give_back: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over, before the module is asked for its optimizers."""
         if stage == "fit":
-            take_over(pl_module, self.recipe)
+            self._give_back = take_over(pl_module, self.recipe)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was, for other trainers."""
+        self._leave()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module as it was."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
 
 
 class SchedulerCallback(Callback):
@@ -129,6 +146,8 @@ class SchedulerCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the scheduler, and give it to the trainer, who saves and restores it."""
+        if self.stepping.interval == "validation":
+            require_validations(trainer, lambda problem: ArgumentError(f"the callback {problem}"))
         self.scheduler = self._scheduler(trainer)
         self._updates = Updates(self.scheduler.optimizer)
         # Lightning steps every frequency-th time that it would, so never.
@@ -158,15 +177,32 @@ class SchedulerCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save how much was counted; the scheduler's state is with the trainer's."""
-        checkpoint.setdefault(_COUNTS, {})[self._place(trainer)] = self._count
+        checkpoint.setdefault(_SAVED, {})[self._place(trainer)] = {
+            **self._kind(),
+            "count": self._count,
+        }
         if self.stepping.interval == "validation":
             note_due(trainer, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on counting where the run was; one that had no such callback begins to count."""
-        self._count = checkpoint.get(_COUNTS, {}).get(self._place(trainer), 0)
+        """Go on counting where the run was; one that had no such callback begins to count.
+
+        Raises:
+            StateError: the run had other callbacks of this class, or in another order.
+        """
+        saved = checkpoint.get(_SAVED)
+        if saved is None or not trainer.training:
+            return
+        here = saved.get(self._place(trainer), {})
+        kind = {key: value for key, value in here.items() if key != "count"}
+        if kind != self._kind() or len(saved) != len(_all_in(trainer)):
+            raise StateError(
+                f"the checkpoint's SchedulerCallbacks are {[*saved.values()]}, but number "
+                f"{self._place(trainer)} here is {self._kind()}; give the same, in the same order"
+            )
+        self._count = here["count"]
         self._due = self.stepping.interval == "validation" and take_due(checkpoint)
 
     def _scheduler(self, trainer: Trainer) -> LRScheduler:
@@ -185,13 +221,17 @@ class SchedulerCallback(Callback):
                 "scheduler_or_factory must be a scheduler of an optimizer that the module's "
                 "configure_optimizers returns"
             )
-        for config in trainer.lr_scheduler_configs:
-            if config.scheduler.optimizer is scheduler.optimizer and (
-                config.scheduler is scheduler or isinstance(config.scheduler, RecipeScheduler)
-            ):
+        for other in (config.scheduler for config in trainer.lr_scheduler_configs):
+            if other is scheduler:
                 raise ArgumentError(
-                    "the optimizer of scheduler_or_factory already follows a recipe, or Lightning "
-                    "steps that scheduler; let configure_optimizers return the optimizer alone"
+                    "scheduler_or_factory is stepped by Lightning already; let "
+                    "configure_optimizers return the optimizer alone"
+                )
+            recipes = isinstance(other, RecipeScheduler) and other.changes
+            if recipes and other.optimizer is scheduler.optimizer:
+                raise ArgumentError(
+                    "the optimizer of scheduler_or_factory already follows a recipe's schedule; "
+                    "leave out one of the two"
                 )
         return scheduler
 
@@ -203,11 +243,18 @@ class SchedulerCallback(Callback):
 
     def _place(self, trainer: Trainer) -> int:
         """Return which of the trainer's callbacks of this class it is."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-        return [c for c in callbacks if isinstance(c, SchedulerCallback)].index(self)
+        return _all_in(trainer).index(self)
+
+    def _kind(self) -> dict[str, Any]:
+        return asdict(self.stepping)
 
 
-_COUNTS = "optimplug_scheduler_callbacks"
+def _all_in(trainer: Trainer) -> list[SchedulerCallback]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+    return [c for c in callbacks if isinstance(c, SchedulerCallback)]
+
+
+_SAVED = "optimplug_scheduler_callbacks"
 
 
 class OptimizerMonitor(Callback):
@@ -259,7 +306,8 @@ class OptimizerMonitor(Callback):
 
 
 def _norm(trainer: Trainer, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    found = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    grads = [g.coalesce().values() if g.is_sparse else g for g in found]
     norm = global_norm(grads) if grads else torch.zeros(())
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from optimplug.errors import RecipeError
+from optimplug.errors import OptimplugError, RecipeError
 from optimplug.lightning.configure import take_over
 from optimplug.recipe import Recipe
 from optimplug.recipe.override import override
@@ -33,6 +34,9 @@ class RecipeCLI(LightningCLI):
     the recipe in full, and the saved config holds it so. Without a recipe, the module configures
     itself.
 
+    In a config, YAML is read as Lightning reads it, which is not quite as a recipe's own file is
+    read: ``010`` is 8 there, and a key given twice has its last value.
+
     There are no ``--optimizer`` and ``--lr_scheduler``; everything else is as in LightningCLI.
 
     Args:
@@ -50,9 +54,10 @@ class RecipeCLI(LightningCLI):
                 "RecipeCLI has no auto_configure_optimizers: the recipe says which optimizer"
             )
         self._changes: dict[str, str] = {}
+        self._read: list[tuple[dict[str, Any], str]] = []
         try:
             super().__init__(*args, **{**kwargs, "auto_configure_optimizers": False})
-        except RecipeError as error:  # of what needs the model, or the length of the run
+        except OptimplugError as error:  # of what needs the model, the run or its metrics
             raise SystemExit(str(error)) from None
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -67,15 +72,17 @@ class RecipeCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; those of single values are put into the recipe."""
+        """Parse the arguments; those of single values are put into the recipe that they give."""
         given = sys.argv[1:] if args is None else args
+        rest, self._changes = given, {}
         if isinstance(given, list):
             rest, self._changes = _changes_in([str(item) for item in given], parser)
-            if self._changes:
-                self.config = parser.parse_args(rest)
-                self._check_changes(parser)
-                return
-        super().parse_arguments(parser, args)
+        if not self._changes:
+            super().parse_arguments(parser, args)
+            return
+        silent = [item for item in rest if not item.startswith("--print_config")]
+        changed = self._changed(parser, parser.parse_args(silent))
+        self.config = parser.parse_args([*rest, f"{_OPTION}={json.dumps(changed)}"])
 
     def instantiate_classes(self) -> None:
         """Instantiate the classes; the recipe then configures the module."""
@@ -84,25 +91,33 @@ class RecipeCLI(LightningCLI):
         if recipe is not None:
             take_over(self.model, recipe)
 
-    def _recipe(self, value: str | Mapping[str, Any]) -> dict[str, Any]:
+    def _recipe(self, value: str | Mapping[str, Any]) -> dict[str, Any] | None:
         """Read and check a recipe; this is the type of ``--recipe``."""
+        if value in ("null", "None"):
+            return None
         try:
             content, source = read(value)
-            content = override(content, self._changes)
-            try:
-                Recipe.load(content)
-            except RecipeError as error:
-                raise RecipeError(error.problems, source) from None
+            if source is not None:
+                self._read.append((content, source))
+            if not self._changes:  # which may make it right, or be of another
+                Recipe.load(value)
         except RecipeError as error:
             raise _RefusedError(str(error)) from None
         return content
 
-    def _check_changes(self, parser: LightningArgumentParser) -> None:
-        config = self.config
-        inner = config.get(str(config.get("subcommand")), config)
-        if inner.get("recipe") is None:
+    def _changed(self, parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
+        """Return the recipe of a config with the single values in it, or leave with an error."""
+        content = config.get(str(config.get("subcommand")), config).get("recipe")
+        if content is None:
             first = next(iter(self._changes))
             parser.error(f"{_OPTION}.{first} changes a recipe, but there is none; give {_OPTION}")
+        try:
+            changed = override(content, self._changes)
+            Recipe.load(changed)
+        except RecipeError as error:
+            source = next((name for known, name in self._read if known == content), None)
+            parser.error(str(RecipeError(error.problems, source)))
+        return changed
 
 
 def _changes_in(
@@ -117,8 +132,8 @@ def _changes_in(
         if not option.startswith((f"{_OPTION}.", f"{_OPTION}[")):
             rest.append(argument)
             continue
-        given = value if equals else next(left, None)
-        if given is None:
+        given = value if equals else next(left, "--")
+        if given.startswith("--"):
             parser.error(f"{option} needs a value: {option}=...")
         changes[option[len(_OPTION) :].lstrip(".")] = given
     return rest, changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -13,11 +12,12 @@ from torch import nn
 
 from optimplug.errors import RecipeError
 from optimplug.lightning.beside import check_callbacks
+from optimplug.lightning.clipping import check_clipping, leave_clipping_to
 from optimplug.lightning.due import was_due
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.joining import let_groups_join
 from optimplug.lightning.manual import ManualCheck
-from optimplug.lightning.metric import MetricCallback
+from optimplug.lightning.metric import MetricCallback, require_validations
 from optimplug.lightning.package import check_module_class
 from optimplug.lightning.updates import step_after_updates
 from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
@@ -65,7 +65,7 @@ def configure_optimizers(
     """
     check_module_class(type(module))
     recipe = Recipe.load(recipe)
-    _settle_clipping(module, recipe)
+    check_clipping(module, recipe)
     horizon = horizon_of(module.trainer)
 
     def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
@@ -74,7 +74,9 @@ def configure_optimizers(
         return optimizer, scheduler
 
     optimizer, scheduler = _by_either_name(module, build)
-    return [optimizer], [_config(module, scheduler)]
+    config = _config(module, scheduler)
+    leave_clipping_to(module, optimizer)
+    return [optimizer], [config]
 
 
 def param_groups(module: LightningModule, recipe: Source | Recipe) -> list[dict[str, Any]]:
@@ -121,10 +123,21 @@ def scheduler_config(
     return _config(module, scheduler)
 
 
-def take_over(module: LightningModule, recipe: Source | Recipe) -> None:
-    """Let a recipe configure a module in place of its own ``configure_optimizers``."""
+def take_over(module: LightningModule, recipe: Source | Recipe) -> Callable[[], None]:
+    """Let a recipe configure a module in place of its own ``configure_optimizers``.
+
+    Returns:
+        What gives the module back to itself.
+    """
+    before = {k: v for k, v in vars(module).items() if k == "configure_optimizers"}
     bound = partial(configure_optimizers, module, Recipe.load(recipe))
     setattr(module, "configure_optimizers", bound)  # noqa: B010 (of the instance, not its class)
+
+    def give_back() -> None:
+        vars(module).pop("configure_optimizers", None)
+        vars(module).update(before)
+
+    return give_back
 
 
 class RecipeMixin:
@@ -175,28 +188,17 @@ def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, An
     """Return the config of a scheduler, and see to it that it hears of all that it counts."""
     check_callbacks(module.trainer, scheduler)
     if not module.automatic_optimization:
-        _check_manual(module.trainer, ManualCheck(scheduler))
+        callbacks = module.trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
+        callbacks.insert(0, ManualCheck(scheduler))
     if scheduler.counts_validations:
         _tell_of_validations(module.trainer)
-    step_after_updates(module, scheduler.optimizer)
+    step_after_updates(module, scheduler)
     return {"scheduler": scheduler, "interval": "step", "frequency": 1}
-
-
-def _check_manual(trainer: Trainer, check: ManualCheck) -> None:
-    """Let the newest check alone look on."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-    callbacks[:] = [check, *(c for c in callbacks if not isinstance(c, ManualCheck))]
 
 
 def _tell_of_validations(trainer: Trainer) -> None:
     """Add a callback that does, before those that save checkpoints; refuse where there are none."""
-    trainer.fit_loop.epoch_loop.val_loop.setup_data()
-    if not trainer.enable_validation:
-        raise RecipeError.at(
-            "schedule",
-            "counts validations or follows a metric, but this run has none: give the module a "
-            "validation_step, and fit validation data",
-        )
+    require_validations(trainer, partial(RecipeError.at, "schedule"))
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
     mine = next((c for c in callbacks if isinstance(c, MetricCallback)), None)
     if mine is None:
@@ -209,33 +211,7 @@ def _wrapped_model(module: nn.Module) -> nn.Module:
     """Return the one child that holds all the parameters, or else the module itself."""
     holders = [child for child in module.children() if next(child.parameters(), None) is not None]
     own = next(module.parameters(recurse=False), None)
-    return holders[0] if len(holders) == 1 and own is None else module
-
-
-def _settle_clipping(module: LightningModule, recipe: Recipe) -> None:
-    """Let the recipe alone decide on clipping, and say so if the trainer was to clip."""
-    method = "configure_gradient_clipping"
-    if getattr(type(module), method) is not getattr(LightningModule, method):
-        if recipe.max_grad_norm is not None:
-            raise RecipeError.at(
-                "optimizer.max_grad_norm",
-                f"{type(module).__name__}.{method} clips as well; keep only one of the two",
-            )
-        return
-    value = module.trainer.gradient_clip_val
-    if value:
-        warnings.warn(
-            f"Trainer(gradient_clip_val={value}) does not apply: the recipe decides, by "
-            f"optimizer.max_grad_norm, here {recipe.max_grad_norm}",
-            UserWarning,
-            stacklevel=2,
-        )
-    setattr(module, method, _leave_gradients)
-
-
-def _leave_gradients(
-    optimizer: torch.optim.Optimizer,
-    gradient_clip_val: float | None = None,
-    gradient_clip_algorithm: str | None = None,
-) -> None:
-    """Stand in for the module's clipping: the optimizer clips, where the recipe says so."""
+    if len(holders) != 1 or own is not None:
+        return module
+    compiled: nn.Module = getattr(holders[0], "_orig_mod", holders[0])
+    return compiled

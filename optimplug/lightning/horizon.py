@@ -25,10 +25,15 @@ def horizon_of(trainer: Trainer) -> Horizon:
         return _REHEARSED
     whole = _whole(trainer)
     # A checkpoint brings its place in the run with it; without one the schedule begins anew.
-    done = 0 if trainer.ckpt_path is not None else trainer.global_step
+    done = 0 if trainer.ckpt_path is not None else _updates(trainer)
     if whole.total_steps is None or done >= whole.total_steps:
         return whole
     return Horizon(whole.total_steps - done, whole.steps_per_epoch)
+
+
+def _updates(trainer: Trainer) -> int:
+    """Return how many updates each optimizer has made; the trainer counts those of all."""
+    return trainer.global_step // max(1, len(trainer.optimizers))
 
 
 def _whole(trainer: Trainer) -> Horizon:

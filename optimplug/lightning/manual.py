@@ -29,7 +29,18 @@ class ManualCheck(Callback):
         self._done = self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin where the run begins, which may be in the middle of the schedule."""
+        """Begin where the run begins, which may be in the middle of the schedule.
+
+        Raises:
+            RecipeError: the run's length is in updates, of which each of several optimizers makes
+                only a part.
+        """
+        if len(trainer.optimizers) > 1 and trainer.max_steps != -1:
+            raise RecipeError.at(
+                "schedule",
+                f"would be laid out over max_steps={trainer.max_steps}, but Lightning counts the "
+                f"updates of all {len(trainer.optimizers)} optimizers together; give max_epochs",
+            )
         self._done, self._first = 0, self._scheduler.last_epoch
 
     def on_train_batch_start(
@@ -49,6 +60,21 @@ class ManualCheck(Callback):
             RecipeError: there were more updates than steps of the scheduler.
         """
         self._compare(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave: another run has its own."""
+        self._leave(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave a run that was broken off."""
+        self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        # A new list: Lightning is walking through the old one.
+        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = others  # type: ignore[attr-defined] # annotated nowhere
 
     def _compare(self, module: LightningModule) -> None:
         self._done += self._updates.take()

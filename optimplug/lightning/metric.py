@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from optimplug.lightning.due import make_up_for, note_due
 from optimplug.recipe import RecipeScheduler
 
-__all__ = ["MetricCallback", "agreed", "in_fit"]
+__all__ = ["MetricCallback", "agreed", "in_fit", "require_validations"]
 
 
 class MetricCallback(Callback):
@@ -50,6 +50,21 @@ class MetricCallback(Callback):
             scheduler = config.scheduler
             if isinstance(scheduler, RecipeScheduler):
                 scheduler.step_metric(agreed(trainer, scheduler.monitors))
+
+
+def require_validations(trainer: Trainer, error: Callable[[str], Exception]) -> None:
+    """Refuse a run that has no validations.
+
+    Args:
+        trainer: in ``fit``.
+        error: makes the error from what is wrong.
+    """
+    trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if not trainer.enable_validation:
+        raise error(
+            "counts validations or follows a metric, but this run has none: give the module a "
+            "validation_step, and fit validation data"
+        )
 
 
 def in_fit(trainer: Trainer) -> bool:

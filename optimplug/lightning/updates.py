@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from lightning.pytorch import LightningModule
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["Updates", "step_after_updates"]
+
+_METHOD = "lr_scheduler_step"
 
 
 class Updates:
@@ -35,17 +38,29 @@ class Updates:
         return new
 
 
-def step_after_updates(module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+def step_after_updates(module: LightningModule, scheduler: RecipeScheduler) -> None:
     """Let a recipe's scheduler be stepped only when its optimizer was.
 
     Lightning steps a scheduler also after an update that AMP skipped.
     """
-    own = getattr(type(module), "lr_scheduler_step").__get__(module)  # noqa: B009 (a patched one would nest)
-    setattr(module, "lr_scheduler_step", partial(_step, Updates(optimizer), own))  # noqa: B010
+    held = vars(module).get(_METHOD)
+    if isinstance(held, partial) and held.func is _step:  # of another scheduler, or another run
+        held.args[0][scheduler] = Updates(scheduler.optimizer)
+        return
+    own = getattr(type(module), _METHOD)
+    if own is not getattr(LightningModule, _METHOD):
+        warnings.warn(
+            f"{type(module).__name__}.{_METHOD} is not called for the recipe's scheduler, which "
+            "is stepped once per update",
+            UserWarning,
+            stacklevel=3,
+        )
+    updates = {scheduler: Updates(scheduler.optimizer)}
+    setattr(module, _METHOD, partial(_step, updates, own.__get__(module)))
 
 
-def _step(updates: Updates, others: Any, scheduler: Any, metric: Any) -> None:
-    if not isinstance(scheduler, RecipeScheduler):
+def _step(updates: dict[Any, Updates], others: Any, scheduler: Any, metric: Any) -> None:
+    if scheduler not in updates:
         others(scheduler, metric)
-    elif updates.take():
+    elif updates[scheduler].take():
         scheduler.step()

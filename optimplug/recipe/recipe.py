@@ -24,6 +24,7 @@ from optimplug.recipe.problems import as_in, as_written, problems
 from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import (
     no_decay_problems,
+    of_group,
     optimizer_class,
     optimizer_problems,
     parameters_of,
@@ -189,8 +190,9 @@ class Recipe:
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Build the groups alone, for an optimizer of one's own.
 
-        Parameters that the recipe freezes stop requiring gradients. What is not said of a group in
-        the recipe is not in it, but for its ``lr``.
+        Parameters that the recipe freezes stop requiring gradients. A group has its ``lr`` and what
+        the recipe says of it, or of all; not what concerns the optimizer as a whole
+        (``max_grad_norm``).
 
         Raises:
             RecipeError: the rules do not fit the model, which is as it was then.
@@ -205,7 +207,8 @@ class Recipe:
         with self._located():
             grouping = self._group(model)
         grouping.freeze()
-        return [group.as_param_group() for group in grouping.groups]
+        shared = {name: self._settings[name] for name in of_group(self._settings)}
+        return [{**shared, **group.as_param_group()} for group in grouping.groups]
 
     def explain(self, model: nn.Module, name: str) -> Explanation:
         """Tell why a parameter has its settings; as :meth:`Plan.explain`, without a horizon.

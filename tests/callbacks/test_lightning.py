@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.utils.data import DataLoader, TensorDataset
 
-from optimplug import ArgumentError, RecipeError
+from optimplug import ArgumentError, RecipeError, StateError
 from optimplug.callbacks.lightning import (
     LearningRateTrace,
     OptimizerMonitor,
@@ -271,6 +271,37 @@ class TestSchedulerCallback:
         with pytest.raises(ArgumentError, match=r"'val_f1' is missing; there are: val_loss"):
             fit(tmp_path, SchedulerCallback(plateau, "validation", monitor="val_f1"))
 
+    def test_a_checkpoint_of_other_callbacks_is_refused(self, tmp_path):
+        def callbacks():
+            return [SchedulerCallback(halved, "epoch"), SchedulerCallback(halved, frequency=7)]
+
+        file = tmp_path / "stopped.ckpt"
+        fit(tmp_path, *callbacks(), SaveAt(file, 7))
+        first, second = callbacks()
+        for others in (
+            [second, first],
+            [first],
+            [second],
+            [first, second, SchedulerCallback(halved)],
+        ):
+            with pytest.raises(StateError, match="give the same, in the same order"):
+                fit(tmp_path, *others, ckpt_path=file)
+
+    def test_a_run_without_validations_has_none_to_count(self, tmp_path):
+        class Unvalidated(Plain):
+            validation_step = LightningModule.validation_step
+
+        with (
+            pytest.raises(ArgumentError, match="this run has none"),
+            pytest.warns(UserWarning, match="no `validation_step`"),
+        ):
+            fit(tmp_path, SchedulerCallback(halved, "validation"), module=Unvalidated())
+
+    def test_beside_a_recipe_without_a_schedule_it_steps(self, tmp_path):
+        recipe = {"optimizer": {"name": "SGD", "lr": 1.0}}
+        _, rates, _ = fit(tmp_path, RecipeCallback(recipe), SchedulerCallback(halved, "epoch"))
+        assert rates == powers([t // 6 for t in range(18)])
+
     def test_an_optimizer_that_follows_a_recipe_is_refused(self, tmp_path):
         recipe = {"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": "linear"}
         with pytest.raises(ArgumentError, match="already follows a recipe"):
@@ -315,6 +346,20 @@ class TestRecipeCallback:
         assert same_weights(module, expected)
         assert rates == expected_rates
         assert trainer.optimizers[0].max_grad_norm == 0.1
+
+    def test_another_trainer_has_the_module_as_it_was(self, tmp_path):
+        module = Plain()
+        fit(tmp_path, RecipeCallback(RECIPE), module=module)
+        _, rates, trainer = fit(tmp_path, module=module)
+        assert type(trainer.optimizers[0]) is torch.optim.SGD
+        assert rates == [1.0] * 18
+        with pytest.raises(RecipeError):
+            fit(
+                tmp_path,
+                RecipeCallback({**RECIPE, "schedule": {"name": "LinearLR", "for": 99}}),
+                module=module,
+            )
+        assert fit(tmp_path, module=module)[1] == [1.0] * 18
 
     def test_a_wrong_recipe_is_refused_at_once(self):
         with pytest.raises(RecipeError, match="did you mean 'SGD'"):
@@ -394,6 +439,25 @@ class TestOptimizerMonitor:
             )
             norms.append(seen.norm)
         assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+    def test_sparse_gradients_have_a_norm_too(self, tmp_path):
+        class Sparse(Plain):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Embedding(4, 4, sparse=True)
+
+            def training_step(self, batch):
+                return self.loss(batch) + self.table(torch.tensor([1, 1])).sum()
+
+        _, _, trainer = fit(
+            tmp_path,
+            OptimizerMonitor(),
+            module=Sparse(),
+            logger=CSVLogger(tmp_path),
+            log_every_n_steps=1,
+            max_steps=1,
+        )
+        assert trainer.callback_metrics["grad_norm"] >= 4.0
 
     def test_several_optimizers_are_numbered(self, tmp_path):
         class Pair(Plain):

@@ -31,6 +31,7 @@ from lightning_runs import (
     recipe_of,
     trainer_of,
 )
+from torch import nn
 
 from optimplug import RecipeError
 from optimplug.callbacks.lightning import RecipeCallback
@@ -237,6 +238,29 @@ class SteppedAfterTheBatch(Unstepped):
         self.lr_schedulers().step()
 
 
+class Pair(LightningModule):
+    """Two optimizers, each with a schedule, of which one may be forgotten."""
+
+    def __init__(self, forgotten=None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.forgotten = forgotten
+        self.parts = nn.ModuleList(nn.Linear(3, 1) for _ in range(2))
+
+    def configure_optimizers(self):
+        pair = [torch.optim.SGD(part.parameters(), lr=1.0) for part in self.parts]
+        return pair, [scheduler_config(self, optimizer, "linear") for optimizer in pair]
+
+    def training_step(self, batch):
+        both = zip(self.optimizers(), self.lr_schedulers(), self.parts, strict=True)
+        for i, (optimizer, scheduler, part) in enumerate(both):
+            optimizer.zero_grad()
+            self.manual_backward(part(batch[0]).square().mean())
+            optimizer.step()
+            if i != self.forgotten:
+                scheduler.step()
+
+
 class TestManualOptimization:
     @pytest.mark.parametrize("cls", [Manual, SteppedAfterTheBatch])
     @pytest.mark.parametrize("recipe", [TWO_RATES, FOLLOWING], ids=["steps", "plateau"])
@@ -262,6 +286,23 @@ class TestManualOptimization:
 
         with pytest.raises(RecipeError, match="schedule: took 0 steps in 1 updates: Alone"):
             fit(tmp_path, STEPS, cls=Alone)
+
+    @pytest.mark.parametrize("forgotten", [0, 1])
+    def test_each_of_two_schedulers_is_looked_after(self, tmp_path, forgotten):
+        with pytest.raises(RecipeError, match="schedule: took 0 steps in 1 updates: Pair"):
+            trainer_of(tmp_path, max_epochs=1).fit(Pair(forgotten), batches())
+
+    def test_two_optimizers_need_a_length_in_epochs(self, tmp_path):
+        with pytest.raises(RecipeError, match="schedule: would be laid out over max_steps=8"):
+            trainer_of(tmp_path, max_steps=8).fit(Pair(), batches())
+
+    def test_a_second_fit_of_two_optimizers_has_a_schedule_for_what_is_left(self, tmp_path):
+        module, trainer, seen = Pair(), trainer_of(tmp_path, max_epochs=1), Rates()
+        trainer.fit(module, batches())
+        trainer.fit_loop.max_epochs = 2
+        trainer.callbacks.append(seen)
+        trainer.fit(module, batches())
+        assert [rate for (rate,) in seen.seen[::2]] == pytest.approx([1 - t / 6 for t in range(6)])
 
     def test_a_recipe_without_a_schedule_needs_no_steps(self, tmp_path):
         _, rates = fit(tmp_path, recipe_of(), cls=Unstepped)

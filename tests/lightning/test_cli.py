@@ -199,6 +199,7 @@ BAD = {
     "--recipe.groups[5].lr=1": "groups[5].lr: must name one of 2, from 0 (got '5')",
     "--recipe.optimizer.lr": "--recipe.optimizer.lr needs a value",
     "--recipee.optimizer.lr=1": "recipee",
+    "--recipe.schedule --trainer.max_epochs=1": "--recipe.schedule needs a value",
     "--optimizer=SGD": "optimizer",
 }
 
@@ -206,7 +207,7 @@ BAD = {
 @pytest.mark.parametrize("argument", BAD)
 def test_what_is_wrong_is_told_before_anything_is_built(command, capsys, argument):
     with pytest.raises(SystemExit) as stop:
-        command("fit", "--config", "run.yaml", argument)
+        command("fit", "--config", "run.yaml", *argument.split())
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert BAD[argument] in message
@@ -218,6 +219,32 @@ def test_a_change_of_a_recipe_that_is_not_there_is_refused(command, capsys):
     with pytest.raises(SystemExit):
         command("fit", "--config", "run.yaml", "--recipe.optimizer.lr=1", module=Own)
     assert "changes a recipe, but there is none; give --recipe" in capsys.readouterr().err
+
+
+def test_changes_are_of_the_recipe_that_is_used_and_of_no_other(command):
+    rest = {"groups": [{"layer_decay": 0.5}], "schedule": "linear"}
+    write("other.yaml", {"optimizer": {"name": "SGD", "lr": 5.0}, **rest})
+    changes = ["--recipe.schedule={name: LinearLR, for: 2}", "--recipe.optimizer.momentum=0.5"]
+    cli = command("fit", "--config", "run.yaml", "--recipe", "other.yaml", *changes)
+    assert cli.trainer.optimizers[0].defaults["momentum"] == 0.5
+
+
+def test_a_change_that_does_not_fit_names_the_file(command, capsys):
+    with pytest.raises(SystemExit):
+        command("fit", "--config", "run.yaml", "--recipe.optimizer.lrr=1")
+    assert "recipe.yaml: optimizer.lrr: unknown key" in capsys.readouterr().err
+
+
+def test_null_is_no_recipe(command):
+    cli = command("fit", "--config", "run.yaml", "--recipe", "null", module=Own)
+    assert type(cli.trainer.optimizers[0]) is torch.optim.SGD
+
+
+def test_a_metric_that_is_missing_ends_in_one_line(command):
+    plateau = "{name: ReduceLROnPlateau, monitor: vall_loss}"
+    with pytest.raises(SystemExit) as stop:
+        command("fit", "--config", "run.yaml", f"--recipe.schedule={plateau}")
+    assert stop.value.code == "the metric 'vall_loss' is missing; there are: val_loss"
 
 
 def test_a_mistake_in_the_config_names_the_file_and_the_key(command, tmp_path, capsys):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe, RecipeError
 from optimplug.callbacks.lightning import LearningRateTrace
-from optimplug.lightning import param_groups, scheduler_config
+from optimplug.lightning import configure_optimizers, param_groups, scheduler_config
 
 RECIPE = {
     "optimizer": {"name": "AdamW", "lr": 1e-2},
@@ -36,7 +36,10 @@ class Module(LightningModule):
         self.log("val_loss", float(self.trainer.global_step))
 
 
-def fit(folder, configure):
+TOO_LONG = {"name": "LinearLR", "for": "3 epochs"}
+
+
+def fit(folder, configure=None, cls=Module, module=None, **changes):
     trace = LearningRateTrace()
     trainer = Trainer(
         default_root_dir=folder,
@@ -48,9 +51,10 @@ def fit(folder, configure):
         num_sanity_val_steps=0,
         accelerator="cpu",
         callbacks=[trace],
+        **changes,
     )
     data = DataLoader(tiny_rows(), 4, collate_fn=collate)
-    trainer.fit(Module(configure), data, data)
+    trainer.fit(module or cls(configure), data, data)
     return trainer.optimizers[0], trace.rates
 
 
@@ -121,3 +125,60 @@ def test_a_schedule_that_does_not_fit_is_refused(tmp_path):
 
     with pytest.raises(RecipeError, match="longer than the run of 12"):
         fit(tmp_path, configure)
+
+
+def test_two_schedules_of_one_optimizer_are_both_followed(tmp_path):
+    falling = {"name": "LinearLR", "start_factor": 1, "end_factor": 0, "of": "weight_decay"}
+
+    def configure(module):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1.0, weight_decay=0.12)
+        return [optimizer], [scheduler_config(module, optimizer, s) for s in ("linear", falling)]
+
+    optimizer, rates = fit(tmp_path, configure)
+    assert rates["0"] == pytest.approx([1 - t / 12 for t in range(12)], rel=1e-12)
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+
+
+def test_groups_alone_have_what_is_said_of_all(tmp_path):
+    recipe = {
+        **RECIPE,
+        "optimizer": {**RECIPE["optimizer"], "betas": [0.5, 0.9], "max_grad_norm": 1},
+    }
+    optimizer, _ = fit(tmp_path, lambda module: torch.optim.AdamW(param_groups(module, recipe)))
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.9)}
+    assert "max_grad_norm" not in optimizer.param_groups[0]
+
+
+def test_a_step_of_schedulers_of_ones_own_is_said_not_to_be_called(tmp_path):
+    class Stepping(Module):
+        def lr_scheduler_step(self, scheduler, metric):
+            raise AssertionError
+
+    def configure(module):
+        return configure_optimizers(module, RECIPE)
+
+    with pytest.warns(UserWarning, match=r"Stepping\.lr_scheduler_step is not called"):
+        _, rates = fit(tmp_path, configure, cls=Stepping)
+    assert len(set(next(iter(rates.values())))) > 8
+
+
+def test_a_refused_recipe_leaves_clipping_to_the_trainer(tmp_path):
+    module = Module(lambda module: configure_optimizers(module, {**RECIPE, "schedule": TOO_LONG}))
+    with pytest.raises(RecipeError, match="longer than the run"):
+        fit(tmp_path, module=module)
+    module.configure = lambda module: torch.optim.SGD(module.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in module.parameters()]
+    fit(tmp_path, module=module, gradient_clip_val=1e-9)
+    moved = [(p - b).abs().max() for p, b in zip(module.parameters(), before, strict=True)]
+    assert max(moved) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_compiled_model_has_the_names_that_it_had():
+    class Compiled(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.compile(tiny_bert())
+
+    names = [name for g in param_groups(Compiled(), RECIPE) for name in g["param_names"]]
+    assert "classifier.weight" in names
