@@ -93,13 +93,19 @@ def settle(given: Source | Recipe | None, args: TrainingArguments) -> Recipe:
     return found[0]
 
 
-def report_replaced(args: TrainingArguments, recipe: Recipe, but: Collection[str] = ()) -> None:
+def report_replaced(
+    args: TrainingArguments, recipe: Recipe, but: Collection[str] = (), told: str = ""
+) -> str:
     """Warn, once, of every argument that was set although the recipe replaces it.
 
     Args:
         args: the trainer's.
         recipe: what applies in their place.
         but: arguments that are none of the recipe's business here.
+        told: what was said before, and need not be said again.
+
+    Returns:
+        What there is to say, of which the warning is made.
     """
     defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
     changed = [
@@ -107,16 +113,15 @@ def report_replaced(args: TrainingArguments, recipe: Recipe, but: Collection[str
         for name, winner in _winners(recipe)
         if name in defaults and name not in but and getattr(args, name) != defaults[name]
     ]
-    if changed:
-        told = (
-            f"{', '.join(name for name, _ in names)} ({winner})"
-            for winner, names in groupby(changed, itemgetter(1))
-        )
+    report = ", ".join(
+        f"{', '.join(name for name, _ in names)} ({winner})"
+        for winner, names in groupby(changed, itemgetter(1))
+    )
+    if report and report != told:
         warnings.warn(
-            f"the recipe replaces these training arguments: {', '.join(told)}",
-            UserWarning,
-            stacklevel=3,
+            f"the recipe replaces these training arguments: {report}", UserWarning, stacklevel=3
         )
+    return report
 
 
 def _winners(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -50,6 +50,7 @@ def resume(
         return _without_state(checkpoint, scheduler, updates)
     schedule = torch.load(checkpoint / SCHEDULER_NAME, map_location="cpu", weights_only=True)
     if "fingerprint" in schedule:
+        scheduler._check_state(schedule)  # before the Trainer loads the optimizer's
         return None
     saved = _optimizer_state(checkpoint)
     by_name = _by_name(saved, groups)

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
 from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import told_by
 from optimplug.huggingface.resume import resume
@@ -48,14 +49,14 @@ class _WithRecipe(_Base):
     lr_scheduler: Any
 
     def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
-        given = None if recipe is None else Recipe.load(recipe)
+        self._given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: list[str] = []
         super().__init__(*args, **kwargs)
-        self.recipe = settle(given, self.args)
-        _refuse_other_optimizers(self)
-        report_replaced(self.args, self.recipe)
+        _refuse_other_optimizers(cast(Trainer, self))
+        self.recipe = settle(self._given, self.args)
+        self._reported = report_replaced(self.args, self.recipe)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
         values = super().set_initial_training_values(args, dataloader)
@@ -64,6 +65,9 @@ class _WithRecipe(_Base):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            # The arguments may have changed since; what has been said need not be said again.
+            self.recipe = settle(self._given, self.args)
+            self._reported = report_replaced(self.args, self.recipe, told=self._reported)
             owner = cast(nn.Module, self.model if model is None else model)
             # Later, what the recipe freezes cannot be told from what was frozen before it.
             self._trainable = [name for name, p in owner.named_parameters() if p.requires_grad]
@@ -76,11 +80,12 @@ class _WithRecipe(_Base):
         if self.lr_scheduler is None:
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
             owner = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = self.recipe.build_scheduler(owner, horizon)
-            if self.lr_scheduler.counts_validations:
+            scheduler = self.recipe.build_scheduler(owner, horizon)
+            if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
+            scheduler.go_to(0)  # a run before may have left the optimizer at other rates
             # The Trainer keeps a scheduler that it was given, but renews one of its own.
-            self._created_lr_scheduler = True
+            self.lr_scheduler, self._created_lr_scheduler = scheduler, True
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -119,7 +124,10 @@ class _WithRecipe(_Base):
             updates = self.state.global_step
             change = resume(Path(checkpoint), self.optimizer, self.lr_scheduler, groups, updates)
         if change is None:
+            ours = settings_of(self.optimizer)
             super()._load_optimizer_and_scheduler(checkpoint)
+            if self.is_world_process_zero():
+                tell_differences(ours, settings_of(self.optimizer), Path(checkpoint or "").name)
         elif self.is_world_process_zero():
             warnings.warn(change, UserWarning, stacklevel=2)
 

@@ -213,7 +213,8 @@ class RecipeScheduler(LRScheduler):
         if state_dict.get("fingerprint", self.fingerprint) != self.fingerprint:
             raise StateError(
                 "the state was saved under another schedule: "
-                f"{state_dict['fingerprint']!r}, but this one is {self.fingerprint!r}"
+                f"{state_dict['fingerprint']!r}, but this one is {self.fingerprint!r}; give the "
+                "same schedule, over a run of the same number of updates"
             )
         # Each part judges its own; here they need not be alike.
         super()._check_state({**state_dict, "_remembered": []})

@@ -2,12 +2,13 @@ import pytest
 import torch
 from helpers import collate, same_weights, tiny_bert, tiny_rows
 from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
-from transformers import Seq2SeqTrainer, Trainer
+from trainers import Lines, points
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
-from optimplug import ArgumentError, Horizon, Recipe, RecipeError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
-from optimplug.huggingface import RecipeTrainer, with_recipe
+from optimplug.huggingface import RecipeTrainer, RecipeTrainingArguments, with_recipe
 from optimplug.optim import AdamW
 
 
@@ -90,7 +91,71 @@ def test_a_second_train_starts_the_schedule_anew(tmp_path):
     trainer.train()
     assert trainer.lr_scheduler is not first
     assert trainer.lr_scheduler.last_epoch == 18
-    assert {len(rates) for rates in trace.rates.values()} == {36}
+    for rates in trace.rates.values():
+        assert rates[18:] == rates[:18]
+        assert len(set(rates)) > 12
+
+
+def test_a_run_that_begins_again_with_smaller_batches_has_the_whole_schedule(tmp_path):
+    class Large(Lines):
+        calls = 0
+
+        def forward(self, x, labels):
+            Large.calls += 1
+            if Large.calls == 3:
+                raise RuntimeError("CUDA out of memory. tried")
+            return super().forward(x, labels)
+
+    rates = []
+
+    class Noting(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    args = arguments(tmp_path, auto_find_batch_size=True, num_train_epochs=1)
+    recipe = {"optimizer": {"name": "AdamW", "lr": 0.5}, "schedule": "linear"}
+    RecipeTrainer(
+        model=Large(), args=args, train_dataset=points(), callbacks=[Noting()], recipe=recipe
+    ).train()
+    again = rates[2:]
+    assert len(again) > 6
+    assert again == pytest.approx([0.5 * (1 - t / len(again)) for t in range(len(again))])
+
+
+def test_a_refused_run_leaves_no_schedule_behind(tmp_path):
+    trainer = trainer_of(tmp_path, FOLLOWING)
+    for _ in range(2):
+        with pytest.raises(RecipeError, match="eval_strategy is 'no'"):
+            trainer.train()
+
+
+def test_a_checkpoint_of_another_length_is_refused_before_anything_is_loaded(tmp_path):
+    trainer_of(tmp_path, callbacks=[StopAfter(6)]).train()
+    trainer = trainer_of(tmp_path, num_train_epochs=5)
+    with pytest.raises(StateError, match="over a run of the same number of updates"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert not trainer.optimizer.state
+
+
+def test_settings_that_a_checkpoint_brings_with_it_are_named(tmp_path):
+    trainer_of(tmp_path, callbacks=[StopAfter(6)]).train()
+    changed = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": 0.5, "betas": [0.5, 0.9]}}
+    trainer = trainer_of(tmp_path, changed)
+    said = r"checkpoint-6 was saved with other settings, which apply: .*: lr [\d.e-]+ \(the recipe's is .*betas \(0\.9, 0\.999\) \(the recipe's is \(0\.5, 0\.9\)"
+    with pytest.warns(UserWarning, match=said):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_arguments_that_change_before_a_run_are_settled_anew(tmp_path):
+    args = arguments(tmp_path, RecipeTrainingArguments, recipe=RECIPE, num_train_epochs=1)
+    trainer = RecipeTrainer(
+        model_init=lambda: tiny_bert(), args=args, train_dataset=tiny_rows(), data_collator=collate
+    )
+    args.learning_rate = 0.5
+    args.recipe = {"optimizer": {"name": "SGD", "lr": 0.25}}
+    with pytest.warns(UserWarning, match=r"learning_rate=0\.5 \(the recipe's lr is 0\.25\)"):
+        trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_any_trainer_can_take_a_recipe(tmp_path):
