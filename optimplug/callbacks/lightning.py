@@ -26,7 +26,7 @@ except ImportError:
 from optimplug.lightning.configure import take_over
 from optimplug.lightning.due import make_up_for, note_due, take_due
 from optimplug.lightning.metric import MetricCallback, agreed, in_fit, require_validations
-from optimplug.lightning.updates import Updates
+from optimplug.recipe.updates import Updates
 
 __all__ = [
     "LearningRateTrace",

@@ -21,6 +21,7 @@ from optimplug.huggingface.horizon import told_by
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
 from optimplug.recipe.reader import Source
+from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeTrainer", "with_recipe"]
 
@@ -72,6 +73,7 @@ class _WithRecipe(_Base):
             # Later, what the recipe freezes cannot be told from what was frozen before it.
             self._trainable = [name for name, p in owner.named_parameters() if p.requires_grad]
             self.optimizer = self.recipe.build_optimizer(owner)
+            self._updates = Updates(self.optimizer)
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def create_scheduler(
@@ -111,6 +113,9 @@ class _WithRecipe(_Base):
 
     def _get_learning_rate(self) -> float:
         """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
+        if not self._updates.take() and self.accelerator.scaler is not None:
+            # accelerate takes a step for an update, but fused ones skip by themselves.
+            self.optimizer._is_overflow = True
         groups = enumerate(self.optimizer.param_groups)
         self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
         return super()._get_learning_rate()

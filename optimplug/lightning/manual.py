@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
-from optimplug.lightning.updates import Updates
 from optimplug.recipe import RecipeScheduler
+from optimplug.recipe.updates import Updates
 
 __all__ = ["ManualCheck"]
 

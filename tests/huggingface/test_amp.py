@@ -32,13 +32,14 @@ def finite(trainer):
 
 
 @pytest.mark.parametrize("batch", [0, 2, 5])
+@pytest.mark.parametrize("fused", [{}, {"fused": True}], ids=["", "fused"])
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "torch.optim.AdamW"])
-def test_a_skipped_update_is_no_step_of_a_recipe(tmp_path, batch, name):
+def test_a_skipped_update_is_no_step_of_a_recipe(tmp_path, batch, name, fused):
     schedule = [
         {"name": "LinearLR", "start_factor": 0.1, "for": 4},
         {"name": "CosineAnnealingLR"},
     ]
-    optimizer = {"name": name, "lr": 0.01}
+    optimizer = {"name": name, "lr": 0.01, **fused}
     whole = run(recipe_trainer(tmp_path, schedule, optimizer=optimizer))
     trainer = scaled(
         recipe_trainer(tmp_path, schedule, rows=overflowing(batch), optimizer=optimizer)
@@ -47,7 +48,8 @@ def test_a_skipped_update_is_no_step_of_a_recipe(tmp_path, batch, name):
     assert trainer.state.global_step == 18
     assert trainer.accelerator.scaler.get_scale() == 2.0**5  # halved at each of three overflows
     assert trainer.lr_scheduler.last_epoch == 15
-    assert rates == {group: held[:15] for group, held in whole.items()}
+    if not fused:  # those are called for a skipped update too, and leave it out by themselves
+        assert rates == {group: held[:15] for group, held in whole.items()}
     assert finite(trainer)
 
 
