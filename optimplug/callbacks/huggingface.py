@@ -183,7 +183,7 @@ class MetricCallback(_EvaluationCallback):
             check_evaluations(args, _refused)
 
     def _followed(self) -> Collection[str]:
-        return self._scheduler.monitors
+        return self._scheduler.monitors_at(self._scheduler.last_epoch)
 
     def _evaluated(self, metrics: Mapping[str, Any]) -> None:
         self._scheduler.step_metric(metrics)

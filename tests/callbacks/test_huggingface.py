@@ -420,6 +420,26 @@ def test_a_told_recipe_resumes_where_it_was(tmp_path):
     check_resume(make, tmp_path, stops=(2, 5, 6, 14))
 
 
+def test_a_metric_of_a_later_phase_is_not_waited_for(tmp_path):
+    plateau = RECIPE["schedule"][1]
+    schedule = [{**plateau, "for": "2 epochs"}, {**plateau, "monitor": "eval_late"}]
+
+    def make(folder, **changes):
+        trainer = told(folder, schedule, eval_steps=2, **changes)
+
+        def metrics(_):
+            step = trainer.state.global_step
+            return {"worse" if step < 2 * EPOCH else "late": float(step)}
+
+        trainer.compute_metrics = metrics
+        return trainer
+
+    whole, _ = check_resume(make, tmp_path, stops=(EPOCH, 2 * EPOCH))
+    assert whole.lr_scheduler.monitors == {"eval_worse", "eval_late"}
+    assert whole.lr_scheduler.monitors_at(EPOCH) == {"eval_worse"}
+    assert whole.lr_scheduler.monitors_at(2 * EPOCH) == {"eval_late"}
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_a_metric_that_a_recipe_misses_is_an_error(tmp_path, several):
     schedule = [{**RECIPE["schedule"][1], "monitor": "eval_f1"}]
