@@ -9,7 +9,7 @@ from trainers import Lines, StopAfter, arguments, check_resume, points, run
 from transformers import Trainer, TrainerCallback
 
 from optimplug import ArgumentError, Horizon, Recipe, StateError
-from optimplug.callbacks.huggingface import MetricCallback, SchedulerCallback
+from optimplug.callbacks.huggingface import LearningRateTrace, MetricCallback, SchedulerCallback
 from optimplug.huggingface import RecipeTrainer
 from optimplug.optim import lr_scheduler as ours
 
@@ -186,6 +186,27 @@ def test_a_second_train_goes_on(tmp_path):
     rates = expected(DECAY, range(6, 37, 6), steps=36)
     assert first["0"] == rates["0"][:18]
     assert second["0"] == rates["0"][18:]
+
+
+class OutOfMemoryOnce(TrainerCallback):
+    """Lets ``auto_find_batch_size`` try again, with half the batch."""
+
+    raised = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.raised:
+            self.raised = True
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_a_trace_lists_an_update_once_after_a_batch_that_was_too_big(tmp_path):
+    trace, smaller = LearningRateTrace(), OutOfMemoryOnce()
+    trainer = trainer_of(
+        tmp_path, DECAY, {}, [trace, smaller], auto_find_batch_size=True, max_steps=5
+    )
+    trainer.train()
+    assert smaller.raised
+    assert {len(rates) for rates in trace.rates.values()} == {2 + 5}
 
 
 class Break(TrainerCallback):
