@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from optimplug.callbacks.stepped import Factory, SteppedScheduler
 from optimplug.callbacks.stepping import Interval, Stepping
@@ -33,6 +34,8 @@ class LearningRateTrace(_Trace, TrainerCallback):
         ``Trainer(..., callbacks=[LearningRateTrace()])``
     """
 
+    _handle: RemovableHandle | None = None
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -41,6 +44,7 @@ class LearningRateTrace(_Trace, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Listen to the trainer's optimizer."""
+        self._stop()  # auto_find_batch_size begins anew without an end
         self._handle = self.attach(kwargs["optimizer"])
 
     def on_train_end(
@@ -51,7 +55,11 @@ class LearningRateTrace(_Trace, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Stop listening: another ``train`` may go on with the same optimizer."""
-        self._handle.remove()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
 
 
 class _EvaluationCallback(TrainerCallback):
@@ -183,7 +191,7 @@ class MetricCallback(_EvaluationCallback):
             check_evaluations(args, _refused)
 
     def _followed(self) -> Collection[str]:
-        return self._scheduler.monitors
+        return self._scheduler.monitors_at(self._scheduler.last_epoch)
 
     def _evaluated(self, metrics: Mapping[str, Any]) -> None:
         self._scheduler.step_metric(metrics)

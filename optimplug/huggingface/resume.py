@@ -145,6 +145,22 @@ def _check(
                     f"be matched: {key} of {name} has the shape {tuple(value.shape)}, the "
                     f"parameter {tuple(p.shape)}"
                 )
+    if not isinstance(owner, optim.Optimizer):
+        _check_amsgrad(by_name, optimizer)
+
+
+def _check_amsgrad(
+    by_name: Mapping[str, Mapping[str, Any]], optimizer: torch.optim.Optimizer
+) -> None:
+    """Refuse a state that lacks what torch's optimizers make at the first step alone."""
+    for group in optimizer.param_groups:
+        for name in group["param_names"] if group["amsgrad"] else ():
+            if name in by_name and "max_exp_avg_sq" not in by_name[name]:
+                raise StateError(
+                    f"the checkpoint is of a run without amsgrad: the state of {name} has no "
+                    "max_exp_avg_sq, without which torch's optimizers cannot go on; use the Adam "
+                    "or AdamW of optimplug, which start it from zeros, or leave out amsgrad"
+                )
 
 
 def _summary(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -149,16 +149,19 @@ class Curve:
         for phase in self.phases:
             yield from phase.parts
 
+    def parts_at(self, t: int) -> tuple[Part, ...]:
+        """Return what acts after ``t`` updates."""
+        phase = self._at(t)
+        return phase.parts if phase else ()
+
     def check(self, t: int, metrics: Metrics) -> None:
         """Raise ArgumentError if what acts after ``t`` updates needs a metric not there."""
-        phase = self._at(t)
-        for part in phase.parts if phase else ():
+        for part in self.parts_at(t):
             part.check(metrics)
 
     def validated(self, t: int, metrics: Metrics) -> None:
         """Tell what acts after ``t`` updates of a validation."""
-        phase = self._at(t)
-        for part in phase.parts if phase else ():
+        for part in self.parts_at(t):
             part.validated(metrics)
 
     def _at(self, t: int) -> Phase | None:

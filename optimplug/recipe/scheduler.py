@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from optimplug._core.arguments import require_count
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
-from optimplug.recipe.curve import Curve, Part
+from optimplug.recipe.curve import Curve, Part, PlateauPart
 
 __all__ = ["RecipeScheduler", "Timetable"]
 
@@ -101,8 +101,11 @@ class RecipeScheduler(LRScheduler):
     @property
     def monitors(self) -> frozenset[str]:
         """The metrics that the schedule follows, in any phase."""
-        found = (getattr(p, "monitor", None) for c in self._timetable.curves() for p in c.parts())
-        return frozenset(name for name in found if name is not None)
+        return _monitors(p for c in self._timetable.curves() for p in c.parts())
+
+    def monitors_at(self, t: int) -> frozenset[str]:
+        """Return the metrics that a validation after ``t`` updates must have."""
+        return _monitors(p for c in self._timetable.curves() for p in c.parts_at(t))
 
     @property
     def counts_validations(self) -> bool:
@@ -247,6 +250,10 @@ class RecipeScheduler(LRScheduler):
         """
         super().load_state_dict(state_dict)
         self._set(self._last_lr)
+
+
+def _monitors(parts: Iterable[Part]) -> frozenset[str]:
+    return frozenset(part.monitor for part in parts if isinstance(part, PlateauPart))
 
 
 def _scaled(own: Any, factor: float) -> Any:

@@ -9,7 +9,7 @@ from trainers import Lines, StopAfter, arguments, check_resume, points, run
 from transformers import Trainer, TrainerCallback
 
 from optimplug import ArgumentError, Horizon, Recipe, StateError
-from optimplug.callbacks.huggingface import MetricCallback, SchedulerCallback
+from optimplug.callbacks.huggingface import LearningRateTrace, MetricCallback, SchedulerCallback
 from optimplug.huggingface import RecipeTrainer
 from optimplug.optim import lr_scheduler as ours
 
@@ -186,6 +186,27 @@ def test_a_second_train_goes_on(tmp_path):
     rates = expected(DECAY, range(6, 37, 6), steps=36)
     assert first["0"] == rates["0"][:18]
     assert second["0"] == rates["0"][18:]
+
+
+class OutOfMemoryOnce(TrainerCallback):
+    """Lets ``auto_find_batch_size`` try again, with half the batch."""
+
+    raised = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2 and not self.raised:
+            self.raised = True
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_a_trace_lists_an_update_once_after_a_batch_that_was_too_big(tmp_path):
+    trace, smaller = LearningRateTrace(), OutOfMemoryOnce()
+    trainer = trainer_of(
+        tmp_path, DECAY, {}, [trace, smaller], auto_find_batch_size=True, max_steps=5
+    )
+    trainer.train()
+    assert smaller.raised
+    assert {len(rates) for rates in trace.rates.values()} == {2 + 5}
 
 
 class Break(TrainerCallback):
@@ -418,6 +439,26 @@ def test_a_recipe_is_told_once_of_several_data_sets(tmp_path):
 def test_a_told_recipe_resumes_where_it_was(tmp_path):
     make = functools.partial(told, eval_steps=2)
     check_resume(make, tmp_path, stops=(2, 5, 6, 14))
+
+
+def test_a_metric_of_a_later_phase_is_not_waited_for(tmp_path):
+    plateau = RECIPE["schedule"][1]
+    schedule = [{**plateau, "for": "2 epochs"}, {**plateau, "monitor": "eval_late"}]
+
+    def make(folder, **changes):
+        trainer = told(folder, schedule, eval_steps=2, **changes)
+
+        def metrics(_):
+            step = trainer.state.global_step
+            return {"worse" if step < 2 * EPOCH else "late": float(step)}
+
+        trainer.compute_metrics = metrics
+        return trainer
+
+    whole, _ = check_resume(make, tmp_path, stops=(EPOCH, 2 * EPOCH))
+    assert whole.lr_scheduler.monitors == {"eval_worse", "eval_late"}
+    assert whole.lr_scheduler.monitors_at(EPOCH) == {"eval_worse"}
+    assert whole.lr_scheduler.monitors_at(2 * EPOCH) == {"eval_late"}
 
 
 @pytest.mark.parametrize("several", [False, True])

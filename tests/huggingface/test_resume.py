@@ -157,7 +157,9 @@ def swapped(folder):
     torch.save(saved, folder / "optimizer.pt")
 
 
+AMSGRAD = {"name": "torch.optim.AdamW", "lr": 0.1, "amsgrad": True}
 REFUSED = [
+    ({}, lambda folder: None, {"optimizer": AMSGRAD}, r"has no max_exp_avg_sq, .* AdamW of optimplug, .* or leave out amsgrad"),
     ({}, fewer_parameters, RECIPE, r"cannot be matched: its groups have \[\d+, \d+\] parameters, but those"),
     ({}, swapped, RECIPE, r"cannot be matched: exp_avg of bert\.embeddings\.\S+ has the shape \(16, 16\), the parameter \(40, 16\)"),
     ({}, lambda folder: None, {"optimizer": {"name": "SGD", "lr": 0.1}}, "cannot be taken over by SGD; .* needs AdamW or Adam"),
