@@ -43,8 +43,8 @@ def resume(
         One line that says what has changed; None if the checkpoint is of a recipe.
 
     Raises:
-        StateError: a part of the checkpoint is missing, or the optimizer's state is not AdamW's or
-            does not fit. Nothing has changed then.
+        StateError: a part of the checkpoint is missing, or the optimizer's state does not fit, or
+            is neither AdamW's nor that of a recipe's optimizer. Nothing has changed then.
     """
     if not (checkpoint / SCHEDULER_NAME).is_file():
         return _without_state(checkpoint, scheduler, updates)
@@ -56,14 +56,16 @@ def resume(
     by_name = _by_name(saved, groups)
     own = optimizer.state_dict()
     names = [name for group in own["param_groups"] for name in group["param_names"]]
-    _check(by_name, optimizer, names)
+    _check(by_name, optimizer, names, saved["param_groups"])
     state = {i: by_name[name] for i, name in enumerate(names) if name in by_name}
     optimizer.load_state_dict({**own, "state": state})
     # Torch's ReduceLROnPlateau has no base_lrs, and counts evaluations.
     scheduler.go_to(schedule["last_epoch"] if "base_lrs" in schedule else updates)
     left = len(by_name.keys() - set(names))
+    named = _are_named(saved["param_groups"])
+    kind = "whose schedule was the Trainer's own" if named else "without a recipe"
     return (
-        f"{checkpoint.name} is of a run without a recipe, with {_summary(saved['param_groups'])}; "
+        f"{checkpoint.name} is of a run {kind}, with {_summary(saved['param_groups'])}; "
         f"from update {scheduler.last_epoch} on the recipe applies, with "
         f"{_summary(optimizer.param_groups)}; the optimizer's state is taken over by parameter name"
         + (f", but for {left} parameters that the recipe freezes" if left else "")
@@ -96,17 +98,26 @@ def _optimizer_state(checkpoint: Path) -> dict[str, Any]:
     return saved
 
 
+def _are_named(groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a recipe has made the groups, and only the schedule was the Trainer's."""
+    return all("param_names" in group for group in groups)
+
+
+def _are_adams(groups: Sequence[Mapping[str, Any]]) -> bool:
+    return all("betas" in group and "amsgrad" in group for group in groups)
+
+
 def _by_name(
     saved: Mapping[str, Any], groups: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
     """Return the saved state of every parameter that has one."""
     theirs = saved["param_groups"]
-    if not all("betas" in group and "amsgrad" in group for group in theirs):
+    if not _are_named(theirs) and not _are_adams(theirs):
         raise StateError(
             "the checkpoint is of a run without a recipe, whose optimizer was not AdamW: its state "
             "cannot be taken over"
         )
-    if all("param_names" in group for group in theirs):
+    if _are_named(theirs):
         groups = [group["param_names"] for group in theirs]
     sizes = [len(group["params"]) for group in theirs]
     if sizes != [len(names) for names in groups]:
@@ -128,9 +139,13 @@ def _check(
     by_name: Mapping[str, Mapping[str, Any]],
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
+    theirs: Sequence[Mapping[str, Any]],
 ) -> None:
     """Refuse a state that the optimizer cannot use."""
     owner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if _are_named(theirs) and not (_are_adams(theirs) and type(owner) in _ADAMS):
+        _check_alike(by_name, owner, theirs)
+        return
     if type(owner) not in _ADAMS:
         raise StateError(
             "the checkpoint is of a run with AdamW, whose state cannot be taken over by "
@@ -147,6 +162,28 @@ def _check(
                 )
     if not isinstance(owner, optim.Optimizer):
         _check_amsgrad(by_name, optimizer)
+
+
+def _check_alike(
+    by_name: Mapping[str, Mapping[str, Any]],
+    owner: torch.optim.Optimizer,
+    theirs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse the state of another kind of optimizer; whether it is whole is for this one to say."""
+    if isinstance(owner, optim.Optimizer):
+        rules = [owner.rule({**owner.defaults, **group}) for group in owner.param_groups]
+        kept = {"step"}.union(*((*rule.state, *rule.late_state) for rule in rules))
+        alike = all(state.keys() <= kept for state in by_name.values())
+    else:  # what others keep is known from their hyperparameters alone
+        own = owner.defaults.keys() - {"differentiable"}  # torch adds it as a state is loaded
+        known = owner.defaults.keys() | {key for group in owner.param_groups for key in group}
+        alike = all(own <= group.keys() <= known for group in theirs)
+    if not alike:
+        raise StateError(
+            "the checkpoint is of a run whose schedule was the Trainer's own, and its optimizer's "
+            f"state cannot be taken over by {type(owner).__name__}: a recipe that goes on from it "
+            "needs the same optimizer"
+        )
 
 
 def _check_amsgrad(

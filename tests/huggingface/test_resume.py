@@ -118,6 +118,51 @@ def test_groups_that_a_recipe_made_for_a_plain_trainer_are_known_by_their_names(
     assert same_moments(start.moments, moments(trainer.model, trainer.optimizer))
 
 
+def own_schedule_run(folder, optimizer):
+    """Train a plain Trainer with a recipe's optimizer; return its checkpoint and the moments."""
+    trainer = trainer_of(
+        folder, cls=Trainer, callbacks=[StopAfter(6)], max_grad_norm=0,
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs({"optimizer": optimizer}),
+    )  # fmt: skip
+    trainer.train()
+    return str(folder / "checkpoint-6"), moments(trainer.model, trainer.optimizer)
+
+
+ADAMW = {"name": "AdamW", "lr": 1e-2}
+SGD = {"name": "SGD", "lr": 1e-2, "momentum": 0.9}
+TORCHS_SGD = {**SGD, "name": "torch.optim.SGD"}
+ADAFACTOR = {"name": "torch.optim.Adafactor", "lr": 1e-2}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(ADAMW, ADAMW), (SGD, SGD), (TORCHS_SGD, TORCHS_SGD), (TORCHS_SGD, SGD), (ADAFACTOR, ADAFACTOR)],
+)  # fmt: skip
+def test_any_optimizer_of_a_recipe_goes_on_after_the_trainers_own_schedule(tmp_path, before, after):
+    checkpoint, saved = own_schedule_run(tmp_path, before)
+    start = AtTheStart()
+    recipe = {**RECIPE, "optimizer": after}
+    _, told = resumed(tmp_path, checkpoint, recipe, [start])
+    assert saved
+    assert same_moments(start.moments, saved)
+    assert "checkpoint-6 is of a run whose schedule was the Trainer's own, with 1 group" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(ADAMW, SGD), (SGD, ADAMW), (ADAMW, TORCHS_SGD), (SGD, ADAFACTOR),
+     (ADAMW, {"name": "torch.optim.Adamax", "lr": 1e-2})],
+)  # fmt: skip
+def test_an_optimizer_that_keeps_another_state_is_refused(tmp_path, before, after):
+    checkpoint, _ = own_schedule_run(tmp_path, before)
+    trainer = trainer_of(tmp_path, {**RECIPE, "optimizer": after})
+    name = after["name"].split(".")[-1]
+    with pytest.raises(StateError, match=f"cannot be taken over by {name}: .* same optimizer"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert not trainer.optimizer.state
+    assert trainer.lr_scheduler.last_epoch == 0
+
+
 def test_a_checkpoint_of_a_recipe_in_a_plain_trainer_is_one_of_a_recipe(tmp_path):
     model, args = tiny_bert(), {"max_grad_norm": 0}
     whole = trainer_of(tmp_path / "whole")
