@@ -74,7 +74,7 @@ def killed(folder):
 
 @pytest.mark.slow
 def test_after_the_process_was_killed(tmp_path):
-    code = "import sys, test_resume; test_resume.killed(sys.argv[1])"
+    code = "import sys, test_interrupted; test_interrupted.killed(sys.argv[1])"
     paths = [str(TESTS.parent), str(TESTS), str(TESTS / "huggingface")]
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run")],
