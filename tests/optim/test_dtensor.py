@@ -75,6 +75,7 @@ def train_sharded(rank, folder, choice):
         norms.append(ours.grad_norm.clone())
     learnt = [p.detach().full_tensor() for p in params]
     torch.save([learnt, norms, ours.skipped_steps], f"{folder}/{rank}.pt")
+    dist.barrier()  # neither leaves while the other still waits for it
     dist.destroy_process_group()
 
 
