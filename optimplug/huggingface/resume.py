@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from optimplug import optim
+from optimplug._core.arguments import owner_of
 from optimplug.errors import StateError
 from optimplug.recipe import RecipeScheduler
 
@@ -142,7 +143,7 @@ def _check(
     theirs: Sequence[Mapping[str, Any]],
 ) -> None:
     """Refuse a state that the optimizer cannot use."""
-    owner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    owner = owner_of(optimizer)
     if _are_named(theirs) and not (_are_adams(theirs) and type(owner) in _ADAMS):
         _check_alike(by_name, owner, theirs)
         return

@@ -54,6 +54,7 @@ class _WithRecipe(_Base):
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: list[str] = []
+        self._updates: Updates | None = None
         super().__init__(*args, **kwargs)
         _refuse_other_optimizers(cast(Trainer, self))
         self.recipe = settle(self._given, self.args)
@@ -113,7 +114,8 @@ class _WithRecipe(_Base):
 
     def _get_learning_rate(self) -> float:
         """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
-        if not self._updates.take() and self.accelerator.scaler is not None:
+        skipped = self._updates is not None and not self._updates.take()
+        if skipped and self.accelerator.scaler is not None:
             # accelerate takes a step for an update, but fused ones skip by themselves.
             self.optimizer._is_overflow = True
         groups = enumerate(self.optimizer.param_groups)
@@ -122,8 +124,10 @@ class _WithRecipe(_Base):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
+        if checkpoint is None:
+            return
         change = None
-        if checkpoint is not None and not self.is_deepspeed_enabled:
+        if not self.is_deepspeed_enabled:
             decayed = set(self.get_decay_parameter_names(cast(nn.Module, self.model)))
             groups = [[n for n in self._trainable if (n in decayed) == d] for d in (True, False)]
             updates = self.state.global_step
@@ -132,7 +136,7 @@ class _WithRecipe(_Base):
             ours = settings_of(self.optimizer)
             super()._load_optimizer_and_scheduler(checkpoint)
             if self.is_world_process_zero():
-                tell_differences(ours, settings_of(self.optimizer), Path(checkpoint or "").name)
+                tell_differences(ours, settings_of(self.optimizer), Path(checkpoint).name)
         elif self.is_world_process_zero():
             warnings.warn(change, UserWarning, stacklevel=2)
 

@@ -21,10 +21,7 @@ def step_after_updates(module: LightningModule, scheduler: RecipeScheduler) -> N
 
     Lightning steps a scheduler also after an update that AMP skipped.
     """
-    held = vars(module).get(_METHOD)
-    if isinstance(held, partial) and held.func is _step:  # of another scheduler, or another run
-        held.args[0][scheduler] = Updates(scheduler.optimizer)
-        return
+    scheduler.updates = Updates(scheduler.optimizer)
     own = getattr(type(module), _METHOD)
     if own is not getattr(LightningModule, _METHOD):
         warnings.warn(
@@ -33,12 +30,11 @@ def step_after_updates(module: LightningModule, scheduler: RecipeScheduler) -> N
             UserWarning,
             stacklevel=3,
         )
-    updates = {scheduler: Updates(scheduler.optimizer)}
-    setattr(module, _METHOD, partial(_step, updates, own.__get__(module)))
+    setattr(module, _METHOD, partial(_step, own.__get__(module)))
 
 
-def _step(updates: dict[Any, Updates], others: Any, scheduler: Any, metric: Any) -> None:
-    if scheduler not in updates:
+def _step(others: Any, scheduler: Any, metric: Any) -> None:
+    if not isinstance(scheduler, RecipeScheduler) or scheduler.updates is None:
         others(scheduler, metric)
-    elif updates[scheduler].take():
+    elif scheduler.updates.take():
         scheduler.step()

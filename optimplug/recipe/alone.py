@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from pydantic import ValidationError
 
+from optimplug._core.arguments import owner_of
 from optimplug.errors import RecipeError
 from optimplug.recipe.durations import Horizon
 from optimplug.recipe.problems import as_in, problems
@@ -46,7 +47,7 @@ def build_scheduler(
         >>> scheduler.get_last_lr()
         [0.75]
     """
-    owner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    owner = owner_of(optimizer)
     content = {"schedule": schedule}
     with as_in(content):
         phases = _phases(content)

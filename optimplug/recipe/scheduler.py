@@ -13,6 +13,7 @@ from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.curve import Curve, Part, PlateauPart
+from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeScheduler", "Timetable"]
 
@@ -80,7 +81,9 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_timetable")
+    _not_saved = (*LRScheduler._not_saved, "_timetable", "updates")
+    updates: Updates | None = None
+    """Those of the optimizer, where a trainer would step the schedule after skipped ones too."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, timetable: Timetable) -> None:
         self._timetable = timetable
