@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from support.labels import label
 from transformers import BertConfig, GPT2Config
 
 from optimplug.cli import main
@@ -294,7 +295,7 @@ def test_a_missing_recipe_is_status_1(run):
     )
 
 
-@pytest.mark.parametrize("command", [[], ["plan"], ["check"], ["explain"], ["schema"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["plan"], ["check"], ["explain"], ["schema"]], ids=label)
 def test_help_has_an_example(run, command):
     done = run(*command, "--help")
     assert done.returncode == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import collate, tiny_bert, tiny_rows
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from support.bert import collate, tiny_bert, tiny_rows
 from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe
@@ -31,7 +31,7 @@ COMMANDS = [
     if language == "console"
     for line in text.splitlines()
 ]
-MODEL = "import sys; sys.path.insert(0, {!r}); from helpers import tiny_bert as build"
+MODEL = "import sys; sys.path.insert(0, {!r}); from support.bert import tiny_bert as build"
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from optimplug.callbacks.stepped import Factory, SteppedScheduler
-from optimplug.callbacks.stepping import Interval, Stepping
+from optimplug.callbacks.interval_scheduler import Factory, IntervalScheduler
+from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.errors import ArgumentError, MissingExtraError
 
@@ -244,8 +244,8 @@ class SchedulerCallback(_EvaluationCallback):
         frequency: int = 1,
         monitor: str | None = None,
     ) -> None:
-        self._stepping = Stepping(interval, frequency, _prefixed(monitor))
-        self.scheduler = SteppedScheduler(scheduler_or_factory, self._stepping)
+        self._step_interval = StepInterval(interval, frequency, _prefixed(monitor))
+        self.scheduler = IntervalScheduler(scheduler_or_factory, self._step_interval)
 
     def on_train_begin(
         self,
@@ -266,12 +266,12 @@ class SchedulerCallback(_EvaluationCallback):
                 "Trainer(..., optimizers=(optimizer, callback.scheduler), callbacks=[callback]), "
                 "with None in the optimizer's place where the Trainer is to make it"
             )
-        if self._stepping.interval == "epoch" and not has_length(kwargs["train_dataloader"]):
+        if self._step_interval.interval == "epoch" and not has_length(kwargs["train_dataloader"]):
             raise ArgumentError(
                 "the training data has no length, so its epochs cannot be told: give data with "
                 "__len__, or interval='step' and the updates of an epoch as frequency"
             )
-        if self._stepping.interval == "validation":
+        if self._step_interval.interval == "validation":
             check_evaluations(args, _refused)
         self.scheduler.bind(kwargs["optimizer"])
 
@@ -288,7 +288,7 @@ class SchedulerCallback(_EvaluationCallback):
             self.scheduler.happened("epoch")
 
     def _followed(self) -> Collection[str]:
-        return () if self._stepping.monitor is None else (self._stepping.monitor,)
+        return () if self._step_interval.monitor is None else (self._step_interval.monitor,)
 
     def _evaluated(self, metrics: Mapping[str, Any]) -> None:
         self.scheduler.happened("validation", metrics)

@@ -11,11 +11,11 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from optimplug._core.optim.gradients import global_norm
-from optimplug.callbacks.stepping import Interval, Stepping
+from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.errors import ArgumentError, MissingExtraError, StateError
 from optimplug.recipe import Recipe, RecipeScheduler
-from optimplug.recipe.reader import Source
+from optimplug.recipe.text.reader import Source
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,8 +24,12 @@ except ImportError:
     raise MissingExtraError("optimplug.callbacks.lightning", "lightning") from None
 
 from optimplug.lightning.configure import take_over
-from optimplug.lightning.due import make_up_for, note_due, take_due
 from optimplug.lightning.metric import MetricCallback, agreed, in_fit, require_validations
+from optimplug.lightning.pending_validation import (
+    note_pending_validation,
+    pop_pending_validation,
+    run_pending_validation,
+)
 from optimplug.recipe.updates import Updates
 
 __all__ = [
@@ -128,12 +132,12 @@ class SchedulerCallback(Callback):
         frequency: int = 1,
         monitor: str | None = None,
     ) -> None:
-        self.stepping = Stepping(interval, frequency, monitor)
+        self.step_interval = StepInterval(interval, frequency, monitor)
         self._given = scheduler_or_factory
         self._count = 0
         self._due = False
         if isinstance(scheduler_or_factory, LRScheduler):
-            self.stepping.check(scheduler_or_factory)
+            self.step_interval.check(scheduler_or_factory)
         elif not callable(scheduler_or_factory):
             given = type(scheduler_or_factory).__name__
             raise ArgumentError(
@@ -146,7 +150,7 @@ class SchedulerCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the scheduler, and give it to the trainer, who saves and restores it."""
-        if self.stepping.interval == "validation":
+        if self.step_interval.interval == "validation":
             require_validations(trainer, lambda problem: ArgumentError(f"the callback {problem}"))
         self.scheduler = self._scheduler(trainer)
         self._updates = Updates(self.scheduler.optimizer)
@@ -158,19 +162,19 @@ class SchedulerCallback(Callback):
         """Make up for the validation that the checkpoint came just before, if it did."""
         if self._due:
             self._due = False
-            make_up_for(trainer)
+            run_pending_validation(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Step after an update, or after the last one of an epoch: before checkpoints are saved."""
-        if self.stepping.interval == "step":
+        if self.step_interval.interval == "step":
             self._counted(self._updates.take())
-        elif self.stepping.interval == "epoch":
+        elif self.step_interval.interval == "epoch":
             self._counted(int(trainer.is_last_batch))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Step after a validation in ``fit``; the sanity check is none."""
-        if self.stepping.interval == "validation" and in_fit(trainer):
-            monitor = self.stepping.monitor
+        if self.step_interval.interval == "validation" and in_fit(trainer):
+            monitor = self.step_interval.monitor
             self._counted(1, agreed(trainer, {monitor} if monitor else set()))
 
     def on_save_checkpoint(
@@ -181,8 +185,8 @@ class SchedulerCallback(Callback):
             **self._kind(),
             "count": self._count,
         }
-        if self.stepping.interval == "validation":
-            note_due(trainer, checkpoint)
+        if self.step_interval.interval == "validation":
+            note_pending_validation(trainer, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -203,7 +207,9 @@ class SchedulerCallback(Callback):
                 f"{self._place(trainer)} here is {self._kind()}; give the same, in the same order"
             )
         self._count = here["count"]
-        self._due = self.stepping.interval == "validation" and take_due(checkpoint)
+        self._due = self.step_interval.interval == "validation" and pop_pending_validation(
+            checkpoint
+        )
 
     def _scheduler(self, trainer: Trainer) -> LRScheduler:
         optimizers = trainer.optimizers
@@ -215,7 +221,7 @@ class SchedulerCallback(Callback):
                     f"module has {len(optimizers)} optimizers"
                 )
             scheduler = scheduler(optimizers[0])
-            self.stepping.check(scheduler)
+            self.step_interval.check(scheduler)
         if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
             raise ArgumentError(
                 "scheduler_or_factory must be a scheduler of an optimizer that the module's "
@@ -237,8 +243,8 @@ class SchedulerCallback(Callback):
 
     def _counted(self, new: int, metrics: Mapping[str, Any] | None = None) -> None:
         for _ in range(new):
-            if self.stepping.due(self._count + 1):
-                self.stepping.step(self.scheduler, metrics)
+            if self.step_interval.due(self._count + 1):
+                self.step_interval.step(self.scheduler, metrics)
             self._count += 1
 
     def _place(self, trainer: Trainer) -> int:
@@ -246,7 +252,7 @@ class SchedulerCallback(Callback):
         return _all_in(trainer).index(self)
 
     def _kind(self) -> dict[str, Any]:
-        return asdict(self.stepping)
+        return asdict(self.step_interval)
 
 
 def _all_in(trainer: Trainer) -> list[SchedulerCallback]:

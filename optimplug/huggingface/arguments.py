@@ -16,13 +16,13 @@ from transformers import TrainingArguments
 
 from optimplug.errors import RecipeError
 from optimplug.recipe import Recipe
-from optimplug.recipe.reader import Source, is_text, read
+from optimplug.recipe.text.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
     "report_replaced",
-    "settle",
+    "resolve_recipe",
 ]
 
 
@@ -76,7 +76,7 @@ class RecipeTrainingArguments(RecipeArguments, TrainingArguments):
     """
 
 
-def settle(given: Source | Recipe | None, args: TrainingArguments) -> Recipe:
+def resolve_recipe(given: Source | Recipe | None, args: TrainingArguments) -> Recipe:
     """Return the recipe of a trainer, which was given to it or to its arguments.
 
     Raises:

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from optimplug.errors import Problem, RecipeError
-from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.recipe import Recipe, RecipeScheduler
-from optimplug.recipe.reader import Source
-from optimplug.recipe.schema import FreezeSpec
+from optimplug.recipe.text.reader import Source
+from optimplug.recipe.text.schema import FreezeSpec
 
 __all__ = ["FromRecipe", "build", "optimizer_cls_and_kwargs"]
 
@@ -54,7 +54,7 @@ def build(
     Example:
         ``Trainer(model, args, train_dataset=data, optimizers=build(model, recipe, args, data))``
     """
-    recipe = settle(recipe, args)
+    recipe = resolve_recipe(recipe, args)
     if args.auto_find_batch_size:
         raise RecipeError.at(
             "schedule",

@@ -14,13 +14,13 @@ from transformers import Trainer, TrainingArguments
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
-from optimplug.huggingface.arguments import report_replaced, settle
+from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import told_by
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler
-from optimplug.recipe.reader import Source
+from optimplug.recipe.text.reader import Source
 from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeTrainer", "with_recipe"]
@@ -57,7 +57,7 @@ class _WithRecipe(_Base):
         self._updates: Updates | None = None
         super().__init__(*args, **kwargs)
         _refuse_other_optimizers(cast(Trainer, self))
-        self.recipe = settle(self._given, self.args)
+        self.recipe = resolve_recipe(self._given, self.args)
         self._reported = report_replaced(self.args, self.recipe)
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
@@ -68,7 +68,7 @@ class _WithRecipe(_Base):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             # The arguments may have changed since; what has been said need not be said again.
-            self.recipe = settle(self._given, self.args)
+            self.recipe = resolve_recipe(self._given, self.args)
             self._reported = report_replaced(self.args, self.recipe, told=self._reported)
             owner = cast(nn.Module, self.model if model is None else model)
             # Later, what the recipe freezes cannot be told from what was frozen before it.

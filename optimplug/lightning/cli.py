@@ -13,8 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from optimplug.errors import OptimplugError, RecipeError
 from optimplug.lightning.configure import take_over
 from optimplug.recipe import Recipe
-from optimplug.recipe.override import override
-from optimplug.recipe.reader import read
+from optimplug.recipe.text.override import override
+from optimplug.recipe.text.reader import read
 
 __all__ = ["RecipeCLI"]
 

@@ -11,18 +11,18 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from optimplug.errors import RecipeError
-from optimplug.lightning.beside import check_callbacks
+from optimplug.lightning.added_groups import follow_added_groups
 from optimplug.lightning.clipping import check_clipping, leave_clipping_to
-from optimplug.lightning.due import was_due
+from optimplug.lightning.conflicts import refuse_conflicts
 from optimplug.lightning.horizon import horizon_of
-from optimplug.lightning.joining import let_groups_join
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.metric import MetricCallback, require_validations
 from optimplug.lightning.package import check_module_class
+from optimplug.lightning.pending_validation import pop_resumed_validation
 from optimplug.lightning.updates import step_after_updates
 from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
-from optimplug.recipe.alone import Schedule
-from optimplug.recipe.reader import Source
+from optimplug.recipe.schedule.standalone import Schedule
+from optimplug.recipe.text.reader import Source
 
 __all__ = [
     "RecipeMixin",
@@ -70,7 +70,7 @@ def configure_optimizers(
 
     def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
         optimizer, scheduler = recipe.build(model, horizon)
-        let_groups_join(model, scheduler)
+        follow_added_groups(model, scheduler)
         return optimizer, scheduler
 
     optimizer, scheduler = _by_either_name(module, build)
@@ -119,7 +119,7 @@ def scheduler_config(
         scheduler = schedule.build_scheduler(optimizer, horizon)
     else:
         scheduler = build_scheduler(schedule, optimizer, horizon)
-    let_groups_join(module, scheduler)
+    follow_added_groups(module, scheduler)
     return _config(module, scheduler)
 
 
@@ -186,7 +186,7 @@ def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built
 
 def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, Any]:
     """Return the config of a scheduler, and see to it that it hears of all that it counts."""
-    check_callbacks(module.trainer, scheduler)
+    refuse_conflicts(module.trainer, scheduler)
     if not module.automatic_optimization:
         callbacks = module.trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
         callbacks.insert(0, ManualCheck(scheduler))
@@ -204,7 +204,7 @@ def _tell_of_validations(trainer: Trainer) -> None:
     if mine is None:
         mine = MetricCallback()
         callbacks.insert(0, mine)
-    mine.due = was_due(trainer)
+    mine.due = pop_resumed_validation(trainer)
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:

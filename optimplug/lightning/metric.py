@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from optimplug.lightning.due import make_up_for, note_due
+from optimplug.lightning.pending_validation import note_pending_validation, run_pending_validation
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["MetricCallback", "agreed", "in_fit", "require_validations"]
@@ -30,13 +30,13 @@ class MetricCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Note in the checkpoint that a validation comes next, if it does."""
-        note_due(trainer, checkpoint)
+        note_pending_validation(trainer, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up for the validation that the checkpoint came just before, if it did."""
         if self.due:
             self.due = False
-            make_up_for(trainer)
+            run_pending_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass on the metrics that the module has logged, the same on every process.

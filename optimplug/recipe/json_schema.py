@@ -16,10 +16,8 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.optim import lr_scheduler
-from optimplug.recipe.durations import Duration
-from optimplug.recipe.kinds import FAMILIES
-from optimplug.recipe.match import MEMBERS
-from optimplug.recipe.phases import preset_names, vocabulary
+from optimplug.recipe.parameters.kinds import FAMILIES
+from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import (
     expected,
     of_group,
@@ -27,7 +25,9 @@ from optimplug.recipe.resolve import (
     parameters_of,
     scheduler_names,
 )
-from optimplug.recipe.schema import PhaseSpec, RecipeSpec
+from optimplug.recipe.schedule.phases import preset_names, vocabulary
+from optimplug.recipe.text.durations import Duration
+from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 
 __all__ = ["json_schema"]
 
@@ -59,7 +59,7 @@ def json_schema() -> dict[str, Any]:
     _complete_optimizer(parts["OptimizerSpec"], known)
     _complete_phase(parts["PhaseSpec"])
     said = parts["RuleSpec"]["properties"]
-    said["no_decay"]["anyOf"].insert(0, {"enum": list(MEMBERS)})
+    said["no_decay"]["anyOf"].insert(0, {"enum": list(FAMILY_WORDS)})
     parts["RuleSpec"]["properties"] = {**_merged(map(_group_forms, known.values())), **said}
     parts["RuleSpec"]["minProperties"] = 1
     conditions = parts["Match"]["anyOf"][-1]

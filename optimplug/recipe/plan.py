@@ -13,15 +13,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from optimplug import page, plot
 from optimplug.errors import Problem
-from optimplug.recipe.curve import Curve
-from optimplug.recipe.durations import Horizon
-from optimplug.recipe.explain import Explanation, explain, plain
-from optimplug.recipe.groups import Group as ParameterGroup
-from optimplug.recipe.groups import Grouping
-from optimplug.recipe.scheduler import Timetable
-from optimplug.recipe.schema import RuleSpec
+from optimplug.recipe.parameters.explain import Explanation, explain, plain
+from optimplug.recipe.parameters.groups import Group as ParameterGroup
+from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.schedule.curves import Curve
+from optimplug.recipe.schedule.timeline import RunSchedule
+from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.schema import RuleSpec
+from optimplug.show import page, plot
 
 __all__ = ["Plan"]
 
@@ -44,7 +44,7 @@ class Plan:
     defaults: Mapping[str, Any]
     """The same, with the optimizer's own defaults."""
     grouping: Grouping
-    timetable: Timetable
+    run_schedule: RunSchedule
     horizon: Horizon
     rules: Sequence[RuleSpec]
     """The recipe's rules, in order."""
@@ -64,11 +64,11 @@ class Plan:
     @property
     def curve(self) -> Curve:
         """The factor on lr over time, of the groups that have no schedule of their own."""
-        return self.timetable.shared["lr"]
+        return self.run_schedule.shared["lr"]
 
     def curve_of(self, group: ParameterGroup) -> Curve:
         """Return the factor on lr over time that a group follows."""
-        return self.timetable.tracks(group.schedule)["lr"]
+        return self.run_schedule.curves_of(group.schedule)["lr"]
 
     def lr(self, group: ParameterGroup, t: int) -> float:
         """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use.
@@ -91,7 +91,7 @@ class Plan:
     @property
     def tied(self) -> tuple[tuple[str, ...], ...]:
         """The names of each parameter that has several; it stands in its group by the first."""
-        return tuple(m.names for m in self.grouping.members.values() if len(m.names) > 1)
+        return tuple(m.names for m in self.grouping.parameters.values() if len(m.names) > 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, such as JSON has."""
@@ -108,7 +108,7 @@ class Plan:
                     "weight_decay": plain(self._setting(group, "weight_decay")),
                     "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
                     "schedule": group.schedule,
-                    "frozen_until": self.timetable.frozen_until.get(group.freeze or ""),
+                    "frozen_until": self.run_schedule.frozen_until.get(group.freeze or ""),
                     "rules": [f"groups[{i}]" for i in group.rules],
                     "members": list(group.parameters),
                 }
@@ -258,15 +258,15 @@ class Plan:
             if group.schedule is not None:
                 yield f"{group.name} has the schedule of {group.schedule}"
             if group.freeze is not None:
-                until = self.timetable.frozen_until[group.freeze]
+                until = self.run_schedule.frozen_until[group.freeze]
                 yield f"{group.name} is frozen until step {until:,}, by {group.freeze}"
 
     def _named_curves(self) -> Iterator[tuple[str, Curve]]:
         """Walk every curve, each with what tells it from that of lr for all."""
-        for of, curve in self.timetable.shared.items():
+        for of, curve in self.run_schedule.shared.items():
             yield ("" if of == "lr" else f"{of}, "), curve
-        for rule, tracks in self.timetable.own.items():
-            yield from ((f"{rule}, {of}, ", curve) for of, curve in tracks.items())
+        for rule, curves in self.run_schedule.own.items():
+            yield from ((f"{rule}, {of}, ", curve) for of, curve in curves.items())
 
     def _notes(self) -> Iterator[Text]:
         for line in self._summary():

@@ -14,14 +14,11 @@ from torch import nn
 from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import Problem, RecipeError
-from optimplug.recipe.depth import depths
-from optimplug.recipe.durations import Horizon
-from optimplug.recipe.explain import Explanation, explain
-from optimplug.recipe.groups import Grouping, group_parameters
 from optimplug.recipe.json_schema import json_schema
+from optimplug.recipe.parameters.depth import depths
+from optimplug.recipe.parameters.explain import Explanation, explain
+from optimplug.recipe.parameters.groups import Grouping, group_parameters
 from optimplug.recipe.plan import Plan
-from optimplug.recipe.problems import as_in, as_written, problems
-from optimplug.recipe.reader import Source, read
 from optimplug.recipe.resolve import (
     no_decay_problems,
     of_group,
@@ -29,14 +26,18 @@ from optimplug.recipe.resolve import (
     optimizer_problems,
     parameters_of,
 )
-from optimplug.recipe.schedule import (
+from optimplug.recipe.schedule.scheduler import RecipeScheduler
+from optimplug.recipe.schedule.timeline import (
+    RunSchedule,
     compile_schedule,
     schedule_problems,
     target_problems,
     until,
 )
-from optimplug.recipe.scheduler import RecipeScheduler, Timetable
-from optimplug.recipe.schema import FreezeSpec, PhaseSpec, RecipeSpec, RuleSpec
+from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.problems import as_in, as_written, problems
+from optimplug.recipe.text.reader import Source, read
+from optimplug.recipe.text.schema import FreezeSpec, PhaseSpec, RecipeSpec, RuleSpec
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings
 
 __all__ = ["Recipe"]
@@ -139,7 +140,7 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
-        grouping, timetable = self._resolve(model, horizon)
+        grouping, run_schedule = self._resolve(model, horizon)
         optimizer = self._construct(grouping, without=_unknown_on(grouping))
         try:
             depth = depths(model)
@@ -150,12 +151,12 @@ class Recipe:
             settings=self._settings,
             defaults=self.hyperparameters,
             grouping=grouping,
-            timetable=timetable,
+            run_schedule=run_schedule,
             horizon=horizon,
             rules=self.spec.groups,
             depth=depth,
             state_bytes=state_bytes(optimizer) if _is_own(optimizer) else None,
-            warnings=tuple(self._warnings(grouping, timetable, horizon)),
+            warnings=tuple(self._warnings(grouping, run_schedule, horizon)),
         )
 
     def build(
@@ -169,9 +170,9 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
-        grouping, timetable = self._resolve(model, horizon)
+        grouping, run_schedule = self._resolve(model, horizon)
         optimizer = self._optimizer(grouping)
-        return optimizer, RecipeScheduler(optimizer, timetable)
+        return optimizer, RecipeScheduler(optimizer, run_schedule)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
@@ -184,8 +185,8 @@ class Recipe:
     ) -> RecipeScheduler:
         """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
         with self._located():
-            timetable = self._timetable(horizon)
-        return RecipeScheduler(optimizer, timetable)
+            run_schedule = self._run_schedule(horizon)
+        return RecipeScheduler(optimizer, run_schedule)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Build the groups alone, for an optimizer of one's own.
@@ -232,34 +233,34 @@ class Recipe:
         known = parameters_of(self._optimizer_class, without=("params",))
         return {**{name: p.default for name, p in known.items()}, **self._settings}
 
-    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, Timetable]:
+    def _resolve(self, model: nn.Module, horizon: Horizon) -> tuple[Grouping, RunSchedule]:
         """Fit the rules to the model and the phases to the horizon; report on both together."""
         wrong: list[Problem] = []
-        grouping = timetable = None
+        grouping = run_schedule = None
         try:
             grouping = self._group(model)
         except RecipeError as error:
             wrong += error.problems
         try:
-            timetable = self._timetable(horizon)
+            run_schedule = self._run_schedule(horizon)
         except RecipeError as error:
             wrong += error.problems
-        if wrong or grouping is None or timetable is None:
+        if wrong or grouping is None or run_schedule is None:
             with self._located():
                 raise RecipeError(wrong)
-        return grouping, timetable
+        return grouping, run_schedule
 
-    def _timetable(self, horizon: Horizon) -> Timetable:
+    def _run_schedule(self, horizon: Horizon) -> RunSchedule:
         """Lay out every schedule over the run, and for how long rules freeze."""
         wrong: list[Problem] = []
-        tracks, frozen = {}, {}
+        own_curves, frozen = {}, {}
         for path, phases in self._schedules():
             try:
                 curves = compile_schedule(phases, horizon, self.hyperparameters, path)
                 if path != "schedule" and phases:  # what a rule says nothing of, it leaves alone
                     said = {phase.of or "lr" for phase in phases}
                     curves = {of: curve for of, curve in curves.items() if of in said}
-                tracks[path.removesuffix(".schedule")] = curves
+                own_curves[path.removesuffix(".schedule")] = curves
             except RecipeError as error:
                 wrong += error.problems
         for i, rule in enumerate(self.spec.groups):
@@ -271,15 +272,15 @@ class Recipe:
                     wrong += error.problems
         if wrong:
             raise RecipeError(wrong)
-        return Timetable(tracks.pop("schedule"), tracks, frozen)
+        return RunSchedule(own_curves.pop("schedule"), own_curves, frozen)
 
     def _warnings(
-        self, grouping: Grouping, timetable: Timetable, horizon: Horizon
+        self, grouping: Grouping, run_schedule: RunSchedule, horizon: Horizon
     ) -> Iterator[Problem]:
         found = list(rule_warnings(grouping))
         for path, phases in self._schedules():
             rule = path.removesuffix(".schedule") if path != "schedule" else None
-            found += schedule_warnings(path, phases, timetable.tracks(rule), horizon)
+            found += schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
         for path, message in found:
             yield Problem(as_written(path, self._content), message)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from optimplug.errors import Problem
-from optimplug.recipe.curve import Curve
-from optimplug.recipe.durations import Horizon
-from optimplug.recipe.groups import Grouping
-from optimplug.recipe.schema import PhaseSpec
+from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.schedule.curves import Curve
+from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.schema import PhaseSpec
 
 __all__ = ["rule_warnings", "schedule_warnings"]
 
@@ -28,7 +28,7 @@ def rule_warnings(grouping: Grouping) -> Iterator[Problem]:
     all of these are frozen.
     """
     effects: dict[int, dict[str, list[_Effect]]] = {}
-    for name, member in grouping.members.items():
+    for name, member in grouping.parameters.items():
         frozen = name in grouping.frozen
         for key, votes in member.votes.items():
             for vote in votes:
@@ -64,7 +64,7 @@ def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
     """Say where a rule takes parameters to be trained that the model itself has frozen."""
     counts: dict[int, int] = {}
     for name in grouping.frozen:
-        votes = grouping.members[name].votes.get("freeze", ())
+        votes = grouping.parameters[name].votes.get("freeze", ())
         if votes and not votes[-1].value:
             counts[votes[-1].rule] = counts.get(votes[-1].rule, 0) + 1
     for rule, count in sorted(counts.items()):
@@ -74,17 +74,17 @@ def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
 
 
 def schedule_warnings(
-    path: str, phases: Sequence[PhaseSpec], tracks: Mapping[str, Curve], horizon: Horizon
+    path: str, phases: Sequence[PhaseSpec], curves: Mapping[str, Curve], horizon: Horizon
 ) -> Iterator[Problem]:
     """Find phases that cannot do what they are for, and steps that train nothing.
 
     Args:
         path: where the phases stand in the recipe.
         phases: what it says there.
-        tracks: the curve of each hyperparameter that they make.
+        curves: the curve of each hyperparameter that they make.
         horizon: of the run.
     """
-    for of, curve in tracks.items():
+    for of, curve in curves.items():
         own = [(f"{path}[{i}]", spec) for i, spec in enumerate(phases) if (spec.of or "lr") == of]
         for (where, spec), phase in zip(own, curve.phases, strict=False):
             if phase.steps == 0:
@@ -92,7 +92,7 @@ def schedule_warnings(
             elif spec.floor is not None and spec.floor >= (start := curve(phase.start)):
                 message = f"{spec.floor:g} is not below where the phase starts, {start:g} x {of}"
                 yield Problem(f"{where}.floor", message)
-    curve, total = tracks["lr"], horizon.total_steps
+    curve, total = curves["lr"], horizon.total_steps
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
         yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")

@@ -3,9 +3,9 @@ import functools
 import pytest
 import torch
 from accelerate.scheduler import AcceleratedScheduler
+from support.trainers import Lines, StopAfter, arguments, check_resume, points, run
 from torch.optim import lr_scheduler as torchs
 from torch.utils.data import IterableDataset
-from trainers import Lines, StopAfter, arguments, check_resume, points, run
 from transformers import Trainer, TrainerCallback
 
 from optimplug import ArgumentError, Horizon, Recipe, StateError

@@ -2,11 +2,12 @@ import csv
 
 import pytest
 import torch
-from helpers import same_weights
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from support.labels import label
+from support.tensors import same_weights
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.utils.data import DataLoader, TensorDataset
@@ -122,7 +123,7 @@ STEPPED = [
 
 
 class TestSchedulerCallback:
-    @pytest.mark.parametrize(("when", "changes", "counts"), STEPPED, ids=str)
+    @pytest.mark.parametrize(("when", "changes", "counts"), STEPPED, ids=label)
     def test_it_steps_when_it_is_told(self, tmp_path, when, changes, counts):
         _, rates, _ = fit(tmp_path, SchedulerCallback(halved, **when), **changes)
         assert rates == powers(counts)
@@ -229,7 +230,7 @@ class TestSchedulerCallback:
             ((halved, "step", 1, "val_loss"), "interval must be 'validation'"),
             ((7,), "must be a scheduler, or a function"),
         ],
-        ids=str,
+        ids=label,
     )
     def test_arguments_are_checked_at_once(self, arguments, message):
         with pytest.raises(ArgumentError, match=message):

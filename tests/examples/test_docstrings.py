@@ -8,7 +8,7 @@ from pathlib import Path
 import compare
 import data
 import pytest
-from helpers import same_weights
+from support.tensors import same_weights
 from task import Task
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"

@@ -6,8 +6,8 @@ own for the CPU, in the place where it keeps it.
 
 import pytest
 import torch
+from support.trainers import Lines, arguments, points, recipe_trainer, run
 from torch.optim.lr_scheduler import StepLR
-from trainers import Lines, arguments, points, recipe_trainer, run
 from transformers import Trainer
 
 from optimplug.callbacks.huggingface import SchedulerCallback

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import collate, tiny_bert, tiny_rows
-from huggingface_runs import RECIPE, arguments, trainer_of
+from support.bert import collate, tiny_bert, tiny_rows
+from support.huggingface_runs import RECIPE, arguments, trainer_of
+from support.labels import label
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, Trainer
 
 from optimplug import Recipe, RecipeError
@@ -186,13 +187,13 @@ REPORTED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "told"), REPORTED, ids=str)
+@pytest.mark.parametrize(("changes", "told"), REPORTED, ids=label)
 def test_arguments_that_the_recipe_replaces_are_named_once_with_what_wins(tmp_path, changes, told):
     with pytest.warns(UserWarning, match="the recipe replaces") as found:
         trainer_of(tmp_path, **changes)
     assert len(found) == 1
     assert str(found[0].message) == f"the recipe replaces these training arguments: {told}"
-    assert found[0].filename == sys.modules["huggingface_runs"].__file__
+    assert found[0].filename == sys.modules["support.huggingface_runs"].__file__
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import result, trainer_of
-from trainers import run
+from support.launched import result, trainer_of
+from support.trainers import run
 
 ROOT = Path(__file__).parents[2]
 ONE_OF_EACH = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]

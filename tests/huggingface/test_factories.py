@@ -1,6 +1,7 @@
 import pytest
-from helpers import collate, same_weights, tiny_bert, tiny_rows
-from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from support.bert import collate, tiny_bert, tiny_rows
+from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from support.tensors import same_weights
 from transformers import Trainer
 
 from optimplug import RecipeError

@@ -6,8 +6,8 @@ import socket
 import numpy
 import pytest
 import torch
-from helpers import collate, tiny_rows
-from huggingface_runs import RECIPE, OneWeight, arguments, trainer_of
+from support.bert import collate, tiny_rows
+from support.huggingface_runs import RECIPE, OneWeight, arguments, trainer_of
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same_weights
-from trainers import check_resume, recipe_trainer, run
+from support.tensors import same_weights
+from support.trainers import check_resume, recipe_trainer, run
 from transformers import TrainerCallback
 
 TESTS = Path(__file__).parents[1]

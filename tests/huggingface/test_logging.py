@@ -1,6 +1,6 @@
 import pytest
-from helpers import tiny_rows
-from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, trainer_of
+from support.bert import tiny_rows
+from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, trainer_of
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from optimplug.callbacks.huggingface import LearningRateTrace

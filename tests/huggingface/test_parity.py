@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from helpers import same_weights, tiny_rows
-from huggingface_runs import OneWeight, trainer_of
+from support.bert import tiny_rows
+from support.huggingface_runs import OneWeight, trainer_of
+from support.labels import label
+from support.tensors import same_weights
 from transformers import Trainer
 
 from optimplug.callbacks.huggingface import LearningRateTrace
-from optimplug.recipe.presets import PRESETS
+from optimplug.recipe.schedule.presets import PRESETS
 
 SCHEDULES = [
     ("linear", {}),
@@ -28,7 +30,7 @@ SCHEDULES = [
 @pytest.mark.parametrize(
     ("steps", "warmup", "accumulate"), [(0, None, 1), (3, "3 steps", 1), (0.1, "10%", 4)]
 )
-@pytest.mark.parametrize(("name", "settings"), SCHEDULES, ids=str)
+@pytest.mark.parametrize(("name", "settings"), SCHEDULES, ids=label)
 def test_a_preset_is_the_trainers_own_schedule(tmp_path, name, settings, steps, warmup, accumulate):
     runs = {"gradient_accumulation_steps": accumulate, "num_train_epochs": 4}
     own, ours = LearningRateTrace(), LearningRateTrace()

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same_bits, same_weights, tiny_bert
-from huggingface_runs import RECIPE, StopAfter, trainer_of
+from support.bert import tiny_bert
+from support.huggingface_runs import RECIPE, StopAfter, trainer_of
+from support.tensors import same_bits, same_weights
 from transformers import Trainer, TrainerCallback
 
 from optimplug import StateError

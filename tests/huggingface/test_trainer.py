@@ -1,8 +1,9 @@
 import pytest
 import torch
-from helpers import collate, same_weights, tiny_bert, tiny_rows
-from huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
-from trainers import Lines, points
+from support.bert import collate, tiny_bert, tiny_rows
+from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from support.tensors import same_weights
+from support.trainers import Lines, points
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError

@@ -8,14 +8,15 @@ import optuna
 import peft
 import pytest
 import torch
-from helpers import collate, same_weights, tiny_bert, tiny_rows
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
-from trainers import StopAfter, arguments, check_resume, run
+from support.bert import collate, tiny_bert, tiny_rows
+from support.tensors import same_weights
+from support.trainers import StopAfter, arguments, check_resume, run
 from transformers import (
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import collate, tiny_bert, tiny_rows
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
+from support.bert import collate, tiny_bert, tiny_rows
+from support.labels import label
 from torch.utils.data import DataLoader
 
 from optimplug.lightning import RecipeCLI
@@ -115,7 +116,7 @@ def test_a_recipe_may_stand_in_the_config(command):
         (["--recipe", "other.yaml"], 5.0),
         (["--recipe", "other.yaml", "--recipe.optimizer.lr=0.5"], 0.5),
     ],
-    ids=str,
+    ids=label,
 )
 @pytest.mark.parametrize("inline", [False, True])
 def test_single_values_are_said_on_the_command_line(command, arguments, lr, inline):

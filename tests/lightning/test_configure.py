@@ -1,6 +1,5 @@
 import pytest
 import torch
-from helpers import collate, same_weights, tiny_bert, tiny_rows
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
@@ -8,7 +7,10 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger
-from lightning_runs import Resumable, trainer_of
+from support.bert import collate, tiny_bert, tiny_rows
+from support.labels import label
+from support.lightning_runs import Resumable, trainer_of
+from support.tensors import same_weights
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -192,7 +194,7 @@ def test_a_module_that_clips_by_itself_and_a_recipe_never_both_clip(tmp_path):
         ({"max_epochs": 3, "limit_train_batches": 5}, Horizon(15, 5)),
         ({"max_epochs": -1, "max_steps": 7}, Horizon(7, 6)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_horizon_is_the_trainers(tmp_path, changes, expected):
     found = []
@@ -215,7 +217,7 @@ def test_the_horizon_is_the_trainers(tmp_path, changes, expected):
         ({0: 3}, {"max_epochs": 4}, Horizon(8, 2)),
         ({0: 1, 2: 3}, {"max_epochs": 4, "max_steps": 13}, Horizon(13)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_horizon_knows_accumulation_that_changes_by_epoch(
     tmp_path, scheduling, changes, expected

@@ -8,20 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import same_weights
-from lightning_runs import CALM, FOLLOWING, Rates, Tiny, batches, fit, plain_rates, rows, trainer_of
+from support.lightning_runs import (
+    CALM,
+    FOLLOWING,
+    Rates,
+    Tiny,
+    batches,
+    fit,
+    plain_rates,
+    rows,
+    trainer_of,
+)
+from support.tensors import same_weights
 from torch.utils.data import DistributedSampler
 
 pytestmark = pytest.mark.slow
 
-WORKER = Path(__file__).parent.parent / "lightning_worker.py"
+WORKER = Path(__file__).parents[1] / "support" / "lightning_worker.py"
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Two processes with batches of four rows take half as many updates for an epoch.
 UPDATES = 3
 
 
 def work(kind, folder, launcher=()):
-    root = WORKER.parent
+    root = WORKER.parents[1]
     path = os.pathsep.join([str(root.parent), str(root), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *launcher, str(WORKER), kind, str(folder)]
     # What a command line in this process has seeded would change the order of the batches.

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import collate, tiny_bert, tiny_rows
 from lightning.pytorch import LightningModule, Trainer
+from support.bert import collate, tiny_bert, tiny_rows
 from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe, RecipeError
@@ -150,15 +150,15 @@ def test_groups_alone_have_what_is_said_of_all(tmp_path):
 
 
 def test_a_step_of_schedulers_of_ones_own_is_said_not_to_be_called(tmp_path):
-    class Stepping(Module):
+    class StepInterval(Module):
         def lr_scheduler_step(self, scheduler, metric):
             raise AssertionError
 
     def configure(module):
         return configure_optimizers(module, RECIPE)
 
-    with pytest.warns(UserWarning, match=r"Stepping\.lr_scheduler_step is not called"):
-        _, rates = fit(tmp_path, configure, cls=Stepping)
+    with pytest.warns(UserWarning, match=r"StepInterval\.lr_scheduler_step is not called"):
+        _, rates = fit(tmp_path, configure, cls=StepInterval)
     assert len(set(next(iter(rates.values())))) > 8
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from helpers import same_weights
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_runs import (
+from support.labels import label
+from support.lightning_runs import (
     EPOCH,
     FOLLOWING,
     PLATEAU,
@@ -16,6 +16,7 @@ from lightning_runs import (
     plain_rates,
     recipe_of,
 )
+from support.tensors import same_weights
 
 from optimplug.callbacks.lightning import SchedulerCallback
 from optimplug.optim.lr_scheduler import ReduceLROnPlateau
@@ -136,7 +137,7 @@ def test_a_scheduler_that_a_callback_steps_goes_on_as_well(tmp_path):
         ({"check_val_every_n_epoch": 2}, (12,)),
         ({"val_check_interval": 4, "check_val_every_n_epoch": None}, (4, 8, 12, 16)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_uninterrupted_one_is_the_plain_loop(tmp_path, changes, validated_after):
     module, rates = fit(tmp_path, FOLLOWING, **changes)

@@ -1,8 +1,10 @@
 import pytest
 import torch
-from helpers import collate, same_weights, tiny_bert, tiny_rows
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from support.bert import collate, tiny_bert, tiny_rows
+from support.labels import label
+from support.tensors import same_weights
 from torch.utils.data import DataLoader
 
 from optimplug.callbacks.lightning import LearningRateTrace
@@ -64,8 +66,8 @@ def fit(folder, skipped, optimizer):
     return rates, module
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"fused": True}, {"foreach": False}], ids=str)
-@pytest.mark.parametrize("skipped", [{1}, {1, 2}, {3}, {12}, {2, 6, 7}], ids=str)
+@pytest.mark.parametrize("optimizer", [{}, {"fused": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize("skipped", [{1}, {1, 2}, {3}, {12}, {2, 6, 7}], ids=label)
 def test_an_update_that_amp_skips_is_no_step_of_the_schedule(tmp_path, skipped, optimizer):
     whole, _ = fit(tmp_path, (), optimizer)
     assert len(set(whole)) > 8

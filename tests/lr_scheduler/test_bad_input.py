@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from schedules import ALL, SCALING, SEQUENCES, Halving, optimizer_of, rates, saved, trace
+from support.schedules import ALL, SCALING, SEQUENCES, Halving, optimizer_of, rates, saved, trace
 
 import optimplug.optim.lr_scheduler as ours
 from optimplug import ArgumentError, StateError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from schedules import advance, momentums, optimizer_of, rates, saved, trace
+from support.schedules import advance, momentums, optimizer_of, rates, saved, trace
 
 import optimplug.optim.lr_scheduler as ours
 from optimplug.errors import ArgumentError

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from helpers import descend, parameters
-from schedules import optimizer_of, rates
+from support.schedules import optimizer_of, rates
+from support.tensors import descend, parameters
 
 import optimplug.optim.lr_scheduler as ours
 from optimplug import ArgumentError

@@ -7,7 +7,7 @@ import torch
 import torch.optim.lr_scheduler as torchs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedules import (
+from support.schedules import (
     ALL,
     ORDERS,
     PLATEAUS,

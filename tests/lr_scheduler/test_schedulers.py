@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from schedules import (
+from support.schedules import (
     ALL,
     CHAINS,
     CLOSED,

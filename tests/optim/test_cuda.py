@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from helpers import parameters
+from support.labels import label
+from support.tensors import parameters
 
 from optimplug.optim import SGD, Adam, AdamW
 
@@ -38,10 +39,10 @@ def train(optimizer, steps=6):
     return [p.detach().cpu() for p in params]
 
 
-@pytest.mark.parametrize("devices", [["cuda"], ["cpu", "cuda"]], ids=str)
+@pytest.mark.parametrize("devices", [["cuda"], ["cpu", "cuda"]], ids=label)
 @pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=str)
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
 def test_a_run_is_that_of_the_cpu(cls, options, choice, clip, devices):
     options = {**options, "max_grad_norm": clip, "skip_nonfinite": True}
     found = train(on(devices, cls, **options, **choice))
@@ -50,7 +51,7 @@ def test_a_run_is_that_of_the_cpu(cls, options, choice, clip, devices):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=str)
+@pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=label)
 def test_a_captured_step_is_a_step(cls, options):
     captured = on(["cuda"], cls, **options, capturable=True)
     plain = on(["cuda"], cls, **options, foreach=False)
@@ -76,7 +77,7 @@ def test_a_captured_step_is_a_step(cls, options):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
 def test_a_gradscaler_skips_what_overflows(choice):
     ours = on(["cuda"], AdamW, **choice)
     before = copy.deepcopy([p.detach() for g in ours.param_groups for p in g["params"]])

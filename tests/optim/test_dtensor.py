@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from support.labels import label
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -18,7 +19,7 @@ def mesh(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "choice", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=str
+    "choice", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=label
 )
 @pytest.mark.parametrize("clip", [None, 0.5])
 @pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
@@ -80,7 +81,7 @@ def train_sharded(rank, folder, choice):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
 def test_two_processes_step_as_one_would(tmp_path, choice):
     torch.multiprocessing.spawn(train_sharded, args=(str(tmp_path), choice), nprocs=2)
     torch.manual_seed(0)

@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
-from helpers import descend, parameters, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.labels import label
+from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
 from optimplug.optim import SGD, Adam, AdamW
@@ -220,7 +221,7 @@ def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
 
 
 def test_large_batches_are_walked_in_parts(monkeypatch):
-    from optimplug._core.optim import execution
+    from optimplug._core.optim.executions import loop as execution
 
     monkeypatch.setattr(execution, "SCRATCH_BYTES", 100)
     params = parameters(shapes=[(10,), (10,), (30,), (5,), (20,)])
@@ -300,7 +301,7 @@ class TestState:
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     @pytest.mark.parametrize(
-        "execution", [{"foreach": False}, {"foreach": True}, {"fused": True}, {}], ids=str
+        "execution", [{"foreach": False}, {"foreach": True}, {"fused": True}, {}], ids=label
     )
     @pytest.mark.parametrize("way", ["torch to ours", "ours to torch", "ours to ours"])
     @pytest.mark.parametrize(
@@ -311,7 +312,7 @@ class TestState:
             (SGD, {"lr": 0.1, "momentum": 0.9}),
             (SGD, {"lr": 0.1}),
         ],
-        ids=str,
+        ids=label,
     )
     def test_a_state_dict_goes_on(self, cls, options, way, execution):
         classes = [torchs(cls) if name == "torch" else cls for name in way.split(" to ")]
@@ -388,13 +389,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=str)
+@pytest.mark.parametrize(("options", "message"), BAD, ids=label)
 def test_a_bad_argument_is_named(options, message):
     with pytest.raises(ArgumentError, match=message):
         AdamW(parameters(), **options)
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=str)
+@pytest.mark.parametrize(("options", "message"), BAD, ids=label)
 def test_a_bad_group_changes_nothing(options, message):
     params = parameters()
     optimizer = AdamW(params[:2])
@@ -420,7 +421,7 @@ def test_a_misspelt_group_key_is_an_error_and_other_keys_are_kept():
     assert optimizer.param_groups[0]["lr_scale"] == 0.5
 
 
-@pytest.mark.parametrize("bad", [torch.ones(2), [], ["x"], [{"params": [3]}]], ids=repr)
+@pytest.mark.parametrize("bad", [torch.ones(2), [], ["x"], [{"params": [3]}]], ids=label)
 def test_what_is_no_parameter_is_refused_as_by_torch(bad):
     with pytest.raises((TypeError, ValueError)) as torchs:
         torch.optim.AdamW(bad)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import descend, parameters, same_bits
+from support.tensors import descend, parameters, same_bits
 
 from optimplug.optim import AdamW
 

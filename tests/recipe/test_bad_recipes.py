@@ -4,8 +4,8 @@ import pickle
 import sys
 
 import pytest
-from helpers import tiny_bert
-from recipes import ADAMW, FULL, RUN, recipe_of
+from support.bert import tiny_bert
+from support.recipes import ADAMW, FULL, RUN, recipe_of
 from torch import nn
 
 from optimplug import Horizon, Recipe, RecipeError

@@ -3,12 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
-from recipes import FULL
+from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
 from optimplug.recipe import json_schema as module
-from optimplug.recipe.problems import path_of
-from optimplug.recipe.reader import read
+from optimplug.recipe.text.problems import path_of
+from optimplug.recipe.text.reader import read
 
 SCHEMA = Recipe.json_schema()
 README = (Path(__file__).parents[2] / "README.md").read_text()

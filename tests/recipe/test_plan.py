@@ -4,8 +4,9 @@ import sys
 
 import pytest
 import torch
-from helpers import tiny_bert
-from recipes import recipe_of
+from support.bert import tiny_bert
+from support.labels import label
+from support.recipes import recipe_of
 from torch import nn
 
 from optimplug import Horizon, MissingExtraError, Recipe
@@ -102,7 +103,7 @@ def on_bytes(model, optimizer):
     return sum(t.numel() * t.element_size() for t in kept.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=label)
 @pytest.mark.parametrize("rule", [{}, {"match": "*.bias", "lr_scale": 2}], ids=["one", "two"])
 @pytest.mark.parametrize(
     "settings",
@@ -115,7 +116,7 @@ def on_bytes(model, optimizer):
         {"name": "AdamW", "amsgrad": True},
         {"name": "AdamW", "fused": True},
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_state_takes_the_bytes_that_the_plan_says(settings, dtype, rule):
     recipe = recipe_of(*[rule] if rule else [], **settings)

@@ -1,7 +1,9 @@
 import pytest
 import torch
-from helpers import collate, same_bits, tiny_bert, tiny_rows
-from recipes import ADAMW, FULL, RUN, recipe_of
+from support.bert import collate, tiny_bert, tiny_rows
+from support.labels import label
+from support.recipes import ADAMW, FULL, RUN, recipe_of
+from support.tensors import same_bits
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -101,7 +103,7 @@ class TestGroups:
             ({"all": ["*.bias", {"not": "0.*"}]}, {"1.bias", "2.bias"}),
             ({"not": {"ndim": 1}}, {"0.weight", "2.weight", "3.weight"}),
         ],
-        ids=str,
+        ids=label,
     )
     def test_match(self, match, expected):
         model = nn.Sequential(
@@ -273,7 +275,7 @@ class TestSchedule:
         ),
     ]  # fmt: skip
 
-    @pytest.mark.parametrize(("phase", "by_hand"), PHASES, ids=str)
+    @pytest.mark.parametrize(("phase", "by_hand"), PHASES, ids=label)
     def test_every_scheduler_of_time_is_a_phase(self, phase, by_hand):
         found = self.rates([phase], steps=100, groups=[{"match": "1.*", "lr_scale": 4}])
         optimizer = AdamW([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1, 4)])

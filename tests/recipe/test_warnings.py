@@ -1,5 +1,5 @@
 import pytest
-from recipes import recipe_of
+from support.recipes import recipe_of
 from torch import nn
 
 from optimplug import Horizon

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from optimplug._core import scheduler_state as states
 from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
+from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
     holds,
     kept_on_error,

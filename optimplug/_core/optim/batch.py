@@ -123,7 +123,7 @@ class Batch:
 
 
 @dataclass
-class _Stack:
+class _BatchLayout:
     """The part of a batch that stays from step to step."""
 
     rule: Rule
@@ -204,7 +204,7 @@ class Layout:
         self._kinds = _kinds(grads)
         self._rules = list(rules)
         self._counters: dict[Any, Tensor] = {}
-        stacks: dict[Any, _Stack] = {}
+        layouts: dict[Any, _BatchLayout] = {}
         places = iter(range(len(grads)))
         for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
             for p, place in zip(group["params"], places, strict=False):
@@ -214,10 +214,10 @@ class Layout:
                 counter = self._counter(p, kept, count_on_device) if rule.counts_steps else None
                 types = tuple(kept[name].dtype for name in rule.state)
                 form = (rule, type(p), p.layout, p.device, p.dtype, self._kinds[place], types)
-                stack = stacks.setdefault(form, _Stack(rule))
-                stack.add(p, kept, place, Cell(i, counter, first))
-        self._stacks = list(stacks.values())
-        self.memos = [stack.memo for stack in self._stacks]
+                layout = layouts.setdefault(form, _BatchLayout(rule))
+                layout.add(p, kept, place, Cell(i, counter, first))
+        self._layouts = list(layouts.values())
+        self.memos = [layout.memo for layout in self._layouts]
         # Whole columns of the state, because to look a parameter up takes longer.
         self._owners, self._kept = list(state), list(state.values())
 
@@ -235,15 +235,15 @@ class Layout:
             and self._rules == rules
             and _same(self._kept, list(state.values()))
             and _same(self._owners, list(state))
-            and all(stack.holds() for stack in self._stacks)
+            and all(layout.holds() for layout in self._layouts)
         )
 
     def forget_first(self, state: State) -> None:
         """Take back states that began with an update which was then left out."""
-        for stack in self._stacks:
-            for cell in stack.cells if not stack.rule.counts_steps else ():
-                for p, kept in stack.of(cell) if cell.first else ():
-                    for name in stack.rule.state:
+        for layout in self._layouts:
+            for cell in layout.cells if not layout.rule.counts_steps else ():
+                for p, kept in layout.of(cell) if cell.first else ():
+                    for name in layout.rule.state:
                         kept.pop(name, None)
                     if not kept:
                         state.pop(p, None)
@@ -252,9 +252,9 @@ class Layout:
     def has_first(self) -> bool:
         """Whether there are parameters whose first update decides how the next ones go."""
         return any(
-            cell.first and not stack.rule.counts_steps
-            for stack in self._stacks
-            for cell in stack.cells
+            cell.first and not layout.rule.counts_steps
+            for layout in self._layouts
+            for cell in layout.cells
         )
 
     def advance(self, steps: Tensor | float) -> None:
@@ -266,7 +266,7 @@ class Layout:
         self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]
     ) -> list[Batch]:
         """Return this step's work."""
-        return [stack.batch(groups, grads) for stack in self._stacks]
+        return [layout.batch(groups, grads) for layout in self._layouts]
 
     def _counter(self, p: Tensor, kept: dict[str, Any], on_device: bool) -> Tensor:
         """Let parameters that have stepped equally often share one counter, in ``kept`` too."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.optim.batch import Batch, Layout
-from optimplug._core.optim.compiled import Bound, bind, bound_norm, prefetch
-from optimplug._core.optim.execution import differentiable, foreach, single
-from optimplug._core.optim.fused import FUSED_DEVICES, can_fuse, fused, lies_alike
+from optimplug._core.optim.executions.compiled import Bound, bind, bound_norm, prefetch
+from optimplug._core.optim.executions.fused import FUSED_DEVICES, can_fuse, fused, same_strides
+from optimplug._core.optim.executions.loop import differentiable, foreach, single
 from optimplug._core.optim.gradients import clip_coefficient, global_norm
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
@@ -162,7 +162,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self, batch: Batch, ready: Bound | None, scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
         may_fuse = ready is None and self._may_fuse() and can_fuse(batch.rule, batch.params[0])
-        if may_fuse and batch.goes_together and lies_alike(batch):
+        if may_fuse and batch.goes_together and same_strides(batch):
             fused(batch, None if scale is None else 1.0 / scale, found_inf)
         elif found_inf is not None and bool(found_inf):
             return

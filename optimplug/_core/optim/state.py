@@ -66,7 +66,7 @@ def checked_state(
         if p is None:
             state[number] = kept
             continue
-        state[p] = {key: _fit(value, p, key, names[p]) for key, value in kept.items()}
+        state[p] = {key: _fitted(value, p, key, names[p]) for key, value in kept.items()}
     loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
     for i, group in enumerate(loaded):
         try:
@@ -112,7 +112,7 @@ def _bare(name: str) -> str:
     return name
 
 
-def _fit(value: Any, p: Tensor, key: str, name: str) -> Any:
+def _fitted(value: Any, p: Tensor, key: str, name: str) -> Any:
     """Return a state's value as the parameter needs it."""
     if key == "step":
         if isinstance(value, Tensor) and value.numel() == 1:

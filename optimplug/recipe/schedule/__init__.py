@@ -1,0 +1,1 @@
+"""When: phases of a run, and the one scheduler that they make."""

@@ -1,0 +1,171 @@
+"""Factors over time: what a phase does to a hyperparameter, and a sequence of phases as a curve."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optimplug._core.arguments import require_metric
+from optimplug.errors import StateError
+from optimplug.optim.lr_scheduler import ReduceLROnPlateau
+
+__all__ = ["Curve", "Factor", "Phase", "PlateauFactor"]
+
+Metrics = Mapping[str, Any]
+
+
+class Factor:
+    """A factor as a function of the time that it counts in, from the start of its phase.
+
+    Args:
+        label: what it is, with its arguments.
+        every: "step", "epoch" or "validation".
+        factor: from that time to the factor.
+    """
+
+    def __init__(self, label: str, every: str, factor: Callable[[int], float]) -> None:
+        self.label = label if every == "step" else f"{label} every {every}"
+        self.every = every
+        self._factor = factor
+        self._validations = 0
+
+    def __call__(self, steps: int, epochs: int) -> float:
+        """Return the factor after so many steps and epochs of the phase."""
+        times = {"step": steps, "epoch": epochs, "validation": self._validations}
+        return self._factor(times[self.every])
+
+    def check(self, metrics: Metrics) -> None:
+        """Raise ArgumentError if it needs a metric that is not there."""
+
+    def validated(self, metrics: Metrics) -> None:
+        """Count a validation."""
+        self._validations += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what no function of time can know."""
+        return {"validations": self._validations}
+
+    def check_state(self, state: Any) -> None:
+        """Raise StateError unless this is what :meth:`state` returns of such a factor."""
+        keys = self.state().keys()
+        if not isinstance(state, Mapping) or state.keys() != keys:
+            raise StateError(f"the state of {self.label} must have {sorted(keys)} (got {state!r})")
+        if type(state["validations"]) is not int or state["validations"] < 0:
+            raise StateError(f"validations must be an int >= 0 (got {state['validations']!r})")
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._validations = state["validations"]
+
+
+class PlateauFactor(Factor):
+    """A factor that follows a metric.
+
+    Args:
+        label: what it is, with its arguments.
+        monitor: the name of the metric.
+        plateau: the scheduler, on an optimizer of its own whose rate is 1.
+    """
+
+    def __init__(self, label: str, monitor: str, plateau: ReduceLROnPlateau) -> None:
+        super().__init__(label, "validation", lambda _: plateau.get_last_lr()[0])
+        self.monitor = monitor
+        self._plateau = plateau
+
+    def check(self, metrics: Metrics) -> None:
+        """Raise ArgumentError if the metric is not there or no number."""
+        self._plateau._check_next(require_metric(self.monitor, metrics))
+
+    def validated(self, metrics: Metrics) -> None:
+        """Count a validation, and take its metric."""
+        super().validated(metrics)
+        self._plateau.step(metrics[self.monitor])
+
+    def state(self) -> dict[str, Any]:
+        """Return what no function of time can know."""
+        return {**super().state(), "plateau": self._plateau.state_dict()}
+
+    def check_state(self, state: Any) -> None:
+        """Raise StateError unless this is what :meth:`state` returns of such a plateau."""
+        super().check_state(state)
+        self._plateau._check_state(self._plateau._completed(state["plateau"]))
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        super().load(state)
+        self._plateau.load_state_dict(state["plateau"])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run: ``steps`` updates from ``start`` on."""
+
+    name: str
+    start: int
+    steps: int
+    factors: tuple[Factor, ...]
+    """Their factors are multiplied."""
+    steps_per_epoch: int | None = None
+
+    def __call__(self, t: int) -> float:
+        """Return the factor after ``t`` updates of the run."""
+        length = self.steps_per_epoch
+        epochs = t // length - self.start // length if length else 0
+        return math.prod(factor(t - self.start, epochs) for factor in self.factors)
+
+    def __str__(self) -> str:
+        labels = [factor.label for factor in self.factors] or [self.name]
+        epochs = any(factor.every == "epoch" for factor in self.factors)
+        unit = f" in epochs of {self.steps_per_epoch}" if epochs else ""
+        return f"{' x '.join(labels)} for {self.steps}{unit}"
+
+
+class Curve:
+    """The factor on every group's own value, as a function of the number of updates taken.
+
+    All groups keep their ratios. Past the last phase, its last value holds. Factors that count
+    validations or follow a metric remember what :meth:`validated` told them.
+
+    Args:
+        phases: the phases in order; none for a factor of 1 throughout.
+    """
+
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.phases = tuple(phases)
+        self.end = phases[-1].start + phases[-1].steps if phases else 0
+        self._acting = [phase for phase in phases if phase.steps > 0]
+        self._starts = [phase.start for phase in self._acting]
+
+    def __call__(self, t: int) -> float:
+        """Return the factor after ``t`` updates."""
+        phase = self._at(t)
+        return phase(min(t, self.end)) if phase else 1.0
+
+    def factors(self) -> Iterator[Factor]:
+        """Walk the factors of all phases."""
+        for phase in self.phases:
+            yield from phase.factors
+
+    def factors_at(self, t: int) -> tuple[Factor, ...]:
+        """Return what acts after ``t`` updates."""
+        phase = self._at(t)
+        return phase.factors if phase else ()
+
+    def check(self, t: int, metrics: Metrics) -> None:
+        """Raise ArgumentError if what acts after ``t`` updates needs a metric not there."""
+        for factor in self.factors_at(t):
+            factor.check(metrics)
+
+    def validated(self, t: int, metrics: Metrics) -> None:
+        """Tell what acts after ``t`` updates of a validation."""
+        for factor in self.factors_at(t):
+            factor.validated(metrics)
+
+    def _at(self, t: int) -> Phase | None:
+        return self._acting[max(0, bisect_right(self._starts, t) - 1)] if self._acting else None
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.phases)) or "constant"

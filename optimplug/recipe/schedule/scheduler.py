@@ -1,0 +1,253 @@
+"""RecipeScheduler: applies the curves of a recipe to an optimizer's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from optimplug._core.arguments import require_count
+from optimplug._core.lr_scheduler.groups import set_rate
+from optimplug.errors import StateError
+from optimplug.optim.lr_scheduler import LRScheduler
+from optimplug.recipe.schedule.curves import Factor, PlateauFactor
+from optimplug.recipe.schedule.timeline import Curves, RunSchedule
+from optimplug.recipe.updates import Updates
+
+__all__ = ["RecipeScheduler"]
+
+
+class RecipeScheduler(LRScheduler):
+    r"""The schedule of a recipe: one scheduler, stepped once per update.
+
+    .. math:: \eta_g(t) = \eta_g \cdot c_g(t)
+
+    with :math:`\eta_g` the group's own rate and :math:`c_g` the curve that it follows. Other
+    hyperparameters that the recipe schedules follow curves of theirs likewise; their own values are
+    kept in the group beside them, as ``initial_weight_decay``, say.
+
+    Args:
+        optimizer: the optimizer whose groups are scheduled.
+        run_schedule: the curves. They remember metrics: one run_schedule serves one scheduler.
+
+    Example:
+        >>> from optimplug import Horizon, Recipe
+        >>> plateau = {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0}
+        >>> recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [plateau]})
+        >>> optimizer, scheduler = recipe.build(torch.nn.Linear(2, 2), Horizon(total_steps=10))
+        >>> for loss in (0.5, 0.6):
+        ...     scheduler.step_metric({"loss": loss})
+        ...     print(scheduler.get_last_lr())
+        [1.0]
+        [0.1]
+    """
+
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "updates")
+    updates: Updates | None = None
+    """Those of the optimizer, where a trainer would step the schedule after skipped ones too."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
+        self._run_schedule = run_schedule
+        self.fingerprint = str(run_schedule)
+        super().__init__(optimizer)
+        _replace_hook(self.optimizer, self._hold_back if run_schedule.frozen_until else None)
+
+    def closed_form(self, base_lr: float, t: int) -> float:
+        """Return the rate after ``t`` updates of a group that follows the shared schedule."""
+        return base_lr * self._run_schedule.shared["lr"](t)
+
+    def rates(self, t: int) -> list[float]:
+        """Return the rate of every group after ``t`` updates, in the optimizer's order."""
+        curves = [
+            self._run_schedule.curves_of(group.get("schedule"))["lr"] for group in self._groups
+        ]
+        factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
+        return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+
+    @property
+    def monitors(self) -> frozenset[str]:
+        """The metrics that the schedule follows, in any phase."""
+        return _monitors(p for c in self._run_schedule.all_curves() for p in c.factors())
+
+    def monitors_at(self, t: int) -> frozenset[str]:
+        """Return the metrics that a validation after ``t`` updates must have."""
+        return _monitors(p for c in self._run_schedule.all_curves() for p in c.factors_at(t))
+
+    @property
+    def counts_validations(self) -> bool:
+        """Whether any phase does something only if it is told of validations."""
+        return any(
+            p.every == "validation" for c in self._run_schedule.all_curves() for p in c.factors()
+        )
+
+    @property
+    def freezes_for_a_time(self) -> bool:
+        """Whether it keeps any group's weights as they are until some update."""
+        return bool(self._run_schedule.frozen_until)
+
+    @property
+    def changes(self) -> bool:
+        """Whether its steps change anything over the run."""
+        phases = any(curve.phases for curve in self._run_schedule.all_curves())
+        return phases or self.freezes_for_a_time
+
+    def step_metric(self, metrics: Mapping[str, Any]) -> None:
+        """Tell of a validation, once it is complete; rates change at once if it is time.
+
+        Where somebody else has set a rate, it changes by as much as its own would have.
+
+        Args:
+            metrics: by name; others than the schedule follows are not looked at.
+
+        Raises:
+            ArgumentError: a plateau is active and its metric is missing. Nothing has changed then.
+        """
+        for curve in self._run_schedule.all_curves():
+            curve.check(self.last_epoch, metrics)
+        self._admit_groups()
+        before = self.rates(self.last_epoch)
+        for curve in self._run_schedule.all_curves():
+            curve.validated(self.last_epoch, metrics)
+        after, held = self.rates(self.last_epoch), self._floats()
+        self._set(after if held == before else self.chained(held, before, after))
+
+    def admit(self) -> None:
+        """Let groups that were added in mid-run go on from the rates that they hold now.
+
+        Where the schedule stands at 0, what they hold is their own rate.
+        """
+        for group in self._groups[len(self.base_lrs) :]:
+            factor = self._run_schedule.curves_of(group.get("schedule"))["lr"](self.last_epoch)
+            own = group.setdefault("initial_lr", float(group["lr"]) / (factor or 1.0))
+            set_rate(group, own * factor)
+        self._admit_groups()
+
+    def go_to(self, t: int) -> None:
+        """Be where the schedule is after ``t`` updates, whatever came before.
+
+        What follows a metric or counts validations begins there.
+
+        Raises:
+            ArgumentError: ``t`` is not an int >= 0. Nothing has changed then.
+        """
+        t = require_count("t", t)
+        self._step_count = t + 1
+        self._jump(t)
+
+    def _set(self, rates: list[float]) -> None:
+        self._write(rates, [group["lr"] for group in self._groups])
+
+    def _write(self, rates: list[float], held: list[Any]) -> None:
+        super()._write(rates, held)
+        for group in self._groups:
+            for of, curve in self._run_schedule.curves_of(group.get("schedule")).items():
+                if of != "lr":
+                    own = group.setdefault(f"initial_{of}", group[of])
+                    group[of] = _scaled(own, curve(self.last_epoch))
+
+    def _hold_back(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Drop the gradients of groups that are frozen now; so their weights and state stay."""
+        self._drop_frozen(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return None
+
+        def held_back() -> Any:  # a closure computes gradients within the step
+            loss = closure()
+            self._drop_frozen(optimizer)
+            return loss
+
+        rest = {key: value for key, value in kwargs.items() if key != "closure"}
+        return (args[0], held_back, *args[2:]), rest
+
+    def _drop_frozen(self, optimizer: torch.optim.Optimizer) -> None:
+        if _is_preparing(optimizer):
+            return
+        for group in optimizer.param_groups:
+            if self.last_epoch < self._run_schedule.frozen_until.get(group.get("freeze", ""), 0):
+                for p in group["params"]:
+                    p.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state: primitives, and a fingerprint of the schedule."""
+        remembered = [p.state() for c in self._run_schedule.all_curves() for p in c.factors()]
+        others = {of for curves in self._all_curves() for of in curves if of != "lr"}
+        initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
+        return {**super().state_dict(), "_remembered": remembered, "_initial": initial}
+
+    def _all_curves(self) -> list[Curves]:
+        return [self._run_schedule.shared, *self._run_schedule.own.values()]
+
+    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
+        if state_dict.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise StateError(
+                "the state was saved under another schedule: "
+                f"{state_dict['fingerprint']!r}, but this one is {self.fingerprint!r}; give the "
+                "same schedule, over a run of the same number of updates"
+            )
+        # Each factor judges its own; here they need not be alike.
+        super()._check_state({**state_dict, "_remembered": []})
+        for factor, state in self._paired(state_dict["_remembered"]):
+            factor.check_state(state)
+
+    def _paired(self, remembered: Any) -> Iterator[tuple[Factor, Any]]:
+        """Walk all factors with what was saved of them."""
+        factors = [
+            factor for curve in self._run_schedule.all_curves() for factor in curve.factors()
+        ]
+        if not isinstance(remembered, list) or len(remembered) != len(factors):
+            raise StateError(f"_remembered must hold {len(factors)} states (got {remembered!r})")
+        yield from zip(factors, remembered, strict=True)
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        remembered, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
+        super()._restore(state_dict)
+        for factor, state in self._paired(remembered):
+            factor.load(state)
+        for of, values in initial.items():
+            for group, own in zip(self._groups, values, strict=True):
+                if own is not None:
+                    group[f"initial_{of}"] = tuple(own) if isinstance(own, list) else own
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the schedule and what it has set in the groups; the argument stays as it is.
+
+        Raises:
+            StateError: the state is of another schedule or another number of groups. Nothing has
+                changed then.
+        """
+        super().load_state_dict(state_dict)
+        self._set(self._last_lr)
+
+
+def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
+    return frozenset(factor.monitor for factor in factors if isinstance(factor, PlateauFactor))
+
+
+def _scaled(own: Any, factor: float) -> Any:
+    return tuple(v * factor for v in own) if isinstance(own, tuple | list) else own * factor
+
+
+def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
+
+    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(group["lr"] != 0 for group in groups):
+        return False
+    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
+    return bool(own) and not any(bool(g.any()) for g in own)
+
+
+def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> None:
+    """Let the newest scheduler alone say what is frozen."""
+    old = getattr(optimizer, "_recipe_hook", None)
+    if old is not None:
+        old.remove()
+    handle = optimizer.register_step_pre_hook(hook) if hook else None
+    optimizer._recipe_hook = handle  # type: ignore[attr-defined]

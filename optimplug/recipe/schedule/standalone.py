@@ -1,0 +1,71 @@
+"""A schedule without the rest of a recipe, for an optimizer of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from pydantic import ValidationError
+
+from optimplug._core.arguments import owner_of
+from optimplug.errors import RecipeError
+from optimplug.recipe.schedule.scheduler import RecipeScheduler
+from optimplug.recipe.schedule.timeline import (
+    RunSchedule,
+    compile_schedule,
+    schedule_problems,
+    target_problems,
+)
+from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.problems import as_in, problems
+from optimplug.recipe.text.schema import PhaseSpec, ScheduleSpec
+
+__all__ = ["Schedule", "build_scheduler"]
+
+Schedule: TypeAlias = "str | Mapping[str, Any] | Sequence[Mapping[str, Any]]"
+"""What a recipe says under ``schedule``: a preset's name, one phase, or phases in sequence."""
+
+
+def build_scheduler(
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    horizon: Horizon,
+) -> RecipeScheduler:
+    """Build the scheduler that a recipe would have, for any optimizer.
+
+    For a whole recipe there is :meth:`Recipe.build_scheduler`.
+
+    Args:
+        schedule: a preset's name, one phase, or phases in sequence.
+        optimizer: of any class of ``torch.optim.Optimizer``.
+        horizon: how long the run is.
+
+    Raises:
+        RecipeError: everything found wrong, each with its path. The optimizer is as it was then.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = build_scheduler("linear", optimizer, Horizon(total_steps=4))
+        >>> optimizer.step()
+        >>> scheduler.step()
+        >>> scheduler.get_last_lr()
+        [0.75]
+    """
+    owner = owner_of(optimizer)
+    content = {"schedule": schedule}
+    with as_in(content):
+        phases = _phases(content)
+        wrong = schedule_problems(phases)
+        wrong += target_problems(phases, owner.defaults, type(owner).__name__)
+        if wrong:
+            raise RecipeError(wrong)
+        curves = compile_schedule(phases, horizon, owner.defaults)
+    return RecipeScheduler(owner, RunSchedule(curves))
+
+
+def _phases(content: Mapping[str, Any]) -> list[PhaseSpec]:
+    try:
+        return ScheduleSpec.model_validate(content).schedule
+    except ValidationError as error:
+        raise RecipeError(list(problems(error))) from None

@@ -1,0 +1,194 @@
+"""Phases -> curves over the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
+from optimplug.recipe.schedule.curves import Curve, Phase
+from optimplug.recipe.schedule.phases import build_factor, factor_problems, length_argument
+from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.schema import PhaseSpec
+
+__all__ = [
+    "Curves",
+    "RunSchedule",
+    "compile_schedule",
+    "schedule_problems",
+    "target_problems",
+    "until",
+]
+
+
+Curves = Mapping[str, Curve]
+"""A curve for each hyperparameter that is scheduled, ``lr`` always among them."""
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """Which curves groups follow, and until when weights stay as they are.
+
+    A group of the optimizer names the rule that gives it a schedule of its own under the key
+    ``schedule``, and the one that freezes it for a time under ``freeze``.
+    """
+
+    shared: Curves
+    own: Mapping[str, Curves] = field(default_factory=dict)
+    """By the rule that says so."""
+    frozen_until: Mapping[str, int] = field(default_factory=dict)
+    """By the rule that says so, the number of updates."""
+
+    def curves_of(self, rule: str | None) -> Curves:
+        """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
+        return self.shared if rule is None else {**self.shared, **self.own[rule]}
+
+    def all_curves(self) -> Iterator[Curve]:
+        """Walk all curves."""
+        for curves in (self.shared, *self.own.values()):
+            yield from curves.values()
+
+    def __str__(self) -> str:
+        lines = [_text("", self.shared)]
+        lines += [_text(f"{rule}: ", curves) for rule, curves in self.own.items()]
+        lines += [f"{rule}: frozen until {n}" for rule, n in self.frozen_until.items()]
+        return " | ".join(lines)
+
+
+def _text(before: str, curves: Curves) -> str:
+    named = (f"{'' if of == 'lr' else f'{of}: '}{curve}" for of, curve in curves.items())
+    return before + ", ".join(named)
+
+
+def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> list[Problem]:
+    """Check names and arguments of phases as far as that needs no horizon."""
+    wrong: list[Problem] = []
+    last = {phase.of: i for i, phase in enumerate(phases)}
+    for i, phase in enumerate(phases):
+        here = f"{path}[{i}]"
+        if i != last[phase.of] and (phase.for_ is None or phase.for_.unit == "rest"):
+            message = "only the last phase can take the rest; give a length"
+            wrong.append(Problem(f"{here}.for", message))
+        for where, part in _factors(phase, here):
+            wrong += factor_problems(part, where)
+    return wrong
+
+
+def target_problems(
+    phases: Sequence[PhaseSpec], bases: Mapping[str, Any], owner: str, path: str = "schedule"
+) -> Iterator[Problem]:
+    """Check that what is scheduled is a number, or several, of each group of the optimizer."""
+    numbers = {name for name, value in bases.items() if _is_numeric(value)}
+    valid = ["lr", *sorted(numbers - {"max_grad_norm", "lr"})]
+    for i, phase in enumerate(phases):
+        if phase.of is not None and phase.of not in valid:
+            message = f"{owner} has no number {phase.of!r}{did_you_mean(phase.of, valid)}"
+            yield Problem(f"{path}[{i}].of", message)
+
+
+def compile_schedule(
+    phases: Sequence[PhaseSpec],
+    horizon: Horizon,
+    bases: Mapping[str, Any],
+    path: str = "schedule",
+) -> dict[str, Curve]:
+    """Resolve every duration and return the curve of each hyperparameter, of ``lr`` always.
+
+    Args:
+        phases: what :func:`schedule_problems` has nothing to say of.
+        horizon: of the run.
+        bases: the optimizer's values of what is scheduled.
+        path: where the phases stand in the recipe.
+
+    Raises:
+        RecipeError: a duration needs what the horizon lacks, the phases do not fit into the run, or
+            a length is none that its scheduler takes.
+    """
+    wrong: list[Problem] = []
+    curves = {}
+    for of in dict.fromkeys(["lr", *(phase.of or "lr" for phase in phases)]):
+        own = {f"{path}[{i}]": p for i, p in enumerate(phases) if (p.of or "lr") == of}
+        base = bases.get(of)
+        curves[of] = _sequence(own, horizon, base if isinstance(base, int | float) else 1.0, wrong)
+        total = horizon.total_steps
+        if not wrong and total is not None and curves[of].end > total:
+            message = f"the phases take {curves[of].end} steps, but the run has only {total}"
+            wrong.append(Problem(path, message))
+    if wrong:
+        raise RecipeError(wrong)
+    return curves
+
+
+def until(duration: Duration, horizon: Horizon, path: str) -> int:
+    """Return how many updates it takes from the start of the run."""
+    try:
+        return math.ceil(_length(duration, Fraction(0), horizon))
+    except ValueError as error:
+        raise RecipeError.at(path, str(error)) from None
+
+
+def _sequence(
+    specs: Mapping[str, PhaseSpec], horizon: Horizon, base: float, wrong: list[Problem]
+) -> Curve:
+    """Lay phases one after the other; what does not fit goes to the list of what is wrong."""
+    phases: list[Phase] = []
+    start, exact = 0, Fraction(0)
+    for path, spec in specs.items():
+        parts, at = [], f"{path}.for"
+        try:
+            # Each boundary is rounded by itself, so that parts of a step do not add up.
+            exact += _length(spec.for_, exact, horizon)
+            steps = math.ceil(exact) - start
+            for where, part in _factors(spec, path) if steps > 0 else ():
+                at = f"{where}.{length_argument(part)}"
+                parts.append(build_factor(part, steps, horizon, base))
+            name = " x ".join(part.name or part.preset or "" for _, part in _factors(spec, path))
+            phase = Phase(name, start, steps, tuple(parts), horizon.steps_per_epoch)
+            _check_finite(phase)
+            start += steps
+            phases.append(phase)
+        except ArgumentError as error:
+            wrong.append(Problem(path, str(error)))
+        except ValueError as error:
+            wrong.append(Problem(at, str(error)))
+    return Curve(phases)
+
+
+def _check_finite(phase: Phase) -> None:
+    """Refuse a factor that grows beyond all numbers; those that grow are largest at the end."""
+    try:
+        ends = [phase(phase.start), phase(phase.start + phase.steps)]
+    except OverflowError:
+        ends = [math.inf]
+    if not all(map(math.isfinite, ends)):
+        raise ArgumentError(f"grows beyond all numbers within its {phase.steps} steps")
+
+
+def _factors(phase: PhaseSpec, path: str) -> list[tuple[str, PhaseSpec]]:
+    """Return what acts in a phase, each with its path in the recipe."""
+    if phase.together is None:
+        return [(path, phase)]
+    return [(f"{path}.together[{i}]", part) for i, part in enumerate(phase.together)]
+
+
+def _length(duration: Duration | None, start: Fraction, horizon: Horizon) -> Fraction:
+    """Return a phase's length in steps and parts of steps."""
+    total = horizon.total_steps
+    if duration is not None and duration.unit != "rest":
+        length = duration.exact(horizon)
+        if total is not None and math.ceil(length) > total:
+            raise ValueError(
+                f"'{duration}' is {math.ceil(length)} steps, longer than the run of {total}"
+            )
+        return length
+    if total is None:
+        raise ValueError("the rest of the run needs to know Horizon.total_steps")
+    return max(Fraction(0), total - start)
+
+
+def _is_numeric(value: object) -> bool:
+    values = value if isinstance(value, tuple) and value else (value,)
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

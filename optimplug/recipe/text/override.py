@@ -1,0 +1,52 @@
+"""Single values of a recipe, said over it: ``optimizer.lr=1e-4``."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from optimplug.errors import RecipeError
+from optimplug.recipe.text.reader import value_of
+
+__all__ = ["override"]
+
+
+def override(content: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """Return a copy of a recipe's content with single values put in.
+
+    Args:
+        content: the recipe, as it is written.
+        changes: by path, what stands there then, as YAML. A path has keys between dots, and the
+            number of a rule or phase as ``groups[1]`` or ``groups.1``.
+
+    Raises:
+        RecipeError: a path leads through something that is not there, or a value is not YAML.
+
+    Example:
+        >>> recipe = {"optimizer": {"name": "AdamW"}, "groups": [{"layer_decay": 0.8}]}
+        >>> override(recipe, {"optimizer.lr": "1e-4", "groups[0].layer_decay": "0.9"})
+        {'optimizer': {'name': 'AdamW', 'lr': 0.0001}, 'groups': [{'layer_decay': 0.9}]}
+    """
+    changed = copy.deepcopy(dict(content))
+    for path, text in changes.items():
+        *way, last = re.findall(r"[^.\[\]]+", path) or [""]
+        node: Any = changed
+        for key in way:
+            node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, path)
+        if isinstance(node, dict):
+            node[last] = value_of(text, path)
+        else:
+            _item(node, last, path)
+            node[int(last)] = value_of(text, path)
+    return changed
+
+
+def _item(node: Any, key: str, path: str) -> Any:
+    """Return an entry of a list."""
+    if not isinstance(node, list):
+        raise RecipeError.at(path, f"{key!r} cannot be set in {node!r}")
+    if not (key.isdecimal() and int(key) < len(node)):
+        raise RecipeError.at(path, f"must name one of {len(node)}, from 0 (got {key!r})")
+    return node[int(key)]

@@ -1,0 +1,279 @@
+"""What a recipe may say, as pydantic models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    InstanceOf,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from optimplug.errors import nearest
+from optimplug.recipe.text.durations import Duration
+from optimplug.recipe.text.levels import Levels
+
+__all__ = [
+    "FORMS",
+    "FreezeSpec",
+    "LayerDecay",
+    "Match",
+    "MisspeltError",
+    "OptimizerSpec",
+    "PhaseSpec",
+    "RecipeSpec",
+    "RuleSpec",
+    "ScheduleSpec",
+]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+"""One string, or a list of which any may apply."""
+
+
+def _as_levels(value: Any) -> list[Levels]:
+    return [Levels.parse(item) for item in (value if isinstance(value, list) else [value])]
+
+
+_DEPTH = {
+    "anyOf": [
+        {"type": "integer"},
+        {"type": "string", "pattern": r"^\s*(\d+\s*-\s*\d+|[<>]=\s*-?\d+)\s*$"},
+    ]
+}
+Depths = Annotated[
+    list[InstanceOf[Levels]],
+    BeforeValidator(_as_levels),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
+]
+"""A depth, a range of depths, or a list of which any may apply."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Match(_Spec):
+    """Which parameters a rule is for: those for which every given condition holds.
+
+    A string or a list of strings stands for ``name``. A depth is 0 for what comes before the
+    layers, 1 to n for the layers, n + 1 for what comes after them; below 0 it counts from the top:
+    -1 is the head, -2 the last layer. It is given alone, as a range ("0-3", ">=6", "<=-2"; both
+    ends are included), or as a list of these.
+    """
+
+    name: Words | None = Field(None, description="glob on the parameter's full name")
+    regex: str | None = Field(None, description="regular expression found in the full name")
+    type: Words | None = Field(None, description="module class, or a family: norm, linear, ...")
+    ndim: int | None = Field(None, ge=0, description="number of dimensions of the parameter")
+    depth: Depths | None = Field(None, description="3, -1 (the top), '0-3', '>=6', or a list")
+    any_: list[Match] | None = Field(None, alias="any", min_length=1)
+    all_: list[Match] | None = Field(None, alias="all", min_length=1)
+    not_: Match | None = Field(None, alias="not")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Match:
+        if not self.model_fields_set:
+            raise ValueError("must give at least one condition; for all parameters leave it out")
+        for name, field in type(self).model_fields.items():
+            if name in self.model_fields_set and getattr(self, name) in (None, ""):
+                raise ValueError(f"{field.alias or name} must not be empty")
+        return self
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"is not a regular expression: {error}") from None
+        return value
+
+    def __str__(self) -> str:
+        given = self.model_dump(exclude_unset=True, by_alias=True)
+        listed = ("name", "type", "depth")
+        words = {k: ", ".join(map(repr, getattr(self, k))) for k in given if k in listed}
+        if list(given) == ["name"]:
+            return words["name"]
+        return ", ".join(f"{key}: {words.get(key, value)}" for key, value in given.items())
+
+
+class OptimizerSpec(_Spec):
+    """The optimizer and its hyperparameters; those not given keep the class's defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
+
+
+class LayerDecay(_Spec):
+    """How the rate falls from layer to layer."""
+
+    rate: float = Field(gt=0, description="lr x this ^ (distance from the top)")
+    min: float = Field(0.0, ge=0, description="the smallest factor on lr")
+
+    def __str__(self) -> str:
+        return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
+
+
+FORMS = ("<value>", "<mapping>")
+"""What layer_decay and freeze may be; the errors told are of the form that was meant."""
+
+
+def _form(value: Any) -> str:
+    return FORMS[isinstance(value, dict | BaseModel)]
+
+
+class FreezeSpec(_Spec):
+    """For how long a parameter stays as it is."""
+
+    until: InstanceOf[Duration] = Field(description="how long, from the start of the run")
+
+    @field_validator("until", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return Duration.parse(value)
+
+
+class RuleSpec(_Spec):
+    """Settings for the parameters that match; every other key is a hyperparameter."""
+
+    model_config = ConfigDict(extra="allow")
+
+    match: Match | None = Field(None, description="left out: every parameter")
+    layer_decay: (
+        Annotated[
+            Annotated[float, Field(gt=0), Tag(FORMS[0])] | Annotated[LayerDecay, Tag(FORMS[1])],
+            Discriminator(_form),
+        ]
+        | None
+    ) = Field(None, description="lr x this ^ (distance from the top); or rate and min")
+    no_decay: Words | None = Field(
+        None, description="weight_decay 0 for these: norm, bias, embedding, or globs"
+    )
+    lr_scale: float | None = Field(None, ge=0, description="lr x this")
+    freeze: (
+        Annotated[
+            Annotated[bool, Tag(FORMS[0])] | Annotated[FreezeSpec, Tag(FORMS[1])],
+            Discriminator(_form),
+        ]
+        | None
+    ) = Field(None, description="leave the parameter as it is")
+    schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> RuleSpec:
+        given = {*self.model_fields_set, *(self.model_extra or {})}
+        empty = sorted(name for name in given if getattr(self, name) is None)
+        if empty:
+            raise ValueError(f"{empty[0]} must not be empty; leave it out")
+        if given <= {"match"}:
+            raise ValueError(
+                "must set something: a hyperparameter, lr_scale, layer_decay, no_decay, freeze"
+            )
+        return self
+
+
+class MisspeltError(ValueError):
+    """A key was taken for an argument, but is meant for another."""
+
+    def __init__(self, key: str, meant: str) -> None:
+        super().__init__(f"unknown key; did you mean {meant!r}?")
+        self.key = key
+
+
+class PhaseSpec(_Spec):
+    """One scheduler or preset, or several together, and how long they act.
+
+    Every other key is an argument of the scheduler or the preset.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = Field(None, description="a class of optimplug.optim.lr_scheduler")
+    preset: str | None = Field(
+        None, description="a whole schedule by its name: linear, cosine, ..."
+    )
+    together: list[PhaseSpec] | None = Field(
+        None, min_length=2, description="phases that act at once; their factors are multiplied"
+    )
+    for_: InstanceOf[Duration] | None = Field(
+        None, alias="for", description="left out: what the other phases leave"
+    )
+    warmup: InstanceOf[Duration] | None = Field(None, description="of a preset: rise from 0 first")
+    every: Literal["step", "epoch", "validation"] | None = Field(
+        None, description="what it counts: steps, unless it follows a metric"
+    )
+    monitor: str | None = Field(None, min_length=1, description="the metric that a plateau follows")
+    floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
+    of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
+
+    @field_validator("for_", "warmup", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return Duration.parse(value)
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> PhaseSpec:
+        given = [key for key in ("name", "preset", "together") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"must give one of name, preset and together (got {given})")
+        extra = [*(self.model_extra or {})]
+        if not given:
+            for key in extra:
+                close = nearest(key, ("name", "preset", "together"))
+                if close:
+                    raise MisspeltError(key, close)
+            raise ValueError("must give a name, a preset or phases together")
+        if self.together is not None:
+            wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
+            if wrong:
+                raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
+            if any({"together", "for_", "of"} & part.model_fields_set for part in self.together):
+                raise ValueError("phases under together have no together, for or of of their own")
+        return self
+
+
+def _as_phases(value: Any) -> Any:
+    """Take a preset's name, or a single phase, for a list of one."""
+    if isinstance(value, str):
+        return [{"preset": value}]
+    return [value] if isinstance(value, Mapping) else value
+
+
+Phases = Annotated[list[PhaseSpec], BeforeValidator(_as_phases)]
+"""Phases in sequence, one phase, or a preset's name."""
+
+
+class RecipeSpec(_Spec):
+    """A whole recipe."""
+
+    optimizer: OptimizerSpec
+    groups: list[RuleSpec] = []
+    schedule: Phases = []
+
+
+class ScheduleSpec(_Spec):
+    """A schedule without the rest of a recipe."""
+
+    schedule: Phases

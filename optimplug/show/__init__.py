@@ -1,0 +1,1 @@
+"""A plan for people: a table, a page, a picture. Nothing that trains imports this."""

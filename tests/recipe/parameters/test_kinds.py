@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from optimplug.recipe.parameters.kinds import is_norm
+from optimplug.recipe.parameters.match import places
+
+
+class Scaled(nn.Module):
+    """The parameters that most norms have, under a name that says nothing."""
+
+    def __init__(self, shape=(4,)):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(shape))
+
+
+class ByRoot(Scaled):
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class ByPower(Scaled):
+    def forward(self, x):
+        return self.weight * self.shrink(x)
+
+    def shrink(self, x):
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6) ** -0.5
+
+
+class ByDeviation(Scaled):
+    def forward(self, x):
+        return self.weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
+
+
+class ByLength(Scaled):
+    def forward(self, x):
+        return self.weight * x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+class ByFunction(Scaled):
+    def forward(self, x):
+        return nn.functional.rms_norm(x, x.shape[-1:], self.weight)
+
+
+class Inherits(ByFunction):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+class Frozen(Scaled):
+    """A batch norm whose statistics do not move."""
+
+    def __init__(self):
+        super().__init__((1, 4, 1, 1))
+        self.register_buffer("running_var", torch.ones(1, 4, 1, 1))
+
+    def forward(self, x):
+        return x * self.weight * (self.running_var + 1e-5).rsqrt()
+
+
+class NoNorm(Scaled):
+    def forward(self, x):
+        return x * self.weight
+
+
+class DotProduct(Scaled):
+    def forward(self, x):
+        return self.weight * x @ x.mT / x.shape[-1] ** 0.5
+
+
+class Projection(Scaled):
+    """It normalises, but its weight mixes."""
+
+    def __init__(self):
+        super().__init__((4, 4))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:]) @ self.weight
+
+
+class Around(nn.Module):
+    """It normalises, but so does its part, and that has the parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return nn.functional.layer_norm(self.inner(x), (4,)) * self.scale
+
+
+NORMS = [
+    *(ByRoot, ByPower, ByDeviation, ByLength, ByFunction, Inherits, Frozen),
+    *(lambda: nn.LayerNorm(4), lambda: nn.RMSNorm(4), lambda: nn.GroupNorm(2, 4)),
+    *(lambda: nn.BatchNorm2d(4), lambda: nn.SyncBatchNorm(4)),
+    lambda: nn.InstanceNorm1d(4, affine=True),
+]
+OTHERS = [Scaled, NoNorm, DotProduct, Projection, Around, nn.PReLU, lambda: nn.Linear(4, 4)]
+
+
+@pytest.mark.parametrize("build", NORMS)
+def test_a_norm(build):
+    assert is_norm(build())
+
+
+@pytest.mark.parametrize("build", OTHERS)
+def test_no_norm(build):
+    assert not is_norm(build())
+
+
+def families(model):
+    return {place.name: set(place.families) for named in places(model) for place in named}
+
+
+def test_biases_are_what_modules_add():
+    model = nn.ModuleDict({
+        "rnn": nn.LSTM(2, 2), "attention": nn.MultiheadAttention(2, 1, add_bias_kv=True),
+        "norm": nn.LayerNorm(2), "relative_attention_bias": nn.Embedding(3, 2),
+    })  # fmt: skip
+    found = families(model)
+    assert {name for name, kinds in found.items() if "bias" in kinds} == {
+        "rnn.bias_ih_l0", "rnn.bias_hh_l0", "attention.in_proj_bias", "attention.out_proj.bias",
+        "norm.bias",
+    }  # fmt: skip
+    assert found["norm.bias"] == {"norm", "bias"}
+    assert found["relative_attention_bias.weight"] == {"embedding"}
+
+
+def test_a_parametrized_weight_is_that_of_its_layer():
+    model = nn.ModuleDict({"conv": parametrizations.weight_norm(nn.Conv1d(2, 2, 1))})
+    assert families(model) == {
+        "conv.bias": {"conv", "bias"},
+        "conv.parametrizations.weight.original0": {"conv"},
+        "conv.parametrizations.weight.original1": {"conv"},
+    }
