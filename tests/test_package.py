@@ -1,10 +1,10 @@
 import importlib
 import inspect
-import json
 import pkgutil
+import subprocess
+import sys
 
 import pytest
-from support.commands import run_apart
 
 import optimplug
 
@@ -42,69 +42,38 @@ def test_an_unknown_name_is_an_attribute_error():
         optimplug.Recipes  # noqa: B018
 
 
-TRAINERS = {"lightning", "transformers", "accelerate"}
-# From what needs least to what needs most, so that one process can import all of them in order.
-TOO_HEAVY = {
-    "optimplug": {*TRAINERS, "pydantic", "matplotlib", "rich", "typer", "yaml"},
-    "optimplug.optim": {*TRAINERS, "pydantic", "matplotlib", "rich", "typer", "yaml"},
-    "optimplug.recipe": {*TRAINERS, "matplotlib", "typer"},
-    "optimplug.cli": {*TRAINERS, "matplotlib"},
-}
-IMPORT_ALL = """
-import importlib, json, sys, torch
-
-before, brought = set(sys.modules), {}
-for module in sys.argv[1:]:
-    importlib.import_module(module)
-    brought[module] = sorted(set(sys.modules) - before)
-print(json.dumps(brought))
-"""
-
-
-@pytest.fixture(scope="module")
-def brought():
-    """What each module, and those before it, bring in beside torch."""
-    done = run_apart("python", "-c", IMPORT_ALL, *TOO_HEAVY, folder=".")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("optimplug", "lightning transformers accelerate pydantic matplotlib rich typer yaml"),
+        (
+            "optimplug.optim",
+            "lightning transformers accelerate pydantic matplotlib rich typer yaml",
+        ),
+        ("optimplug.recipe", "lightning transformers accelerate matplotlib typer"),
+        ("optimplug.cli", "lightning transformers accelerate matplotlib"),
+    ],
+)
+def test_importing_brings_in_no_more_than_it_needs(module, heavy):
+    code = (
+        f"import sys, torch; before = set(sys.modules); import {module}; "
+        f"print(*(set('{heavy}'.split()) & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
-@pytest.mark.parametrize("module", TOO_HEAVY)
-def test_importing_brings_in_no_more_than_it_needs(brought, module):
-    assert module in brought[module]
-    assert not TOO_HEAVY[module].intersection(brought[module])
-
-
-ADAPTERS = {
-    "optimplug.lightning": ("lightning", "lightning"),
-    "optimplug.huggingface": ("transformers", "huggingface"),
-    "optimplug.callbacks.lightning": ("lightning", "lightning"),
-    "optimplug.callbacks.huggingface": ("transformers", "huggingface"),
-}
-IMPORT_WITHOUT = """
-import importlib, json, sys
-
-told = {}
-for pair in sys.argv[1:]:
-    module, trainer = pair.split("=")
-    sys.modules[trainer] = None
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        told[module] = str(error)
-print(json.dumps(told))
-"""
-
-
-@pytest.fixture(scope="module")
-def told():
-    """What each adapter says where its trainer is not installed."""
-    pairs = [f"{module}={trainer}" for module, (trainer, _) in ADAPTERS.items()]
-    done = run_apart("python", "-c", IMPORT_WITHOUT, *pairs, folder=".")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("module", ADAPTERS)
-def test_without_its_trainer_an_adapter_names_the_command(told, module):
-    assert f'pip install "optimplug[{ADAPTERS[module][1]}]"' in told[module]
+@pytest.mark.parametrize(
+    ("module", "trainer", "extra"),
+    [
+        ("optimplug.lightning", "lightning", "lightning"),
+        ("optimplug.huggingface", "transformers", "huggingface"),
+        ("optimplug.callbacks.lightning", "lightning", "lightning"),
+        ("optimplug.callbacks.huggingface", "transformers", "huggingface"),
+    ],
+)
+def test_without_its_trainer_an_adapter_names_the_command(module, trainer, extra):
+    code = f"import sys; sys.modules['{trainer}'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f'pip install "optimplug[{extra}]"' in done.stderr.splitlines()[-1]
