@@ -11,6 +11,7 @@ from support.labels import label
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
+from optimplug._core.optim.executions.operands import TensorList
 from optimplug.optim import SGD, Adam, AdamW
 
 ADAM = [
@@ -207,10 +208,13 @@ def test_splitting_and_permuting_groups_changes_nothing(owners, order, foreach):
 
 def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
     calls = []
-    original = torch._foreach_lerp_
-    monkeypatch.setattr(
-        torch, "_foreach_lerp_", lambda ps, *rest: (calls.append(len(ps)), original(ps, *rest))
-    )
+    original = TensorList.lerp_
+
+    def counted(self, *rest):
+        calls.append(len(self.tensors))
+        return original(self, *rest)
+
+    monkeypatch.setattr(TensorList, "lerp_", counted)
     params = parameters(shapes=[(2,)] * 200)
     descend(
         AdamW([{"params": [p], "lr": i / 1e4} for i, p in enumerate(params)], foreach=True),
@@ -221,9 +225,9 @@ def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
 
 
 def test_large_batches_are_walked_in_parts(monkeypatch):
-    from optimplug._core.optim.executions import loop as execution
+    from optimplug._core.optim.executions import foreach
 
-    monkeypatch.setattr(execution, "SCRATCH_BYTES", 100)
+    monkeypatch.setattr(foreach, "SCRATCH_BYTES", 100)
     params = parameters(shapes=[(10,), (10,), (30,), (5,), (20,)])
     whole = [torch.nn.Parameter(p.detach().clone()) for p in params]
     parts = descend(AdamW(params), 3)

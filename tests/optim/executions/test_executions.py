@@ -12,8 +12,7 @@ from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
-from optimplug._core.optim.executions import compiled
-from optimplug._core.optim.executions import loop as execution
+from optimplug._core.optim.executions import compiled, foreach
 from optimplug.optim import SGD, Adam, AdamW
 
 CLASSES = [SGD, Adam, AdamW]
@@ -492,15 +491,15 @@ class TestScratch:
     @pytest.mark.parametrize("cls", CLASSES)
     @pytest.mark.parametrize("clip", [None, 1.0])
     def test_no_part_of_a_step_is_larger_than_its_share_of_the_cap(self, monkeypatch, cls, clip):
-        monkeypatch.setattr(execution, "SCRATCH_BYTES", 3000)
+        monkeypatch.setattr(foreach, "SCRATCH_BYTES", 3000)
         largest = []
-        original = execution.TensorList
+        original = foreach.TensorList
 
         def watched(tensors):
             largest.append(sum(t.nbytes for t in tensors))
             return original(tensors)
 
-        monkeypatch.setattr(execution, "TensorList", watched)
+        monkeypatch.setattr(foreach, "TensorList", watched)
         shapes = [(100,), (40, 40), (30,), (5,), (0,), (2000,)]
         options = {**LR, "weight_decay": 0.1, "foreach": True, "max_grad_norm": clip}
         ours, theirs = pair(cls, parameters(shapes), **options)
@@ -521,7 +520,7 @@ class TestScratch:
     )
     @pytest.mark.parametrize("clip", [None, 1.0])
     def test_a_step_allocates_less_than_the_cap(self, monkeypatch, cls, options, clip):
-        monkeypatch.setattr(execution, "SCRATCH_BYTES", 2**20)
+        monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
         shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
         ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
         descend(ours, 1, skip=False)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from optimplug._core.internals import fused_adam, fused_adamw
 from optimplug._core.optim.optimizer import Optimizer, check_rate
-from optimplug._core.optim.rule import FusedCall, Hyper, Rule, T
+from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
@@ -26,13 +27,14 @@ class AdamRule(Rule):
     decoupled: bool = False
     """Whether weight decay acts on the parameter, apart from the gradient."""
 
+    variant_state: ClassVar = ("max_exp_avg_sq",)
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    late_state: ClassVar = ("max_exp_avg_sq",)
 
-    @property
-    def state(self) -> tuple[str, ...]:
-        names = ("exp_avg", "exp_avg_sq")
-        return (*names, "max_exp_avg_sq") if self.amsgrad else names
+    @cached_property
+    def state(self) -> tuple[StateSpec, ...]:
+        moments = StateSpec("exp_avg"), StateSpec("exp_avg_sq")
+        largest = (StateSpec("max_exp_avg_sq", late=True),) if self.amsgrad else ()
+        return (*moments, *largest)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -46,7 +48,9 @@ class AdamRule(Rule):
             "minus_step_size": -(lr / (1 - beta1**t)),
         }
 
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         if self.maximize:
             g = g.neg()
@@ -63,7 +67,7 @@ class AdamRule(Rule):
 
     def fused(self, call: FusedCall) -> None:
         hyper = call.hyper
-        operator = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        operator = fused_adamw if self.decoupled else fused_adam
         operator(
             call.params,
             call.grads,

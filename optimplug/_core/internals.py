@@ -1,0 +1,71 @@
+"""Every private part of torch that the core uses, each with the reason.
+
+Nothing here is promised by torch: ``tests/test_internals.py`` tries each one, and names the release
+that took it away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = [
+    "foreach_operator",
+    "fused_adam",
+    "fused_adamw",
+    "fused_sgd",
+    "load_post_hooks",
+    "load_pre_hooks",
+    "note_steps",
+    "was_stepped",
+]
+
+# One call that runs a whole rule over many tensors. The public optimizers use these operators for
+# ``fused=True`` and give no other way to reach them.
+fused_adam: Callable[..., None] = torch._fused_adam_
+fused_adamw: Callable[..., None] = torch._fused_adamw_
+fused_sgd: Callable[..., None] = torch._fused_sgd_
+
+
+def foreach_operator(name: str) -> Callable[..., Any]:
+    """Return the form of an operation that works on a list of tensors: ``torch._foreach_mul_``.
+
+    torch has no public name for these.
+    """
+    found: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
+    return found
+
+
+def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
+    """Return the hooks of ``register_load_state_dict_pre_hook``.
+
+    Whoever replaces ``load_state_dict`` has to call them, and torch shows them nowhere.
+    """
+    return list(optimizer._optimizer_load_state_dict_pre_hooks.values())
+
+
+def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
+    """Return the hooks of ``register_load_state_dict_post_hook``; see :func:`load_pre_hooks`."""
+    return list(optimizer._optimizer_load_state_dict_post_hooks.values())
+
+
+def note_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer note that it has been stepped, under the name where torch looks for it.
+
+    torch's own schedulers wrap ``step`` for this; two kinds of schedulers on one optimizer must
+    agree, so the name is torch's.
+    """
+    if not hasattr(optimizer, "_opt_called"):
+        optimizer._opt_called = False  # type: ignore[attr-defined]
+        optimizer.register_step_post_hook(_note_step)
+
+
+def was_stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer has noted a step; see :func:`note_steps`."""
+    return getattr(optimizer, "_opt_called", False)
+
+
+def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    optimizer._opt_called = True  # type: ignore[attr-defined]
