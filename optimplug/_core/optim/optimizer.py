@@ -26,7 +26,7 @@ from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer", "check_rate", "required"]
+__all__ = ["Optimizer", "required"]
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -241,14 +241,19 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self.check(hyper)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
-        self._check_devices(group, where)
-
-    def _check_devices(self, group: dict[str, Any], where: str) -> None:
-        """Refuse at once what the execution that was asked for could not do at a step."""
         found = devices_asked_for(self.defaults)
-        if found is None:
-            return
-        asked, devices = found
+        if found is not None:
+            self._check_devices(group, where, *found)
+        if self.defaults.get("capturable") and not self.rule(hyper).fused_dtypes:
+            raise ArgumentError(
+                f"{where}: capturable=True needs an operator of torch's that does the whole update "
+                f"of {type(self).__name__}, and there is none; leave it out"
+            )
+
+    def _check_devices(
+        self, group: dict[str, Any], where: str, asked: str, devices: tuple[str, ...]
+    ) -> None:
+        """Refuse at once what the execution that was asked for could not do at a step."""
         params = group["params"]
         group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
         for p in (p[1] if isinstance(p, tuple) else p for p in params):
@@ -277,17 +282,3 @@ class Optimizer(torch.optim.Optimizer, ABC):
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-
-
-def check_rate(hyper: Hyper) -> None:
-    """Raise ArgumentError unless ``lr`` is what every optimizer here takes."""
-    lr = hyper["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-        if hyper["foreach"] and not hyper.get("capturable", True):
-            raise ArgumentError(
-                "lr as a Tensor is not supported for capturable=False and foreach=True"
-            )
-    if not lr >= 0.0:
-        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
-from optimplug._core.optim.optimizer import Optimizer, check_rate
+from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
-from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
 
@@ -184,30 +184,8 @@ class Adam(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
-        if not hyper["eps"] >= 0.0:
-            raise ArgumentError(f"Invalid epsilon value: {hyper['eps']}; must be >= 0")
-        if not hyper["weight_decay"] >= 0.0:
-            raise ArgumentError(
-                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
-            )
-        _check_betas(hyper)
-
-
-def _check_betas(hyper: Hyper) -> None:
-    betas = hyper["betas"]
-    if len(betas) != 2:
-        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
-    if len({isinstance(beta, Tensor) for beta in betas}) == 2:
-        raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
-        if not 0.0 <= beta < 1.0:
-            raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
-        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper["capturable"]:
-            raise ArgumentError(
-                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-            )
+        check_not_negative(hyper, eps="epsilon value", weight_decay="weight_decay value")
+        check_betas(hyper)
 
 
 class AdamW(Adam):

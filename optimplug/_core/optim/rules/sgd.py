@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.internals import fused_sgd
-from optimplug._core.optim.optimizer import Optimizer, check_rate
+from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
 
@@ -166,12 +167,7 @@ class SGD(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
-        if not hyper["momentum"] >= 0.0:
-            raise ArgumentError(f"Invalid momentum value: {hyper['momentum']}; must be >= 0")
-        if not hyper["weight_decay"] >= 0.0:
-            raise ArgumentError(
-                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
-            )
+        check_not_negative(hyper, momentum="momentum value", weight_decay="weight_decay value")
         if hyper["nesterov"] and (hyper["momentum"] <= 0 or hyper["dampening"] != 0):
             raise ArgumentError(
                 "Nesterov momentum requires a momentum and zero dampening "
