@@ -114,8 +114,10 @@ def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, 
 
     truth = run(torchs(cls), torch.float64, foreach=False)
     loop = error(run(torchs(cls), dtype, foreach=False), truth)
-    many = error(run(torchs(cls), dtype, foreach=True), truth) if execution == "foreach" else loop
-    fused = error(run(torchs(cls), dtype, fused=True), truth) if TABLE[cls].fused else loop
+    has_fused = TABLE[cls].fused
+    needs_many = execution == "foreach" or not has_fused
+    many = error(run(torchs(cls), dtype, foreach=True), truth) if needs_many else loop
+    fused = error(run(torchs(cls), dtype, fused=True), truth) if has_fused else many
     ours = error(run(cls, dtype, **choice), truth)
     # Rounding is a matter of luck, though little in so many numbers.
     allowed = {

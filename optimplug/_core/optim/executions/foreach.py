@@ -13,7 +13,7 @@ from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import TensorList
 
-__all__ = ["SCRATCH_BYTES", "Foreach"]
+__all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
 
 SCRATCH_BYTES = 64 * 2**20
 """The temporaries of a step stay under this."""

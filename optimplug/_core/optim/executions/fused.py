@@ -15,7 +15,7 @@ from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.memory_layout import same_strides
 from optimplug._core.optim.rule import FusedCall
 
-__all__ = ["FUSED_DEVICES", "Fused"]
+__all__ = ["FUSED_DEVICES", "Fused", "ReadyFused"]
 
 FUSED_DEVICES = ("cpu", "cuda")
 

@@ -15,7 +15,7 @@ from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
 
-__all__ = ["Differentiable", "Loop"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 
 
 class Loop:

@@ -20,6 +20,7 @@ __all__ = [
     "Result",
     "Scalar",
     "Step",
+    "Symbol",
     "trace",
 ]
 
