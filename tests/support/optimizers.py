@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimplug.optim import SGD, Adam, AdamW
+from optimplug.optim import SGD, Adam, AdamW, RMSprop
 
 
 class Row(NamedTuple):
@@ -38,11 +38,20 @@ _SGD = [
     {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1},
 ]
+_RMSPROP = [
+    {},
+    {"lr": torch.tensor(0.01), "alpha": 0.9, "eps": 1e-3},
+    {"weight_decay": 0.3, "maximize": True},
+    {"momentum": 0.9},
+    {"centered": True, "weight_decay": 0.1},
+    {"centered": True, "momentum": 0.5},
+]
 TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
     # A rate of its own for each tensor is multiplied in apart.
     SGD: Row(_SGD, required={"lr": 0.05}, fused=True, foreach_rtol=2e-6),
+    RMSprop: Row(_RMSPROP, foreach_rtol=2e-6),
 }
 
 
