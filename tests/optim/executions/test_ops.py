@@ -16,6 +16,7 @@ from optimplug._core.optim.rule import Rule, StateSpec
 CALLS = {
     "neg": lambda x, y, z, k: x(),
     "sqrt": lambda x, y, z, k: x(),
+    "sign": lambda x, y, z, k: x(),
     "add": lambda x, y, z, k: x(y, alpha=k),
     "sub": lambda x, y, z, k: x(y),
     "mul": lambda x, y, z, k: x(k),

@@ -72,6 +72,7 @@ def _lerp(x: Any, end: Any, weight: Any) -> Any:
 OPERATIONS: Mapping[str, Operation] = {
     "neg": Operation(operator.neg, c="-{0}"),
     "sqrt": Operation(c="root({0})"),
+    "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
     "sub": Operation(operator.sub, c="{0} - {1}"),
     "mul": Operation(operator.mul, c="{0} * {1}"),
