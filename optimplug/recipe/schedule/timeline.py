@@ -12,6 +12,7 @@ from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import build_factor, factor_problems, length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
 
 __all__ = [
@@ -65,16 +66,16 @@ def _text(before: str, curves: Curves) -> str:
 
 def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> list[Problem]:
     """Check names and arguments of phases as far as that needs no horizon."""
-    wrong: list[Problem] = []
+    wrong = Problems()
     last = {phase.of: i for i, phase in enumerate(phases)}
     for i, phase in enumerate(phases):
         here = f"{path}[{i}]"
         if i != last[phase.of] and (phase.for_ is None or phase.for_.unit == "rest"):
             message = "only the last phase can take the rest; give a length"
-            wrong.append(Problem(f"{here}.for", message))
+            wrong.add(f"{here}.for", message)
         for where, part in _factors(phase, here):
-            wrong += factor_problems(part, where)
-    return wrong
+            wrong.extend(factor_problems(part, where))
+    return list(wrong)
 
 
 def target_problems(
@@ -107,7 +108,7 @@ def compile_schedule(
         RecipeError: a duration needs what the horizon lacks, the phases do not fit into the run, or
             a length is none that its scheduler takes.
     """
-    wrong: list[Problem] = []
+    wrong = Problems()
     curves = {}
     for of in dict.fromkeys(["lr", *(phase.of or "lr" for phase in phases)]):
         own = {f"{path}[{i}]": p for i, p in enumerate(phases) if (p.of or "lr") == of}
@@ -116,9 +117,8 @@ def compile_schedule(
         total = horizon.total_steps
         if not wrong and total is not None and curves[of].end > total:
             message = f"the phases take {curves[of].end} steps, but the run has only {total}"
-            wrong.append(Problem(path, message))
-    if wrong:
-        raise RecipeError(wrong)
+            wrong.add(path, message)
+    wrong.raise_if_any()
     return curves
 
 
@@ -131,7 +131,7 @@ def until(duration: Duration, horizon: Horizon, path: str) -> int:
 
 
 def _sequence(
-    specs: Mapping[str, PhaseSpec], horizon: Horizon, base: float, wrong: list[Problem]
+    specs: Mapping[str, PhaseSpec], horizon: Horizon, base: float, wrong: Problems
 ) -> Curve:
     """Lay phases one after the other; what does not fit goes to the list of what is wrong."""
     phases: list[Phase] = []
@@ -151,9 +151,9 @@ def _sequence(
             start += steps
             phases.append(phase)
         except ArgumentError as error:
-            wrong.append(Problem(path, str(error)))
+            wrong.add(path, str(error))
         except ValueError as error:
-            wrong.append(Problem(at, str(error)))
+            wrong.add(at, str(error))
     return Curve(phases)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -271,6 +271,19 @@ class RecipeSpec(_Spec):
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
     schedule: Phases = []
+
+    def schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its path."""
+        yield "schedule", self.schedule
+        for i, rule in enumerate(self.groups):
+            if rule.schedule is not None:
+                yield f"groups[{i}].schedule", rule.schedule
+
+    def freezes(self) -> Iterator[tuple[str, Duration]]:
+        """Walk the rules that freeze parameters for a time, by their paths."""
+        for i, rule in enumerate(self.groups):
+            if isinstance(rule.freeze, FreezeSpec):
+                yield f"groups[{i}]", rule.freeze.until
 
 
 class ScheduleSpec(_Spec):
