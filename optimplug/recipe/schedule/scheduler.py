@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.arguments import require_count
 from optimplug._core.lr_scheduler.groups import set_rate
@@ -43,7 +44,7 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "updates")
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_hook", "updates")
     updates: Updates | None = None
     """Those of the optimizer, where a trainer would step the schedule after skipped ones too."""
 
@@ -51,7 +52,9 @@ class RecipeScheduler(LRScheduler):
         self._run_schedule = run_schedule
         self.fingerprint = str(run_schedule)
         super().__init__(optimizer)
-        _replace_hook(self.optimizer, self._hold_back if run_schedule.frozen_until else None)
+        self._hook = _replace_hook(
+            self.optimizer, self._hold_back if run_schedule.frozen_until else None
+        )
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate after ``t`` updates of a group that follows the shared schedule."""
@@ -181,6 +184,10 @@ class RecipeScheduler(LRScheduler):
     def _all_curves(self) -> list[Curves]:
         return [self._run_schedule.shared, *self._run_schedule.own.values()]
 
+    def check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise a StateError unless :meth:`load_state_dict` would take this state."""
+        self._check_state(self._completed(state_dict))
+
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         if state_dict.get("fingerprint", self.fingerprint) != self.fingerprint:
             raise StateError(
@@ -192,6 +199,12 @@ class RecipeScheduler(LRScheduler):
         super()._check_state({**state_dict, "_remembered": []})
         for factor, state in self._paired(state_dict["_remembered"]):
             factor.check_state(state)
+        for of, values in state_dict["_initial"].items():
+            if len(values) != len(self._groups):
+                raise StateError(
+                    f"_initial[{of!r}] must hold {len(self._groups)} values, one for each group "
+                    f"(got {values!r})"
+                )
 
     def _paired(self, remembered: Any) -> Iterator[tuple[Factor, Any]]:
         """Walk all factors with what was saved of them."""
@@ -222,6 +235,18 @@ class RecipeScheduler(LRScheduler):
         super().load_state_dict(state_dict)
         self._set(self._last_lr)
 
+    def close(self) -> None:
+        """Take from the optimizer what this scheduler has put there; rates stay as they are."""
+        if self._noted is not None:
+            self._noted.remove()
+            vars(self.optimizer).pop("_opt_called", None)
+            self._noted = None
+        if getattr(self.optimizer, "_recipe_hook", None) is self._hook:
+            if self._hook is not None:
+                self._hook.remove()
+            vars(self.optimizer).pop("_recipe_hook", None)
+            self._hook = None
+
 
 def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
     return frozenset(factor.monitor for factor in factors if isinstance(factor, PlateauFactor))
@@ -244,10 +269,11 @@ def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
     return bool(own) and not any(bool(g.any()) for g in own)
 
 
-def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> None:
+def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> RemovableHandle | None:
     """Let the newest scheduler alone say what is frozen."""
     old = getattr(optimizer, "_recipe_hook", None)
     if old is not None:
         old.remove()
     handle = optimizer.register_step_pre_hook(hook) if hook else None
     optimizer._recipe_hook = handle  # type: ignore[attr-defined]
+    return handle
