@@ -124,7 +124,9 @@ class Run:
                 "the schedule is for (got another one); give run.optimizer to what wraps it"
             )
         scheduler = self.recipe.build_scheduler(stepped, horizon)
-        scheduler.go_to(0)  # a schedule before it may have left the groups at other rates
+        if self._scheduler is not None:
+            self._scheduler.close()
+            scheduler.go_to(0)  # the one before may have left the groups at other rates
         self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
         return scheduler
 

@@ -149,7 +149,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             epoch = require_count("epoch", epoch)
             self._check_jump(epoch)
             warn(EPOCH_DEPRECATED)
-        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
+        # Where nobody notes the optimizer's steps any more, there is nothing to tell.
+        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", True):
             warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
         self._step_count += 1
         self._advance(metrics) if epoch is None else self._jump(epoch)
