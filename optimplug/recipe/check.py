@@ -69,7 +69,7 @@ def check(spec: RecipeSpec) -> CheckedRecipe:
         RecipeError: everything that is wrong with them.
     """
     wrong = Problems()
-    of_phases = [p for path, phases in spec.schedules() for p in schedule_problems(phases, path)]
+    of_phases = [p for _, path, phases in spec.schedules() for p in schedule_problems(phases, path)]
     with wrong.caught():
         # Without its class nothing more can be said of the optimizer, but of the phases it can.
         recipe = _resolved(spec)
@@ -108,7 +108,7 @@ def _optimizer_problems(recipe: CheckedRecipe) -> Iterator[Problem]:
 
 
 def _target_problems(recipe: CheckedRecipe) -> Iterator[Problem]:
-    for path, phases in recipe.spec.schedules():
+    for _, path, phases in recipe.spec.schedules():
         name = recipe.spec.optimizer.name
         yield from target_problems(phases, recipe.hyperparameters, name, path)
 

@@ -12,6 +12,7 @@ from optimplug.recipe.schedule.curves import Curve
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule, compile_schedule, until
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import PhaseSpec
 
 __all__ = ["fit", "fit_to_horizon", "fit_to_model"]
@@ -49,18 +50,18 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
     """
     wrong = Problems()
     shared: Curves = {}
-    own: dict[str, Curves] = {}
-    for path, phases in recipe.spec.schedules():
+    own: dict[RuleId, Curves] = {}
+    for rule, path, phases in recipe.spec.schedules():
         with wrong.caught():
             curves = compile_schedule(phases, horizon, recipe.hyperparameters, path)
-            if path == "schedule":
+            if rule is None:
                 shared = curves
             else:
-                own[path.removesuffix(".schedule")] = _own_curves(curves, phases)
-    frozen_until: dict[str, int] = {}
+                own[rule] = _own_curves(curves, phases)
+    frozen_until: dict[RuleId, int] = {}
     for rule, duration in recipe.spec.freezes():
         with wrong.caught():
-            frozen_until[rule] = until(duration, horizon, f"{rule}.freeze.until")
+            frozen_until[rule] = until(duration, horizon, f"{rule.path}.freeze.until")
     wrong.raise_if_any()
     return RunSchedule(shared, own, frozen_until)
 

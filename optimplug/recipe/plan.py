@@ -120,8 +120,8 @@ class Plan:
             "lr": rates._asdict(),
             "weight_decay": plain(self.setting(group, "weight_decay")),
             "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
-            "schedule": group.schedule,
-            "frozen_until": self.run_schedule.frozen_until.get(group.freeze or ""),
+            "schedule": group.schedule and group.schedule.path,
+            "frozen_until": group.freeze and self.run_schedule.frozen_until[group.freeze],
             "rules": [f"groups[{i}]" for i in group.rules],
             "members": list(group.parameters),
         }

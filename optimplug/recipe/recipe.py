@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from optimplug.recipe.text.reader import Source, read
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.written import Written
 from optimplug.recipe.warnings import plan_warnings
+
+if TYPE_CHECKING:
+    from optimplug.recipe.run import Run
 
 __all__ = ["Recipe"]
 
@@ -123,6 +126,24 @@ class Recipe:
             grouping, run_schedule = fit(self._checked, model, horizon)
         optimizer = self._optimizer(grouping)
         return optimizer, RecipeScheduler(optimizer, run_schedule)
+
+    def start(self, model: nn.Module, horizon: Horizon) -> Run:
+        """Build both as :meth:`build` does, and return them as a run: what a loop is written with.
+
+        Raises:
+            RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
+                it was then.
+
+        Example:
+            >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 3e-4}})
+            >>> model = nn.Linear(2, 2)
+            >>> run = recipe.start(model, Horizon(total_steps=10))
+            >>> model(torch.ones(1, 2)).sum().backward()
+            >>> run.step()
+        """
+        from optimplug.recipe.run import Run  # it is built on recipes
+
+        return Run(self, model, horizon)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""

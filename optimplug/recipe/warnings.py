@@ -27,8 +27,7 @@ def plan_warnings(
         horizon: of the run.
     """
     yield from _rule_warnings(grouping)
-    for path, phases in spec.schedules():
-        rule = path.removesuffix(".schedule") if path != "schedule" else None
+    for rule, path, phases in spec.schedules():
         yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
 

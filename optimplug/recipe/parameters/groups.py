@@ -12,6 +12,7 @@ from torch import nn
 
 from optimplug.errors import RecipeError
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec
 
 __all__ = ["Group", "Grouping", "group_parameters"]
@@ -32,9 +33,9 @@ class Group:
     """Its lr, and the hyperparameters that differ from the optimizer's."""
     rules: tuple[int, ...]
     """The rules that set something here, by their places under ``groups``."""
-    schedule: str | None = None
-    """The rule that gives it a schedule of its own: ``groups[2]``."""
-    freeze: str | None = None
+    schedule: RuleId | None = None
+    """The rule that gives it a schedule of its own."""
+    freeze: RuleId | None = None
     """The rule that freezes it for a time."""
 
     @property
@@ -54,7 +55,7 @@ class Group:
             "params": list(self.parameters.values()),
             "param_names": list(self.parameters),
             "name": self.name,
-            **{key: rule for key, rule in for_scheduler.items() if rule is not None},
+            **{key: rule.path for key, rule in for_scheduler.items() if rule is not None},
             **self.settings,
         }
 

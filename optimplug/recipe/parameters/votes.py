@@ -24,6 +24,7 @@ from optimplug.recipe.parameters.match import (
 )
 from optimplug.recipe.text.levels import Depth
 from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import Match, RuleSpec
 
 __all__ = ["ParameterVotes", "Vote", "collect_votes"]
@@ -157,11 +158,11 @@ def _own_clause(
 ) -> _Clause:
     scales = {"layer_decay": rule.layer_decay, "lr_scale": rule.lr_scale}
     values: dict[str, Any] = {key: value for key, value in scales.items() if value is not None}
-    # What is for the scheduler is known by the rule that says it: it holds the curves.
+    # Of these a group only learns which rule it is: the scheduler holds the curves and times.
     if rule.schedule is not None:
-        values["schedule"] = f"groups[{i}]"
+        values["schedule"] = RuleId(i)
     if rule.freeze is not None:
-        values["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
+        values["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else RuleId(i)
     # Whether the guess is needed is known later, and to guess a name takes a while.
     unmatched = partial(_unmatched, f"groups[{i}].match", f"{rule.match}", rule.match, model)
     return _Clause(i, holds, {**values, **settings}, unmatched)

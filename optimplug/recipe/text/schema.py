@@ -22,6 +22,7 @@ from pydantic import (
 from optimplug.errors import nearest
 from optimplug.recipe.text.durations import Duration
 from optimplug.recipe.text.levels import Levels
+from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
     "FORMS",
@@ -272,18 +273,18 @@ class RecipeSpec(_Spec):
     groups: list[RuleSpec] = []
     schedule: Phases = []
 
-    def schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
-        """Walk the recipe's schedule and those of its rules, each with its path."""
-        yield "schedule", self.schedule
+    def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its rule and its path."""
+        yield None, "schedule", self.schedule
         for i, rule in enumerate(self.groups):
             if rule.schedule is not None:
-                yield f"groups[{i}].schedule", rule.schedule
+                yield RuleId(i), f"{RuleId(i).path}.schedule", rule.schedule
 
-    def freezes(self) -> Iterator[tuple[str, Duration]]:
-        """Walk the rules that freeze parameters for a time, by their paths."""
+    def freezes(self) -> Iterator[tuple[RuleId, Duration]]:
+        """Walk the rules that freeze parameters for a time."""
         for i, rule in enumerate(self.groups):
             if isinstance(rule.freeze, FreezeSpec):
-                yield f"groups[{i}]", rule.freeze.until
+                yield RuleId(i), rule.freeze.until
 
 
 class ScheduleSpec(_Spec):
