@@ -22,7 +22,7 @@ from optimplug.recipe.parameters.match import (
     places,
     suggestion,
 )
-from optimplug.recipe.text.levels import Depth
+from optimplug.recipe.text.depth_range import Depth
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import Match, RuleSpec

@@ -20,8 +20,8 @@ from pydantic import (
 )
 
 from optimplug.errors import nearest
+from optimplug.recipe.text.depth_range import DepthRange
 from optimplug.recipe.text.durations import Duration
-from optimplug.recipe.text.levels import Levels
 from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
@@ -46,8 +46,8 @@ Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 """One string, or a list of which any may apply."""
 
 
-def _as_levels(value: Any) -> list[Levels]:
-    return [Levels.parse(item) for item in (value if isinstance(value, list) else [value])]
+def _as_ranges(value: Any) -> list[DepthRange]:
+    return [DepthRange.parse(item) for item in (value if isinstance(value, list) else [value])]
 
 
 _DEPTH = {
@@ -57,8 +57,8 @@ _DEPTH = {
     ]
 }
 Depths = Annotated[
-    list[InstanceOf[Levels]],
-    BeforeValidator(_as_levels),
+    list[InstanceOf[DepthRange]],
+    BeforeValidator(_as_ranges),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
 ]
