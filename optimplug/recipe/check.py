@@ -11,10 +11,10 @@ import torch
 
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.resolve import (
+    keywords_of,
     no_decay_problems,
     optimizer_class,
     optimizer_problems,
-    parameters_of,
 )
 from optimplug.recipe.schedule.timeline import schedule_problems, target_problems
 from optimplug.recipe.text.form import validated
@@ -44,7 +44,7 @@ class CheckedRecipe:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The optimizer's hyperparameters where no rule sets them: its defaults, and settings."""
-        known = parameters_of(self.optimizer_class, without=("params",))
+        known = keywords_of(self.optimizer_class, without=("params",))
         return {**{name: p.default for name, p in known.items()}, **self.settings}
 
 
@@ -90,7 +90,7 @@ def _resolved(spec: RecipeSpec) -> CheckedRecipe:
 
 def _with_tuples(given: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Turn lists into tuples where the optimizer's own default is one: YAML has only lists."""
-    known = parameters_of(cls, without=("params",))
+    known = keywords_of(cls, without=("params",))
     tuples = {key for key, p in known.items() if isinstance(p.default, tuple)}
     return {
         key: tuple(value) if key in tuples and isinstance(value, list) else value

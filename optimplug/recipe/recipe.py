@@ -18,7 +18,7 @@ from optimplug.recipe.parameters.depth import depths
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.plan import Plan
-from optimplug.recipe.resolve import of_group
+from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.reader import Source, read
@@ -177,7 +177,7 @@ class Recipe:
         grouping = self._group(model)
         grouping.freeze()
         settings = self._checked.settings
-        shared = {name: settings[name] for name in of_group(settings)}
+        shared = {name: settings[name] for name in settable_per_group(settings)}
         return [{**shared, **group.as_param_group()} for group in grouping.groups]
 
     def explain(self, model: nn.Module, name: str) -> Explanation:
