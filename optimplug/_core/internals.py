@@ -13,6 +13,7 @@ import torch
 
 __all__ = [
     "foreach_operator",
+    "forget_steps",
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
@@ -51,20 +52,31 @@ def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]
     return list(optimizer._optimizer_load_state_dict_post_hooks.values())
 
 
-def note_steps(optimizer: torch.optim.Optimizer) -> None:
+def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:
     """Let an optimizer note that it has been stepped, under the name where torch looks for it.
 
     torch's own schedulers wrap ``step`` for this; two kinds of schedulers on one optimizer must
     agree, so the name is torch's.
+
+    Returns:
+        What :func:`forget_steps` takes; None where somebody else has the steps noted.
     """
-    if not hasattr(optimizer, "_opt_called"):
-        optimizer._opt_called = False  # type: ignore[attr-defined]
-        optimizer.register_step_post_hook(_note_step)
+    if hasattr(optimizer, "_opt_called"):
+        return None
+    optimizer._opt_called = False  # type: ignore[attr-defined]
+    return optimizer.register_step_post_hook(_note_step)
+
+
+def forget_steps(optimizer: torch.optim.Optimizer, noted: RemovableHandle | None) -> None:
+    """Leave an optimizer as it was before :func:`note_steps`, whose result this takes."""
+    if noted is not None:
+        noted.remove()
+        vars(optimizer).pop("_opt_called", None)
 
 
 def was_stepped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer has noted a step; see :func:`note_steps`."""
-    return getattr(optimizer, "_opt_called", False)
+    """Tell whether an optimizer has noted a step; where nobody has it noted, that is not known."""
+    return getattr(optimizer, "_opt_called", True)
 
 
 def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

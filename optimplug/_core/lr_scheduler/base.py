@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
 from optimplug._core.internals import note_steps, was_stepped
@@ -51,7 +52,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _last_lr: list[float]  # type: ignore[assignment]
 
     # What is not state: the groups' owner, and what a subclass is built from.
-    _not_saved: tuple[str, ...] = ("optimizer", "verbose")
+    _not_saved: tuple[str, ...] = ("optimizer", "verbose", "_noted")
     # The functions among the arguments, one or a list. Of an object its attributes are state.
     _functions: tuple[str, ...] = ()
     # Lists with an entry for each group. The last one serves groups that join later.
@@ -64,6 +65,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _takes_metric: bool = False
     # Whether base_lrs are the groups' own rates, and not arguments.
     _own_bases: ClassVar[bool] = True
+    # The hook that notes steps, where this scheduler was the first to need it.
+    _noted: RemovableHandle | None = None
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, last_epoch: int = -1, verbose: bool = False
@@ -71,7 +74,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.optimizer = owner_of(optimizer)
         self.last_epoch = require_count("last_epoch", last_epoch, least=-1)
         self.verbose = verbose
-        note_steps(self.optimizer)
+        self._noted = note_steps(self.optimizer)
         with kept_on_error(self._groups):
             self._initial_step()
 

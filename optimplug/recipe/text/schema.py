@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,8 +20,9 @@ from pydantic import (
 )
 
 from optimplug.errors import nearest
+from optimplug.recipe.text.depth_range import DepthRange
 from optimplug.recipe.text.durations import Duration
-from optimplug.recipe.text.levels import Levels
+from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
     "FORMS",
@@ -45,8 +46,8 @@ Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 """One string, or a list of which any may apply."""
 
 
-def _as_levels(value: Any) -> list[Levels]:
-    return [Levels.parse(item) for item in (value if isinstance(value, list) else [value])]
+def _as_ranges(value: Any) -> list[DepthRange]:
+    return [DepthRange.parse(item) for item in (value if isinstance(value, list) else [value])]
 
 
 _DEPTH = {
@@ -56,8 +57,8 @@ _DEPTH = {
     ]
 }
 Depths = Annotated[
-    list[InstanceOf[Levels]],
-    BeforeValidator(_as_levels),
+    list[InstanceOf[DepthRange]],
+    BeforeValidator(_as_ranges),
     Field(min_length=1),
     WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
 ]
@@ -271,6 +272,19 @@ class RecipeSpec(_Spec):
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
     schedule: Phases = []
+
+    def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its rule and its path."""
+        yield None, "schedule", self.schedule
+        for i, rule in enumerate(self.groups):
+            if rule.schedule is not None:
+                yield RuleId(i), f"{RuleId(i).path}.schedule", rule.schedule
+
+    def freezes(self) -> Iterator[tuple[RuleId, Duration]]:
+        """Walk the rules that freeze parameters for a time."""
+        for i, rule in enumerate(self.groups):
+            if isinstance(rule.freeze, FreezeSpec):
+                yield RuleId(i), rule.freeze.until
 
 
 class ScheduleSpec(_Spec):

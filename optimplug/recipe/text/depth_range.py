@@ -1,4 +1,4 @@
-"""Which depths a rule is for: 3, -1, "0-3", ">=6"."""
+"""Depths, and the ranges of them that a rule can be for: 3, -1, "0-3", ">=6"."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Depth", "Levels"]
+__all__ = ["Depth", "DepthRange"]
 
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)|(>=|<=)\s*(-?\d+)")
 
 
 class Depth(NamedTuple):
-    """Where a parameter stands in its tower.
+    """How deep in its tower a parameter is, counted from both ends.
 
     Args:
-        layer: 0 below the layers, 1 to n in them, n + 1 above them.
-        below_top: how far below n + 1 that is.
+        layer: 0 before the first layer, 1 to n in the layers, n + 1 after the last.
+        below_top: how far that is below n + 1.
     """
 
     layer: int
@@ -24,29 +24,32 @@ class Depth(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Levels:
-    """Depths from ``low`` to ``high``, both included; below 0 they count from the top: -1 is it.
+class DepthRange:
+    """The depths from ``low`` to ``high``, both included.
+
+    A bound below 0 counts from the top: -1 is the head, -2 the last layer.
 
     Example:
-        >>> first = Levels.parse("0-3")
-        >>> first.holds(Depth(layer=3, below_top=10)), first.holds(Depth(4, 9))
+        >>> first = DepthRange.parse("0-3")
+        >>> Depth(layer=3, below_top=10) in first, Depth(layer=4, below_top=9) in first
         (True, False)
-        >>> Levels.parse(-1).holds(Depth(layer=13, below_top=0))
+        >>> Depth(layer=13, below_top=0) in DepthRange.parse(-1)
         True
     """
 
     text: str
+    """As it was written."""
     low: int | None = None
     high: int | None = None
 
     @classmethod
-    def parse(cls, value: Any) -> Levels:
+    def parse(cls, value: Any) -> DepthRange:
         """Read an int, "a-b", ">=a" or "<=a".
 
         Raises:
             ValueError: it is none of these, or a range from high to low.
         """
-        if isinstance(value, Levels):
+        if isinstance(value, DepthRange):
             return value
         if isinstance(value, int) and not isinstance(value, bool):
             return cls(str(value), value, value)
@@ -61,15 +64,15 @@ class Levels:
             raise ValueError(f"must go from low to high (got {value!r})")
         return cls(value, int(low), int(high))
 
-    def holds(self, depth: Depth) -> bool:
-        """Tell whether a depth is one of these."""
-
-        def above(bound: int) -> int:
-            return (depth.layer if bound >= 0 else -1 - depth.below_top) - bound
-
-        return (self.low is None or above(self.low) >= 0) and (
-            self.high is None or above(self.high) <= 0
-        )
+    def __contains__(self, depth: Depth) -> bool:
+        low = self.low is None or _distance(self.low, depth) >= 0
+        return low and (self.high is None or _distance(self.high, depth) <= 0)
 
     def __repr__(self) -> str:
         return repr(int(self.text) if self.text.lstrip("-").isdigit() else self.text)
+
+
+def _distance(bound: int, depth: Depth) -> int:
+    """Return how far above a bound a depth is."""
+    counted_alike = depth.layer if bound >= 0 else -1 - depth.below_top
+    return counted_alike - bound
