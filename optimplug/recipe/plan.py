@@ -107,8 +107,8 @@ class Plan:
                     "lr": dict(zip(("start", "peak", "end"), rates, strict=True)),
                     "weight_decay": plain(self._setting(group, "weight_decay")),
                     "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
-                    "schedule": group.schedule,
-                    "frozen_until": self.run_schedule.frozen_until.get(group.freeze or ""),
+                    "schedule": group.schedule and group.schedule.path,
+                    "frozen_until": group.freeze and self.run_schedule.frozen_until[group.freeze],
                     "rules": [f"groups[{i}]" for i in group.rules],
                     "members": list(group.parameters),
                 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from pydantic import ValidationError
@@ -37,8 +37,12 @@ from optimplug.recipe.schedule.timeline import (
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.problems import as_in, as_written, problems
 from optimplug.recipe.text.reader import Source, read
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import FreezeSpec, PhaseSpec, RecipeSpec, RuleSpec
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings
+
+if TYPE_CHECKING:
+    from optimplug.recipe.run import Run
 
 __all__ = ["Recipe"]
 
@@ -66,7 +70,9 @@ class Recipe:
         self.spec = spec
         self.source = source
         self._content: Mapping[str, Any] = {}
-        wrong = [p for path, phases in self._schedules() for p in schedule_problems(phases, path)]
+        wrong = [
+            p for _, path, phases in self._schedules() for p in schedule_problems(phases, path)
+        ]
         try:
             self._optimizer_class = optimizer_class(spec.optimizer.name)
         except RecipeError as error:
@@ -174,6 +180,24 @@ class Recipe:
         optimizer = self._optimizer(grouping)
         return optimizer, RecipeScheduler(optimizer, run_schedule)
 
+    def start(self, model: nn.Module, horizon: Horizon) -> Run:
+        """Build both as :meth:`build` does, and return them as a run: what a loop is written with.
+
+        Raises:
+            RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
+                it was then.
+
+        Example:
+            >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 3e-4}})
+            >>> model = nn.Linear(2, 2)
+            >>> run = recipe.start(model, Horizon(total_steps=10))
+            >>> model(torch.ones(1, 2)).sum().backward()
+            >>> run.step()
+        """
+        from optimplug.recipe.run import Run  # it is built on recipes
+
+        return Run(self, model, horizon)
+
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
         with self._located():
@@ -253,46 +277,48 @@ class Recipe:
     def _run_schedule(self, horizon: Horizon) -> RunSchedule:
         """Lay out every schedule over the run, and for how long rules freeze."""
         wrong: list[Problem] = []
-        own_curves, frozen = {}, {}
-        for path, phases in self._schedules():
+        shared, own_curves, frozen = {}, {}, {}
+        for rule_id, path, phases in self._schedules():
             try:
                 curves = compile_schedule(phases, horizon, self.hyperparameters, path)
-                if path != "schedule" and phases:  # what a rule says nothing of, it leaves alone
+                if rule_id is None:
+                    shared = curves
+                    continue
+                if phases:  # what a rule says nothing of, it leaves alone
                     said = {phase.of or "lr" for phase in phases}
                     curves = {of: curve for of, curve in curves.items() if of in said}
-                own_curves[path.removesuffix(".schedule")] = curves
+                own_curves[rule_id] = curves
             except RecipeError as error:
                 wrong += error.problems
         for i, rule in enumerate(self.spec.groups):
             if isinstance(rule.freeze, FreezeSpec):
                 try:
-                    here = f"groups[{i}]"
-                    frozen[here] = until(rule.freeze.until, horizon, f"{here}.freeze.until")
+                    here = f"{RuleId(i).path}.freeze.until"
+                    frozen[RuleId(i)] = until(rule.freeze.until, horizon, here)
                 except RecipeError as error:
                     wrong += error.problems
         if wrong:
             raise RecipeError(wrong)
-        return RunSchedule(own_curves.pop("schedule"), own_curves, frozen)
+        return RunSchedule(shared, own_curves, frozen)
 
     def _warnings(
         self, grouping: Grouping, run_schedule: RunSchedule, horizon: Horizon
     ) -> Iterator[Problem]:
         found = list(rule_warnings(grouping))
-        for path, phases in self._schedules():
-            rule = path.removesuffix(".schedule") if path != "schedule" else None
+        for rule, path, phases in self._schedules():
             found += schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
         for path, message in found:
             yield Problem(as_written(path, self._content), message)
 
-    def _schedules(self) -> Iterator[tuple[str, list[PhaseSpec]]]:
-        """Walk the recipe's schedule and those of its rules, each with its path."""
-        yield "schedule", self.spec.schedule
+    def _schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its rule and its path."""
+        yield None, "schedule", self.spec.schedule
         for i, rule in enumerate(self.spec.groups):
             if rule.schedule is not None:
-                yield f"groups[{i}].schedule", rule.schedule
+                yield RuleId(i), f"{RuleId(i).path}.schedule", rule.schedule
 
     def _target_problems(self) -> Iterator[Problem]:
-        for path, phases in self._schedules():
+        for _, path, phases in self._schedules():
             yield from target_problems(phases, self.hyperparameters, self.spec.optimizer.name, path)
 
     def _group(self, model: nn.Module) -> Grouping:

@@ -25,6 +25,7 @@ from optimplug.recipe.parameters.match import (
     suggestion,
 )
 from optimplug.recipe.text.levels import Depth
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, Match, RuleSpec
 
 __all__ = ["Group", "Grouping", "ParameterVotes", "Vote", "group_parameters"]
@@ -39,9 +40,9 @@ class Group:
     settings: dict[str, Any]
     rules: tuple[int, ...]
     """Which rules of the recipe set something here, by their place under ``groups``."""
-    schedule: str | None = None
-    """The rule that gives it a schedule of its own: ``groups[2]``."""
-    freeze: str | None = None
+    schedule: RuleId | None = None
+    """The rule that gives it a schedule of its own."""
+    freeze: RuleId | None = None
     """The rule that leaves it as it is for a time."""
 
     @property
@@ -61,7 +62,7 @@ class Group:
             "params": list(self.parameters.values()),
             "param_names": list(self.parameters),
             "name": self.name,
-            **{key: rule for key, rule in said.items() if rule is not None},
+            **{key: rule.path for key, rule in said.items() if rule is not None},
             **self.settings,
         }
 
@@ -232,9 +233,9 @@ def _statements(
         holds = condition(rule.match)
         own = {key: getattr(rule, key) for key in ("layer_decay", "lr_scale")}
         says = {key: value for key, value in own.items() if value is not None}
-        says |= {} if rule.schedule is None else {"schedule": f"groups[{i}]"}
+        says |= {} if rule.schedule is None else {"schedule": RuleId(i)}
         if rule.freeze is not None:
-            says["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else f"groups[{i}]"
+            says["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else RuleId(i)
         missed = partial(_missed, f"groups[{i}].match", f"{rule.match}", rule.match, model)
         yield _Statement(i, holds, {**says, **hyper}, missed)
         for word in rule.no_decay or ():

@@ -13,6 +13,7 @@ from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import build_factor, factor_problems
 from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import PhaseSpec
 
 __all__ = [
@@ -38,12 +39,12 @@ class RunSchedule:
     """
 
     shared: Curves
-    own: Mapping[str, Curves] = field(default_factory=dict)
+    own: Mapping[RuleId, Curves] = field(default_factory=dict)
     """By the rule that says so."""
-    frozen_until: Mapping[str, int] = field(default_factory=dict)
+    frozen_until: Mapping[RuleId, int] = field(default_factory=dict)
     """By the rule that says so, the number of updates."""
 
-    def curves_of(self, rule: str | None) -> Curves:
+    def curves_of(self, rule: RuleId | None) -> Curves:
         """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
         return self.shared if rule is None else {**self.shared, **self.own[rule]}
 
