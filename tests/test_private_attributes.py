@@ -16,10 +16,8 @@ from support.sources import parse, sources
 ALLOWED = {
     ("_core/lr_scheduler/*.py", "_overwritten"): "our own mark on an optimizer, for the next scheduler",
     ("callbacks/step_interval.py", "_takes_metric"): "a plateau may stand anywhere in a scheduler of ours",
-    ("huggingface/resume.py", "_check_state"): "refuses the schedule's state before the optimizer's is loaded",
     ("recipe/schedule/curves.py", "_check_next"): "refuses a metric before any plateau has taken it",
     ("recipe/schedule/curves.py", "_completed"): "a plateau's state may be of a release that saved less",
-    ("recipe/schedule/scheduler.py", "_recipe_hook"): "our own mark on an optimizer, for the next scheduler",
 }  # fmt: skip
 
 # What has still to move to a file internals.py. Only take from this table, never add to it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -19,9 +20,8 @@ from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
-from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.recipe import Horizon, Recipe, RecipeScheduler, Run
 from optimplug.recipe.text.reader import Source
-from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeTrainer", "with_recipe"]
 
@@ -31,45 +31,87 @@ _Trainer = TypeVar("_Trainer", bound=Trainer)
 class _WithRecipe(TrainerEvents):
     """Runs a recipe in the Trainer that it stands before in the bases."""
 
+    run: Run | None = None
+    """The recipe at work; None before the first ``train``, which makes the optimizer.
+
+    A later ``train`` goes on with the same optimizer, and lays the schedule anew. Another model
+    (``model_init``) makes another run, and closes this one. ``run.close()`` undoes what the run has
+    put on the model and the optimizer; a ``train`` after that begins a new one.
+    """
+
     def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: list[str] = []
-        self._updates: Updates | None = None
         super().__init__(*args, **kwargs)
         _refuse_other_optimizers(cast(Trainer, self))
         self.recipe = resolve_recipe(self._given, self.args)
+        self._resolved_from = copy.deepcopy(getattr(self.args, "recipe", None))
         self._reported = report_replaced(self.args, self.recipe)
 
     def planned(self, horizon: Horizon) -> None:
         self._steps_per_epoch = horizon.steps_per_epoch
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            # The arguments may have changed since; what has been said need not be said again.
-            self.recipe = resolve_recipe(self._given, self.args)
-            self._reported = report_replaced(self.args, self.recipe, told=self._reported)
-            owner = cast(nn.Module, self.model if model is None else model)
-            # Later, what the recipe freezes cannot be told from what was frozen before it.
-            self._trainable = [name for name, p in owner.named_parameters() if p.requires_grad]
-            self.optimizer = self.recipe.build_optimizer(owner)
-            self._updates = Updates(self.optimizer)
+        if self.optimizer is None or (self.run is not None and self.run.closed):
+            self._start_run(cast(nn.Module, self.model if model is None else model))
+        self._own_run()  # an optimizer that was put in its place is refused before it trains
         return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _start_run(self, model: nn.Module) -> None:
+        if self.run is not None:
+            self.run.close()
+        self._resolve_again()
+        # Later, what the recipe freezes cannot be told from what was frozen before it.
+        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.run = Run(self.recipe, model)
+        self.optimizer = self.run.optimizer
+
+    def _resolve_again(self) -> None:
+        """Heed arguments that have changed since; what has been said need not be said again."""
+        of_arguments = getattr(self.args, "recipe", None)
+        if of_arguments != self._resolved_from:
+            self.recipe = resolve_recipe(self._given, self.args)
+            self._resolved_from = copy.deepcopy(of_arguments)
+        self._reported = report_replaced(self.args, self.recipe, told=self._reported)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
-            owner = self.optimizer if optimizer is None else optimizer
-            scheduler = self.recipe.build_scheduler(owner, horizon)
+            stepped = self.optimizer if optimizer is None else optimizer
+            scheduler = self._own_run().schedule_over(horizon, stepped)
             if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
-            scheduler.go_to(0)  # a run before may have left the optimizer at other rates
             self.lr_scheduler = scheduler
             self.renew_schedule()
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
+
+    def _own_run(self) -> Run:
+        """Return the run.
+
+        Raises:
+            RecipeError: there is none, as the optimizer was made in another way.
+        """
+        if self.run is None:
+            raise RecipeError.at(
+                "recipe",
+                "the trainer has another optimizer than the recipe's; leave create_optimizer and "
+                "trainer.optimizer to RecipeTrainer, or use a Trainer with optimizers=build(...)",
+            )
+        return self.run
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does; of a schedule-free optimizer, the weights that are validated.
+
+        What is saved of the optimizer after the model is in the same mode, so both fit together;
+        the Trainer's next training step goes back to the other.
+        """
+        if self.run is not None:
+            self.run.eval()
+        super().save_model(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; beside the rate of the first group, those of all."""
@@ -85,12 +127,12 @@ class _WithRecipe(TrainerEvents):
         """Note the rates that the update used."""
         groups = enumerate(self.optimizer.param_groups)
         self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
-        return self._updates is None or self._updates.take() > 0
+        return self._own_run().updates.take() > 0  # it is the Trainer that steps the schedule
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         recipes = isinstance(self.lr_scheduler, RecipeScheduler)
         if recipes and not _has_teller(cast(Trainer, self)):
-            self.lr_scheduler.step_metric(of_main_process(metrics))
+            self._own_run().validated(of_main_process(metrics))
 
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
         """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
@@ -98,8 +140,7 @@ class _WithRecipe(TrainerEvents):
         if not self.is_deepspeed_enabled:
             decayed = set(self.get_decay_parameter_names(cast(nn.Module, self.model)))
             groups = [[n for n in self._trainable if (n in decayed) == d] for d in (True, False)]
-            updates = self.state.global_step
-            change = resume(checkpoint, self.optimizer, self.lr_scheduler, groups, updates)
+            change = resume(checkpoint, self._own_run(), groups, self.state.global_step)
         if change is None:
             ours = settings_of(self.optimizer)
             load()

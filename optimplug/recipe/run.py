@@ -88,6 +88,11 @@ class Run:
         self.on_close(self.updates.close)
 
     @property
+    def closed(self) -> bool:
+        """Whether the run is over: :meth:`close` has undone what it had put in place."""
+        return self._closed
+
+    @property
     def scheduler(self) -> RecipeScheduler:
         """The schedule of the run, a scheduler of torch's kind.
 
