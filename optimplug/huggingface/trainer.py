@@ -51,6 +51,7 @@ class _WithRecipe(TrainerEvents):
         self._reported = report_replaced(self.args, self.recipe)
 
     def planned(self, horizon: Horizon) -> None:
+        """Keep what ``create_scheduler`` is not told: it is given the updates of the run alone."""
         self._steps_per_epoch = horizon.steps_per_epoch
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -130,6 +131,7 @@ class _WithRecipe(TrainerEvents):
         return self._own_run().updates.take() > 0  # it is the Trainer that steps the schedule
 
     def evaluated(self, metrics: dict[str, float]) -> None:
+        """Tell the schedule, unless a MetricCallback does; or the trainer has one of its own."""
         recipes = isinstance(self.lr_scheduler, RecipeScheduler)
         if recipes and not _has_teller(cast(Trainer, self)):
             self._own_run().validated(of_main_process(metrics))

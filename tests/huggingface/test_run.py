@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from support.modes import TwoModes
-from support.trainers import Lines, SaveAfter, arguments, points, recipe_trainer
+from support.trainers import Lines, SaveAfter, arguments, check_resume, points, recipe_trainer
 from transformers import Trainer, TrainerCallback
 
 from optimplug import Horizon, Recipe, RecipeError
@@ -178,6 +178,12 @@ def test_what_is_validated_and_saved_are_the_weights_of_eval_mode(tmp_path, eval
     assert all(value.min() > 900 for value in saved.values())
     trainer.predict(points(4))
     assert trainer.optimizer.optimizer.mode == "eval"
+
+
+@pytest.mark.filterwarnings("ignore:.*was saved with other settings.*mode eval")
+def test_a_run_resumes_from_what_was_saved_in_eval_mode(tmp_path):
+    make = functools.partial(trainer_of, optimizer=MODES, eval_strategy="steps", eval_steps=2)
+    check_resume(make, tmp_path, stops=(3, 4))
 
 
 def test_a_model_that_is_saved_by_hand_is_that_of_eval_mode(tmp_path):
