@@ -64,28 +64,32 @@ def _by_name(
     saved: Mapping[str, Any], groups: Sequence[Sequence[str]]
 ) -> dict[str, dict[str, Any]]:
     """Return the saved state of every parameter that has one."""
-    theirs = saved["param_groups"]
-    if not _are_named(theirs) and not _are_adams(theirs):
+    theirs, state = saved["param_groups"], saved["state"]
+    if _are_named(theirs):
+        groups = [group["param_names"] for group in theirs]
+    elif not _are_adams(theirs):
         raise StateError(
             "the checkpoint is of a run without a recipe, whose optimizer was not AdamW: its state "
             "cannot be taken over"
         )
-    if _are_named(theirs):
-        groups = [group["param_names"] for group in theirs]
-    sizes = [len(group["params"]) for group in theirs]
-    if sizes != [len(names) for names in groups]:
-        raise StateError(
-            "the checkpoint is of a run without a recipe, and its optimizer's state cannot be "
-            f"matched: its groups have {sizes} parameters, but those of the Trainer's own "
-            f"optimizer would have {[len(names) for names in groups]}"
-        )
+    _check_sizes(theirs, groups)
     numbers = {
         name: number
         for group, names in zip(theirs, groups, strict=True)
         for number, name in zip(group["params"], names, strict=True)
     }
-    state = saved["state"]
     return {name: state[number] for name, number in numbers.items() if state.get(number)}
+
+
+def _check_sizes(theirs: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[str]]) -> None:
+    """Refuse groups whose parameters are not as many as their names."""
+    sizes, expected = [len(group["params"]) for group in theirs], list(map(len, groups))
+    if sizes != expected:
+        raise StateError(
+            "the checkpoint is of a run without a recipe, and its optimizer's state cannot be "
+            f"matched: its groups have {sizes} parameters, but those of the Trainer's own "
+            f"optimizer would have {expected}"
+        )
 
 
 def _check(
@@ -104,6 +108,17 @@ def _check(
             "the checkpoint is of a run with AdamW, whose state cannot be taken over by "
             f"{type(owner).__name__}; a recipe that goes on from it needs AdamW or Adam"
         )
+    _check_shapes(by_name, optimizer, names)
+    if not isinstance(owner, optim.Optimizer):
+        _check_amsgrad(by_name, optimizer)
+
+
+def _check_shapes(
+    by_name: Mapping[str, Mapping[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+) -> None:
+    """Refuse moments of another shape than their parameter: the names are of others then."""
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     for name, p in zip(names, parameters, strict=True):
         for key, value in by_name.get(name, {}).items():
@@ -113,8 +128,6 @@ def _check(
                     f"be matched: {key} of {name} has the shape {tuple(value.shape)}, the "
                     f"parameter {tuple(p.shape)}"
                 )
-    if not isinstance(owner, optim.Optimizer):
-        _check_amsgrad(by_name, optimizer)
 
 
 def _check_alike(
