@@ -41,7 +41,7 @@ PARAMETERS = {
 
 
 def check(holds, what):
-    assert holds, f"{what}: not so in {RELEASE}"
+    assert holds, f"{RELEASE} is not what internals.py relies on: {what}"
 
 
 @pytest.mark.parametrize("name", NEEDED)
