@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
@@ -23,6 +24,7 @@ __all__ = [
     "sets_rates",
     "should_log",
     "uncompiled",
+    "unscales_by_itself",
     "validation_is_pending",
 ]
 
@@ -122,3 +124,11 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """
     inner: nn.Module = getattr(module, "_orig_mod", module)
     return inner
+
+
+def unscales_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the gradients still have the scale of AMP when the optimizer is stepped.
+
+    It is by this attribute of torch that a GradScaler knows.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

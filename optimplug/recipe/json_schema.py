@@ -23,9 +23,8 @@ from optimplug.recipe.resolve import (
     of_group,
     optimizer_names,
     parameters_of,
-    scheduler_names,
 )
-from optimplug.recipe.schedule.phases import preset_names, vocabulary
+from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
 from optimplug.recipe.text.durations import Duration
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 

@@ -14,7 +14,6 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
-from optimplug.optim import lr_scheduler
 
 __all__ = [
     "blame",
@@ -25,19 +24,11 @@ __all__ = [
     "optimizer_names",
     "optimizer_problems",
     "parameters_of",
-    "scheduler_class",
-    "scheduler_names",
 ]
 
 # These choose how the whole optimizer runs; a group cannot differ in them.
 _WHOLE_OPTIMIZER = frozenset(
     {"foreach", "fused", "capturable", "differentiable", "max_grad_norm", "skip_nonfinite"}
-)
-
-
-# A recipe composes by itself, and knows no functions.
-_NO_PHASE = frozenset(
-    {"LRScheduler", "SequentialLR", "ChainedScheduler", "LambdaLR", "MultiplicativeLR"}
 )
 
 
@@ -69,22 +60,9 @@ def optimizer_names() -> list[str]:
     return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
 
 
-def scheduler_names() -> list[str]:
-    """Return the schedulers that a phase can name."""
-    return [n for n in lr_scheduler.__all__ if n not in _NO_PHASE]
-
-
 def of_group(names: Iterable[str]) -> list[str]:
     """Return those hyperparameters in which groups can differ."""
     return [name for name in names if name not in _WHOLE_OPTIMIZER]
-
-
-def scheduler_class(name: str, path: str) -> type[lr_scheduler.LRScheduler]:
-    """Return the scheduler of that name in optimplug.optim.lr_scheduler."""
-    known = scheduler_names()
-    if name not in known:
-        raise RecipeError.at(path, f"no scheduler {name!r}{did_you_mean(name, known)}")
-    return getattr(lr_scheduler, name)  # type: ignore[no-any-return]
 
 
 def parameters_of(

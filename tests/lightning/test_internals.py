@@ -3,9 +3,6 @@
 Where one of these fails, ``optimplug/lightning/internals.py`` has to be brought in line.
 """
 
-import ast
-from pathlib import Path
-
 import lightning
 import pytest
 import torch
@@ -15,11 +12,9 @@ from lightning.pytorch.tuner import Tuner
 from support.lightning_runs import EPOCH, STEPS, Resumable, Tiny, batches, trainer_of
 from torch import nn
 
-import optimplug
 from optimplug.lightning import internals
 
 VERSION = lightning.__version__
-ROOT = Path(optimplug.__file__).parent
 
 
 def still(owner, name, needed_by):
@@ -159,18 +154,9 @@ def test_a_compiled_module_leads_to_the_plain_one():
     assert internals.uncompiled(plain) is plain
 
 
-def private_attributes(file):
-    """Return what a file takes of others in private, by line."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        private = isinstance(node, ast.Attribute) and node.attr.startswith("_")
-        if private and not node.attr.endswith("__"):
-            owner = node.value.id if isinstance(node.value, ast.Name) else ""
-            if owner not in ("self", "cls"):
-                yield f"{file.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
-
-
-def test_nothing_private_is_touched_elsewhere():
-    rooms = [ROOT / "lightning", ROOT / "callbacks" / "lightning"]
-    files = [f for room in rooms for f in room.glob("*.py") if f.name != "internals.py"]
-    assert len(files) > 10
-    assert [line for file in files for line in private_attributes(file)] == []
+def test_an_optimizer_that_unscales_by_itself_says_so():
+    weights = [nn.Parameter(torch.zeros(2))]
+    fused = torch.optim.SGD(weights, lr=0.1, fused=True)
+    still(fused, "_step_supports_amp_scaling", "unscales_by_itself")
+    assert internals.unscales_by_itself(fused)
+    assert not internals.unscales_by_itself(torch.optim.SGD(weights, lr=0.1))

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
-from optimplug.lightning.internals import should_log
+from optimplug.lightning.internals import should_log, unscales_by_itself
 
 __all__ = ["LearningRateTrace", "OptimizerMonitor"]
 
@@ -80,6 +80,6 @@ def _norm(trainer: Trainer, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     grads = [g.coalesce().values() if g.is_sparse else g for g in found]
     norm = global_norm(grads) if grads else torch.zeros(())
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        norm = norm / float(scaler.get_scale())  # such an optimizer unscales in its step
+    if scaler is not None and unscales_by_itself(optimizer):
+        norm = norm / float(scaler.get_scale())
     return norm

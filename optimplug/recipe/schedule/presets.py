@@ -200,4 +200,4 @@ PRESETS: dict[str, Preset] = {
         warmup_stable_decay,
     )
 }
-"""By the name that a recipe gives. ``reduce_lr_on_plateau`` stands for a phase: see phases.py."""
+"""By the name that a recipe gives. ``reduce_lr_on_plateau`` is a scheduler: see vocabulary.py."""

@@ -57,6 +57,11 @@ class ScheduledOptimizer:
         self.on_close(self.updates.close)
 
     @property
+    def closed(self) -> bool:
+        """Whether it is over: :meth:`close` has undone what was put in place."""
+        return self._closed
+
+    @property
     def scheduler(self) -> RecipeScheduler:
         """The schedule, a scheduler of torch's kind.
 

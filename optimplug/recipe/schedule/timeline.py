@@ -10,7 +10,8 @@ from typing import Any
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.recipe.schedule.curves import Curve, Phase
-from optimplug.recipe.schedule.phases import build_factor, factor_problems, length_argument
+from optimplug.recipe.schedule.phases import build_factor, factor_problems
+from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import PhaseSpec
