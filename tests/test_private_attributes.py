@@ -26,6 +26,7 @@ TO_BE_EMPTIED = {
     ("_core/optim/executions/compiled.py", "_cdata"),
     ("_core/optim/executions/tensorlist.py", "_foreach_*"),
     ("_core/optim/rules/*.py", "_fused_*"),
+    ("callbacks/lightning/monitor.py", "_step_supports_amp_scaling"),
     ("recipe/parameters/depth.py", "_modules"),
     ("recipe/parameters/kinds.py", "_ConvNd"),
     ("recipe/parameters/kinds.py", "_NormBase"),
