@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from optimplug._core import internals
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -56,3 +57,18 @@ def test_torchs_schedulers_look_where_steps_are_noted():
     optimizer.step()
     assert internals.was_stepped(optimizer), f"torch's schedulers note steps elsewhere: {GONE}"
     scheduler.step()  # torch would warn of a scheduler that is stepped first
+
+
+def test_bases_of_modules():
+    convolutions = nn.Conv1d, nn.Conv2d, nn.ConvTranspose3d
+    norms = nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm3d
+    assert all(issubclass(c, internals.EVERY_CONVOLUTION) for c in convolutions), GONE
+    assert all(issubclass(c, internals.EVERY_NORM_BY_BATCH) for c in norms), GONE
+    assert not issubclass(nn.LayerNorm, internals.EVERY_NORM_BY_BATCH), GONE
+
+
+def test_what_a_module_holds_itself():
+    module = nn.Linear(2, 2)
+    module.one = module.other = nn.ReLU()
+    assert list(internals.children_by_name(module)) == ["one", "other"], GONE
+    assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 __all__ = [
+    "EVERY_CONVOLUTION",
+    "EVERY_NORM_BY_BATCH",
+    "children_by_name",
     "foreach_operator",
     "forget_steps",
     "fused_adam",
@@ -21,6 +25,7 @@ __all__ = [
     "load_post_hooks",
     "load_pre_hooks",
     "note_steps",
+    "parameters_by_name",
     "was_stepped",
 ]
 
@@ -29,6 +34,24 @@ __all__ = [
 fused_adam: Callable[..., None] = torch._fused_adam_
 fused_adamw: Callable[..., None] = torch._fused_adamw_
 fused_sgd: Callable[..., None] = torch._fused_sgd_
+
+# The bases of every convolution (transposed ones too) and of every batch and instance norm. torch
+# exports only the classes that derive from them, a dozen each, and adds some now and then.
+EVERY_CONVOLUTION: type[nn.Module] = nn.modules.conv._ConvNd
+EVERY_NORM_BY_BATCH: type[nn.Module] = nn.modules.batchnorm._NormBase
+
+
+def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the modules that a module holds itself, under every name.
+
+    ``named_children`` leaves out a module that it has listed under another name.
+    """
+    return module._modules
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the parameters that a module holds itself, under every name, in their order."""
+    return module._parameters
 
 
 def foreach_operator(name: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from optimplug._core.internals import children_by_name
 from optimplug.recipe.parameters.towers import Tower, forward_ranks, towers
 from optimplug.recipe.text.depth_range import Depth
 
@@ -130,11 +131,11 @@ class _LayerMap:
 
         Such a list has as many elements, of one class: a norm for the end of each stage, say.
         """
-        own = container._modules.get(name)
+        own = children_by_name(container).get(name)
         if not isinstance(own, nn.ModuleList) or len({type(element) for element in own}) > 1:
             return None
         for child in children:
-            other = container._modules[child]
+            other = children_by_name(container)[child]
             if isinstance(other, nn.ModuleList) and len(other) == len(own) > 1:
                 return child
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from optimplug._core.internals import EVERY_CONVOLUTION, EVERY_NORM_BY_BATCH
 from optimplug.recipe.parameters.forward import words
 
 __all__ = ["FAMILIES", "is_bias", "is_norm", "is_vector"]
@@ -13,11 +14,11 @@ FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
         nn.LayerNorm,
         nn.RMSNorm,
         nn.GroupNorm,
-        nn.modules.batchnorm._NormBase,  # every batch and instance norm
+        EVERY_NORM_BY_BATCH,
     ),
     "embedding": (nn.Embedding, nn.EmbeddingBag),
     "linear": (nn.Linear, nn.Bilinear),
-    "conv": (nn.modules.conv._ConvNd,),  # every one, transposed ones too
+    "conv": (EVERY_CONVOLUTION,),
 }
 
 # The words by which a norm is known that a model defines itself: torch's functions for it, or else

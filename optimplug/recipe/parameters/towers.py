@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from optimplug._core.internals import children_by_name, parameters_by_name
 from optimplug.recipe.parameters.forward import used
 from optimplug.recipe.parameters.kinds import is_norm
 
@@ -109,7 +110,9 @@ def forward_ranks(module: nn.Module, names: Iterable[str]) -> dict[str, int]:
     order = used(type(module))  # type: ignore[arg-type]  # a class is hashable
     if all(name in order for name in names):
         return order
-    return {name: i for i, name in enumerate([*module._parameters, *module._modules])}
+    return {
+        name: i for i, name in enumerate([*parameters_by_name(module), *children_by_name(module)])
+    }
 
 
 def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
@@ -129,7 +132,7 @@ def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
 
 def _elements(module: nn.Module, path: str) -> dict[str, nn.Module]:
     # named_children() would leave out a module that is there twice; it is two layers all the same.
-    children = module._modules.items()
+    children = children_by_name(module).items()
     prefix = f"{path}." if path else ""
     return {
         f"{prefix}{name}": child
