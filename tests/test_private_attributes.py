@@ -20,11 +20,14 @@ ALLOWED = {
     ("recipe/schedule/curves.py", "_completed"): "a plateau's state may be of a release that saved less",
 }  # fmt: skip
 
+# Public, whatever they look like: the methods of every NamedTuple.
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
 ACCESSORS = {"getattr", "hasattr", "setattr", "delattr"}
 
 
 def is_private(name):
-    return isinstance(name, str) and name.startswith("_") and not name.endswith("__")
+    text = isinstance(name, str) and name not in NAMED_TUPLES
+    return text and name.startswith("_") and not name.endswith("__")
 
 
 def accessed(node):
