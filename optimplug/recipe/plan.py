@@ -162,7 +162,7 @@ class Plan:
         evenly, in their order.
         """
         top = max(self.depth.values(), default=0)
-        if top == 0:
+        if top == 0:  # the model has no depths, or all are 0
             return [i / max(1, len(self.groups) - 1) for i in range(len(self.groups))]
         sums = [sum(self.depth[name] for name in group.parameters) for group in self.groups]
         return [
