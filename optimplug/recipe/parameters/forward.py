@@ -20,7 +20,7 @@ __all__ = ["used", "words"]
 _ASKING = frozenset({"len", "isinstance"})
 
 
-# Both are asked for every module of a model, and a model has many modules of few classes.
+# These are called for every module of a model, and a model has many modules of few classes.
 @lru_cache(maxsize=1024)
 def used(cls: type[nn.Module]) -> dict[str, int]:
     """Return the attributes of ``self`` that ``forward`` uses, numbered by their first use.

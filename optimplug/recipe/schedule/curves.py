@@ -54,7 +54,7 @@ class Factor:
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers, as plain values."""
-        # Not steps nor epochs: the scheduler counts them, and asks with them.
+        # Not steps and epochs, which the scheduler counts and passes in.
         return {"validations": self._validations}
 
     def check_state(self, state: Any) -> None:
