@@ -119,12 +119,12 @@ def _problems_elsewhere(content: Mapping[str, Any], bad: Collection[str]) -> lis
     """Check a recipe without its bad parts, which are keys, rules (groups[2]) or phases."""
     rest = {key: value for key, value in content.items() if key in RecipeSpec.model_fields}
     if "optimizer" in bad or "optimizer" not in rest:
-        return []  # all that is left to check depends on it
+        return []  # what is left to check depends on the optimizer
     for key, harmless in _HARMLESS.items():
         if key in bad or not isinstance(rest.get(key), list):
             rest.pop(key, None)
         else:
-            # Something must stand in the place of a bad item, or the others would get its number.
+            # Without it, a bad item would leave its number to the next one.
             items = enumerate(rest[key])
             rest[key] = [harmless if f"{key}[{i}]" in bad else item for i, item in items]
     wrong = Problems()
