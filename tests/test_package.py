@@ -105,8 +105,10 @@ def test_importing_brings_in_no_more_than_it_needs(imports, comes_with, heavy):
     [
         ("optimplug.lightning", "lightning", "lightning"),
         ("optimplug.huggingface", "transformers", "huggingface"),
+        ("optimplug.huggingface", "accelerate", "huggingface"),
         ("optimplug.callbacks.lightning", "lightning", "lightning"),
         ("optimplug.callbacks.huggingface", "transformers", "huggingface"),
+        ("optimplug.callbacks.huggingface", "accelerate", "huggingface"),
     ],
 )
 def test_without_its_trainer_an_adapter_names_the_command(module, trainer, extra):

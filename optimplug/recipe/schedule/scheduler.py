@@ -15,7 +15,6 @@ from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.freeze import TimedFreeze
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeScheduler"]
 
@@ -45,16 +44,13 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze", "updates")
-    updates: Updates | None = None
-    """Those of the optimizer, where a trainer would step the schedule after skipped ones too."""
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze")
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
         self._run_schedule = run_schedule
         self.fingerprint = str(run_schedule)
         super().__init__(optimizer)
-        frozen_until = run_schedule.frozen_until
-        self._freeze = TimedFreeze(self.optimizer, frozen_until, lambda: self.last_epoch)
+        self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate after ``t`` updates of a group that follows the shared schedule."""
@@ -65,6 +61,9 @@ class RecipeScheduler(LRScheduler):
         curves = [self._curves_of(group)["lr"] for group in self._groups]
         factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
         return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+
+    def _updates_done(self) -> int:
+        return self.last_epoch
 
     @property
     def monitors(self) -> frozenset[str]:
