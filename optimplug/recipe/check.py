@@ -23,7 +23,8 @@ from optimplug.recipe.text.schema import RecipeSpec, RuleSpec
 
 __all__ = ["CheckedRecipe", "check", "checked_form"]
 
-# What takes the place of a rule or a phase of wrong form, while the others are checked.
+# What takes the place of a rule or a phase of wrong form, while the others are checked. The phase
+# has no length, so that the others fit as they did.
 _HARMLESS: dict[str, dict[str, Any]] = {
     "groups": {"lr_scale": 1.0},
     "schedule": {"name": "ConstantLR", "factor": 1.0, "for": 0},
@@ -90,6 +91,7 @@ def _resolved(spec: RecipeSpec) -> CheckedRecipe:
 
 def _with_tuples(given: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Turn lists into tuples where the optimizer's own default is one: YAML has only lists."""
+    # A rule that sets the default's value makes no new group, and a list never equals a tuple.
     known = keywords_of(cls, without=("params",))
     tuples = {key for key, p in known.items() if isinstance(p.default, tuple)}
     return {
@@ -117,12 +119,12 @@ def _problems_elsewhere(content: Mapping[str, Any], bad: Collection[str]) -> lis
     """Check a recipe without its bad parts, which are keys, rules (groups[2]) or phases."""
     rest = {key: value for key, value in content.items() if key in RecipeSpec.model_fields}
     if "optimizer" in bad or "optimizer" not in rest:
-        return []  # all that is left to check depends on it
+        return []  # what is left to check depends on the optimizer
     for key, harmless in _HARMLESS.items():
         if key in bad or not isinstance(rest.get(key), list):
             rest.pop(key, None)
         else:
-            # Something must stand in the place of a bad item, or the others would get its number.
+            # Without it, a bad item would leave its number to the next one.
             items = enumerate(rest[key])
             rest[key] = [harmless if f"{key}[{i}]" in bad else item for i, item in items]
     wrong = Problems()

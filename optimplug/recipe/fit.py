@@ -24,6 +24,7 @@ def fit(recipe: CheckedRecipe, model: nn.Module, horizon: Horizon) -> tuple[Grou
     Raises:
         RecipeError: what does not fit, of both together. The model is as it was.
     """
+    # Both are always tried, so that the recipe's author learns at once what is wrong with either.
     wrong = Problems()
     with wrong.caught():
         grouping = fit_to_model(recipe, model)

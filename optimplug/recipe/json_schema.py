@@ -133,7 +133,7 @@ def _complete_rule(part: dict[str, Any], known: Mapping[str, type]) -> None:
 
 
 def _complete_match(part: dict[str, Any]) -> None:
-    """Add the families, and let what holds for a mapping hold for no shorter form."""
+    """Add the families, and move what is about a match's keys to its form that has keys."""
     conditions = part["anyOf"][-1]
     conditions["additionalProperties"] = part.pop("additionalProperties")
     conditions["minProperties"] = 1

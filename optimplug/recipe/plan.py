@@ -17,14 +17,14 @@ from optimplug.recipe.text.schema import RuleSpec
 
 __all__ = ["Plan", "Rates"]
 
-_POINTS = 2000  # of the run, at which rates are looked at, beside the starts of the phases
+_POINTS = 2000  # of a run, at which rates are computed; the starts of the phases are added
 # The peak of a cycle is within its first turn. That may be much shorter than the distance between
 # two points, so the first steps of each phase are looked at one by one.
 _FIRST_STEPS = 5000
 
 
 class Rates(NamedTuple):
-    """The learning rates of a group that say most of a run."""
+    """A group's learning rate over a run: at its start, its highest, and at its end."""
 
     start: float
     peak: float
@@ -162,7 +162,7 @@ class Plan:
         evenly, in their order.
         """
         top = max(self.depth.values(), default=0)
-        if top == 0:
+        if top == 0:  # the model has no depths, or all are 0
             return [i / max(1, len(self.groups) - 1) for i in range(len(self.groups))]
         sums = [sum(self.depth[name] for name in group.parameters) for group in self.groups]
         return [

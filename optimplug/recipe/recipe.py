@@ -40,7 +40,7 @@ class Recipe:
     Args:
         spec: the recipe, valid in its form.
         source: the file that it came from, for error messages.
-        content: what stands in that file, so that they name keys as they are written there.
+        content: what is in that file, so that messages name keys as they are written there.
 
     Raises:
         RecipeError: an optimizer, a scheduler or an argument does not exist or breaks its rule.
@@ -160,9 +160,9 @@ class Recipe:
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Build the groups alone, for an optimizer of one's own.
 
-        Parameters that the recipe freezes stop requiring gradients. A group has its ``lr`` and what
-        the recipe says of it, or of all; not what concerns the optimizer as a whole
-        (``max_grad_norm``).
+        Parameters that the recipe freezes stop requiring gradients. A group has its ``lr``, the
+        hyperparameters that the recipe sets for it, and those that it sets for all groups; not what
+        the optimizer has as a whole (``max_grad_norm``).
 
         Raises:
             RecipeError: the rules do not fit the model, which is as it was then.
@@ -196,7 +196,7 @@ class Recipe:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The optimizer's hyperparameters where no rule says otherwise."""
+        """The optimizer's hyperparameters, as they are where no rule sets them."""
         return self._checked.hyperparameters
 
     def _group(self, model: nn.Module) -> Grouping:

@@ -1,4 +1,4 @@
-"""The lines that stand with every view of a plan, table or page."""
+"""The lines of text that go with a plan, under a table as on a page."""
 
 from __future__ import annotations
 

@@ -152,6 +152,7 @@ def _find(name: str, grouping: Grouping) -> ParameterVotes:
 
 
 def _statements(parameter: ParameterVotes, rules: Sequence[RuleSpec]) -> list[Statement]:
+    # Votes are kept by key; people read a recipe rule by rule.
     found = [
         Statement(
             vote.rule,

@@ -20,6 +20,7 @@ __all__ = ["used", "words"]
 _ASKING = frozenset({"len", "isinstance"})
 
 
+# These are called for every module of a model, and a model has many modules of few classes.
 @lru_cache(maxsize=1024)
 def used(cls: type[nn.Module]) -> dict[str, int]:
     """Return the attributes of ``self`` that ``forward`` uses, numbered by their first use.
@@ -53,6 +54,7 @@ def words(cls: type[nn.Module]) -> frozenset[str]:
     seen: set[CodeType] = set()
     for _ in _reads(cls, "forward", seen):
         pass
+    # As numbers, 0.5 and -0.5 are of interest: exponents, by which a root is written.
     numbers = {str(value) for code in seen for value in code.co_consts if isinstance(value, float)}
     return frozenset(numbers.union(*(code.co_names for code in seen)))
 

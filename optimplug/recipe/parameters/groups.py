@@ -117,6 +117,7 @@ def group_parameters(
     _check_trainable(model)
     parameters = {each.names[0]: each for each in collect_votes(model, rules, rule_settings)}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
+    # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
     for name, votes in parameters.items():
         if name not in frozen:
@@ -190,6 +191,7 @@ def _group_names(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    # By their texts, because a setting may be a list, which no set can hold.
     keys = sorted({key for each in settings for key in each})
     return [key for key in keys if len({repr(each.get(key)) for each in settings}) > 1]
 

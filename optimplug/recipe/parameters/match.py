@@ -96,6 +96,7 @@ def _families(owner: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[
         yield "bias"
 
 
+# A large model has thousands of parameters in modules of a few classes.
 @lru_cache(maxsize=1024)
 def _class_names(cls: type) -> frozenset[str]:
     return frozenset(base.__name__ for base in cls.__mro__)
@@ -181,6 +182,7 @@ def suggestion(match: Match | None, model: nn.Module) -> str:
     if match.name is not None:
         return _quoted(nearest(match.name[0], _globs(model)))
     if match.type is not None:
+        # Not nn.Module and object: nobody means these.
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}
         return _quoted(nearest(match.type[0], sorted(classes | FAMILIES.keys())))
     return ""

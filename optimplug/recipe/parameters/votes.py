@@ -108,6 +108,7 @@ def collect_votes(
     for clause in _clauses(model, rules, rule_settings, skip_depth=bool(wrong)):
         if not _vote(clause, everywhere, all_votes):
             wrong.extend([clause.unmatched()])
+    # After all rules, because a later one may settle what two before it contradict each other in.
     for votes in all_votes:
         wrong.extend(_contradictions(votes))
     wrong.raise_if_any()

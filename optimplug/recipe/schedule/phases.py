@@ -1,4 +1,4 @@
-"""One phase: checks of what it says, and the factor that it is once the horizon is known."""
+"""One phase: checks of its arguments, and its factor once the horizon is known."""
 
 from __future__ import annotations
 

@@ -74,5 +74,6 @@ class DepthRange:
 
 def _distance(bound: int, depth: Depth) -> int:
     """Return how far above a bound a depth is."""
+    # Counted from the top as the bound is, the top itself is -1, and one layer below it -2.
     counted_alike = depth.layer if bound >= 0 else -1 - depth.below_top
     return counted_alike - bound

@@ -59,7 +59,7 @@ class Problems:
         except RecipeError as error:
             self.extend(error.problems)
         except ValueError as error:
-            if path is None:
+            if path is None:  # then it is a bug, and no problem of the recipe
                 raise
             self.add(path, str(error))
 

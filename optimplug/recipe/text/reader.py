@@ -1,4 +1,4 @@
-"""A recipe's source -> plain dicts and lists. Reading runs no code from it."""
+"""A recipe's source -> plain dicts and lists. Reading a file runs no code from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from optimplug.recipe.text.written import Written
 
 __all__ = ["Source", "is_text", "read", "value_of"]
 
-_REPLACED = ("int", "float", "timestamp")  # how PyYAML reads these is not how YAML 1.2 does
+_REPLACED = ("int", "float", "timestamp")  # PyYAML reads these otherwise than YAML 1.2 has them
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """A path to a YAML file, YAML itself, or a mapping: a dict, an OmegaConf node, ...
@@ -94,7 +94,7 @@ def value_of(text: str, path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Copy a value into plain dicts and lists (an OmegaConf node resolves as it is walked)."""
+    """Copy a value into plain dicts and lists; that resolves the interpolations of OmegaConf."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -105,15 +105,18 @@ def _plain(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with YAML 1.2's numbers, no dates, and no key twice.
 
-    In YAML 1.1, which PyYAML reads, ``1e-3`` is text, ``010`` is 8 and ``1:30`` is 90.
+    In YAML 1.1, which PyYAML reads, ``1e-3`` is text, ``010`` is 8 and ``1:30`` is 90. Of a key
+    given twice, PyYAML takes the last without a word.
     """
 
+    # A dict of this class's own: PyYAML's is shared by all loaders of the process.
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc] # the stubs have it per instance
         first: [(tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in _REPLACED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse keys that are not text, and keys given twice."""
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -130,6 +133,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Read a number as YAML 1.2 has it."""
         text = self.construct_scalar(node).lower()
         if node.tag.endswith(":int"):
             return int(text) if text.lstrip("+-").isdigit() else int(text, 0)

@@ -66,6 +66,7 @@ Depths = Annotated[
 
 
 class _Spec(BaseModel):
+    # strict: "1e-3" in quotes is a text, and so a mistake. frozen: what was checked stays so.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -141,6 +142,7 @@ FORMS = ("<value>", "<mapping>")
 """What layer_decay and freeze may be; the errors told are of the form that was meant."""
 
 
+# Without it, pydantic would try both forms and report what is wrong with each.
 def _form(value: Any) -> str:
     return FORMS[isinstance(value, dict | BaseModel)]
 
@@ -184,6 +186,7 @@ class RuleSpec(_Spec):
 
     @model_validator(mode="after")
     def _says_something(self) -> RuleSpec:
+        # YAML reads `weight_decay:` without a value as null.
         given = {*self.model_fields_set, *(self.model_extra or {})}
         empty = sorted(name for name in given if getattr(self, name) is None)
         if empty:
@@ -241,6 +244,7 @@ class PhaseSpec(_Spec):
             raise ValueError(f"must give one of name, preset and together (got {given})")
         extra = [*(self.model_extra or {})]
         if not given:
+            # Any key may be an argument, so that `nam: LinearLR` is no unknown one for pydantic.
             for key in extra:
                 close = nearest(key, ("name", "preset", "together"))
                 if close:

@@ -108,7 +108,7 @@ def _cell(value: object) -> str:
 
 
 def _about(i: int, group: Mapping[str, Any]) -> str:
-    """Return what the tooltip of a group shows; the page's style hides it where it stands."""
+    """Return what the tooltip of a group shows. In the page itself it is hidden."""
     rates = ", ".join(f"{when} {rate:.3g}" for when, rate in group["lr"].items())
     count = f"{group['tensors']} tensors, {group['parameters']:,} parameters"
     members = "".join(f"<li>{escape(name)}</li>" for name in group["members"])
