@@ -32,13 +32,16 @@ class Cell:
     """
 
     group: int
+    """The position of the group among the optimizer's."""
     counter: Tensor | None
+    """How often the tensors have stepped; None where the rule does not count."""
     first: bool
+    """Whether some of their state begins with the next update."""
     part: slice = field(default_factory=lambda: slice(0, 0))
     """Where its tensors stand in their batch."""
 
     def takes(self, other: Cell) -> bool:
-        """Tell whether what belongs to the other cell can as well stand in this one."""
+        """Tell whether the tensors of the other cell could stand in this one."""
         return (
             self.group == other.group
             and self.counter is other.counter
@@ -82,7 +85,7 @@ class Batch:
             ahead: for how many updates after the one that is counted last.
         """
         kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
-        # To read a tensor takes long.
+        # To read a number from a tensor takes long, and most cells share a counter: once for each.
         counts = {kind: cell.t + ahead * self.rule.counts_steps for kind, cell in kinds.items()}
         return [
             self.rule.coefficients(hyper, counts[id(cell.counter), cell.first])

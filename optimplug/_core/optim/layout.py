@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Cell
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug.errors import GradientError
+from optimplug.errors import ArgumentError, GradientError
 
 __all__ = ["Layout", "State"]
 
@@ -28,9 +28,13 @@ class _BatchLayout:
     cells: list[Cell] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     kept: list[dict[str, Any]] = field(default_factory=list)
+    """The state of each parameter, as it stands in the optimizer."""
     places: list[int] = field(default_factory=list)
+    """The position of each parameter among those of all groups."""
     steps: list[Tensor] = field(default_factory=list)
+    """The step counter of each parameter; empty where the rule does not count."""
     memo: dict[str, Any] = field(default_factory=dict)
+    """What an execution keeps here; see :class:`Batch`."""
 
     def add(self, p: Tensor, kept: dict[str, Any], place: int, cell: Cell) -> None:
         """Append a tensor, to the last cell if it belongs there, else to a new one."""
@@ -48,10 +52,12 @@ class _BatchLayout:
         """Walk the parameters of a cell, with their states."""
         return zip(self.params[cell.part], self.kept[cell.part], strict=True)
 
-    def holds(self) -> bool:
-        """Tell whether the next step will find its counters, and nothing that was there first."""
+    def still_holds(self) -> bool:
+        """Tell whether the next step may use it again."""
         if not self.steps:
+            # A rule without a count has other scalars at a parameter's first update.
             return not any(cell.first for cell in self.cells)
+        # Whoever has put another counter into a state wants it to be used.
         return _same(self.steps, [kept["step"] for kept in self.kept])
 
     def batch(self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]) -> Batch:
@@ -87,6 +93,7 @@ class Layout:
 
     Raises:
         GradientError: a gradient is sparse where the rule takes none. Nothing has changed then.
+        ArgumentError: a parameter is sharded, and its rule needs to see the whole of it.
     """
 
     def __init__(
@@ -108,14 +115,16 @@ class Layout:
             for p, place in zip(group["params"], places, strict=False):
                 if self._kinds[place] is None:
                     continue
+                _refuse_part(p, rule)
                 kept, first = _ensure_state(p, rule, state)
                 counter = self._counter(p, kept, count_on_device) if rule.counts_steps else None
                 types = tuple(kept[name].dtype for name in rule.state_names)
+                # What agrees in all of this can be updated by one call, whatever its group.
                 form = (rule, type(p), p.layout, p.device, p.dtype, self._kinds[place], types)
                 layout = layouts.setdefault(form, _BatchLayout(rule))
                 layout.add(p, kept, place, Cell(i, counter, first))
         self.layouts = list(layouts.values())
-        # Whole columns of the state, because to look a parameter up takes longer.
+        # To compare whole lists is quicker than to look every parameter up in the state.
         self._owners, self._kept = list(state), list(state.values())
 
     def fits(
@@ -132,7 +141,7 @@ class Layout:
             and self._rules == rules
             and _same(self._kept, list(state.values()))
             and _same(self._owners, list(state))
-            and all(layout.holds() for layout in self.layouts)
+            and all(layout.still_holds() for layout in self.layouts)
         )
 
     def forget_first(self, state: State) -> None:
@@ -205,6 +214,16 @@ def _refuse_sparse(
         for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
             if g is not None and g.is_sparse and not rule.takes_sparse:
                 raise GradientError(_sparse_message(group, i, p))
+
+
+def _refuse_part(p: Tensor, rule: Rule) -> None:
+    """Refuse a parameter of which only a part is here, for a rule that needs the whole."""
+    if rule.scope != "element" and _is_sharded(p):
+        raise ArgumentError(
+            f"{type(rule).__name__} must see a whole {rule.scope} at once, but of a parameter of "
+            f"shape {tuple(p.shape)} only a shard is in this process; use an optimizer that "
+            "updates each element by itself, such as AdamW"
+        )
 
 
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
