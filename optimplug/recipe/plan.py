@@ -117,7 +117,7 @@ class Plan:
             "name": group.name,
             "tensors": len(group.parameters),
             "parameters": group.numel,
-            "lr": rates._asdict(),
+            "lr": {"start": rates.start, "peak": rates.peak, "end": rates.end},
             "weight_decay": plain(self.setting(group, "weight_decay")),
             "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
             "schedule": group.schedule and group.schedule.path,
