@@ -101,9 +101,10 @@ class ScheduledOptimizer:
             Whether there was an update.
         """
         self._check_open()
+        scheduler = self.scheduler  # or else an error, before anything is counted
         happened = self.updates.take() > 0
         if happened:
-            self.scheduler.step()
+            scheduler.step()
         return happened
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
@@ -171,7 +172,7 @@ class ScheduledOptimizer:
         if schedule_state is None:
             schedule_state = self.scheduler.state_dict()
         self.scheduler.check_state(schedule_state)
-        with _kept_on_error(owner_of(self.optimizer)):
+        with _kept_on_error(self.optimizer):
             self.optimizer.load_state_dict(optimizer_state)
             self.scheduler.load_state_dict(schedule_state)
         self.updates.take()  # what came before the state is no update after it
@@ -229,16 +230,25 @@ def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
 
 
 @contextmanager
-def _kept_on_error(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def _kept_on_error(stepped: torch.optim.Optimizer) -> Iterator[None]:
     """Give an optimizer, of any class, back what it had if a state cannot be loaded."""
-    # Loading puts new objects in place of these two; so these stay what they were.
-    before = {"state": optimizer.state, "param_groups": optimizer.param_groups}
+    owner = owner_of(stepped)
+    # Loading puts new objects in place of these two, so these stay what they were. A wrapper may
+    # hold them as well.
+    before: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = [
+        (
+            holder,
+            {key: vars(holder)[key] for key in ("state", "param_groups") if key in vars(holder)},
+        )
+        for holder in (stepped, owner)
+    ]
     try:
         yield
     except Exception as error:
-        vars(optimizer).update(before)
+        for holder, held in before:
+            vars(holder).update(held)
         if isinstance(error, StateError):
             raise
         raise StateError(
-            f"the state does not fit {type(optimizer).__name__}: {type(error).__name__}: {error}"
+            f"the state does not fit {type(owner).__name__}: {type(error).__name__}: {error}"
         ) from error
