@@ -148,6 +148,7 @@ def _json(value: Any) -> str:
 def _show(what: RenderableType) -> None:
     """Print text, or a table: in colours in a terminal, and as plain text in a file or a pipe."""
     try:
+        # In a pipe, rich would fold the table to 80 columns.
         if sys.stdout.isatty() and not isinstance(what, str):
             Console().print(what)
         else:

@@ -102,7 +102,7 @@ def _tidy(schema: Any) -> Any:
         for key, value in schema.items()
         if not (key == "title" or (key == "default" and value is None))
     }
-    if len(found.get("anyOf", ())) == 1:
+    if len(found.get("anyOf", ())) == 1:  # the other was null
         (only,) = found.pop("anyOf")
         found = {**only, **found}
     text = found.get("description")
@@ -116,6 +116,7 @@ def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type]) -> None
         name: [k for k, p in keywords_of(cls, ("params",)).items() if p.default is required]
         for name, cls in known.items()
     }
+    # An editor cannot import a class by its path, so that such an optimizer may have any key.
     path = {"type": "string", "pattern": r"^[^.].*\.[^.]+$"}
     part["properties"]["name"] |= {"anyOf": [{"enum": list(known)}, path]}
     part["properties"] = {**_merged(own.values()), **part["properties"]}
@@ -180,6 +181,7 @@ def _is(key: str, name: str) -> dict[str, Any]:
 
 
 def _keys(names: Sequence[str]) -> dict[str, Any]:
+    # additionalProperties would forbid what is listed elsewhere in the schema, in another case.
     return {"propertyNames": {"enum": list(names)}}
 
 

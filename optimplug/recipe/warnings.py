@@ -109,6 +109,7 @@ def _schedule_warnings(
     """Find phases without effect, and a rate that is 0 before the run is over."""
     for of, curve in curves.items():
         own = [(f"{path}[{i}]", spec) for i, spec in enumerate(phases) if (spec.of or "lr") == of]
+        # A rule that schedules weight_decay alone keeps the recipe's curve of lr, without phases.
         for (where, spec), phase in zip(own, curve.phases, strict=False):
             if phase.steps == 0:
                 yield Problem(where, f"{phase.name} takes 0 steps, so it does nothing")

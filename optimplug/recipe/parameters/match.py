@@ -179,6 +179,7 @@ def suggestion(match: Match | None, model: nn.Module) -> str:
     """Return "; did you mean ...?" for a match that holds for no parameter, or an empty text."""
     if match is None:
         return ""
+    # Of several names none was found, so that the first is as good as any to guess by.
     if match.name is not None:
         return _quoted(nearest(match.name[0], _globs(model)))
     if match.type is not None:

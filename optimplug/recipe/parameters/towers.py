@@ -134,6 +134,7 @@ def _elements(module: nn.Module, path: str) -> dict[str, nn.Module]:
     # named_children() would leave out a module that is there twice; it is two layers all the same.
     children = children_by_name(module).items()
     prefix = f"{path}." if path else ""
+    # What has no parameters, an activation or dropout, is nothing to learn at a rate.
     return {
         f"{prefix}{name}": child
         for name, child in children
@@ -146,6 +147,7 @@ def _numbered(elements: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Modul
     found: dict[tuple[str, type], dict[str, nn.Module]] = defaultdict(dict)
     for path, module in elements.items():
         stem = re.sub(r"\d+$", "", path)
+        # Without children, as fc1 and fc2, they are steps of one layer rather than layers.
         if stem != path and any(True for _ in module.children()):
             found[stem, type(module)][path] = module
     return {stem: modules for (stem, _), modules in found.items() if len(modules) > 1}

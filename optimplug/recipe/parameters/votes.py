@@ -222,6 +222,7 @@ def _contradictions(all_votes: _Votes) -> Iterator[Problem]:
     for *before, winner in all_votes.values():
         for vote in before:
             if vote.value != winner.value and vote.names.isdisjoint(winner.names):
+                # min, because a set has another order in every process.
                 yield Problem(
                     f"groups[{winner.rule}].{winner.by}",
                     f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "

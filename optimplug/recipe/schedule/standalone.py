@@ -52,6 +52,7 @@ def build_scheduler(
         >>> scheduler.get_last_lr()
         [0.75]
     """
+    # A wrapper, as accelerate's, does not own the groups.
     owner = owner_of(optimizer)
     written = Written({"schedule": schedule})
     with written.located():

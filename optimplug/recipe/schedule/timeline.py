@@ -92,6 +92,7 @@ def target_problems(
         path: where the phases stand in the recipe.
     """
     numbers = {name for name, value in bases.items() if _is_numeric(value)}
+    # The norm is that of all gradients together, so that no group has one of its own.
     valid = ["lr", *sorted(numbers - {"max_grad_norm", "lr"})]
     for i, phase in enumerate(phases):
         if phase.of is not None and phase.of not in valid:
@@ -121,6 +122,7 @@ def compile_schedule(
     curves = {}
     for of in dict.fromkeys(["lr", *(phase.of or "lr" for phase in phases)]):
         own = {f"{path}[{i}]": p for i, p in enumerate(phases) if (p.of or "lr") == of}
+        # Presets with an absolute end need one number; a tuple of betas has none.
         base = bases.get(of)
         curves[of] = _sequence(own, horizon, base if isinstance(base, int | float) else 1.0, wrong)
         total = horizon.total_steps

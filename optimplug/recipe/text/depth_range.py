@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-__all__ = ["Depth", "DepthRange"]
+from pydantic import BeforeValidator, Field, InstanceOf, WithJsonSchema
+
+__all__ = ["Depth", "DepthRange", "Depths"]
 
 _RANGE = re.compile(r"(\d+)\s*-\s*(\d+)|(>=|<=)\s*(-?\d+)")
 
@@ -77,3 +79,23 @@ def _distance(bound: int, depth: Depth) -> int:
     # Counted from the top as the bound is, the top itself is -1, and one layer below it -2.
     counted_alike = depth.layer if bound >= 0 else -1 - depth.below_top
     return counted_alike - bound
+
+
+def _as_ranges(value: Any) -> list[DepthRange]:
+    return [DepthRange.parse(item) for item in (value if isinstance(value, list) else [value])]
+
+
+# An editor cannot run DepthRange.parse, so that this says once more what it takes.
+_DEPTH = {
+    "anyOf": [
+        {"type": "integer"},
+        {"type": "string", "pattern": r"^\s*(\d+\s*-\s*\d+|[<>]=\s*-?\d+)\s*$"},
+    ]
+}
+Depths = Annotated[
+    list[InstanceOf[DepthRange]],
+    BeforeValidator(_as_ranges),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
+]
+"""A depth, a range of depths, or a list of which any may apply."""

@@ -14,13 +14,12 @@ from pydantic import (
     Field,
     InstanceOf,
     Tag,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from optimplug.errors import nearest
-from optimplug.recipe.text.depth_range import DepthRange
+from optimplug.recipe.text.depth_range import Depths
 from optimplug.recipe.text.durations import Duration
 from optimplug.recipe.text.rule_id import RuleId
 
@@ -44,25 +43,6 @@ def _as_list(value: Any) -> Any:
 
 Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 """One string, or a list of which any may apply."""
-
-
-def _as_ranges(value: Any) -> list[DepthRange]:
-    return [DepthRange.parse(item) for item in (value if isinstance(value, list) else [value])]
-
-
-_DEPTH = {
-    "anyOf": [
-        {"type": "integer"},
-        {"type": "string", "pattern": r"^\s*(\d+\s*-\s*\d+|[<>]=\s*-?\d+)\s*$"},
-    ]
-}
-Depths = Annotated[
-    list[InstanceOf[DepthRange]],
-    BeforeValidator(_as_ranges),
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
-]
-"""A depth, a range of depths, or a list of which any may apply."""
 
 
 class _Spec(BaseModel):
@@ -95,6 +75,8 @@ class Match(_Spec):
 
     @model_validator(mode="after")
     def _some_condition(self) -> Match:
+        # What was written, not what it came to: `type:` without a value is no missing condition,
+        # but a mistake, and would match everything.
         if not self.model_fields_set:
             raise ValueError("must give at least one condition; for all parameters leave it out")
         for name, field in type(self).model_fields.items():
@@ -105,7 +87,7 @@ class Match(_Spec):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
-        try:
+        try:  # here, where the key is known, and not when it is used on a model
             re.compile(value or "")
         except re.error as error:
             raise ValueError(f"is not a regular expression: {error}") from None
@@ -123,6 +105,7 @@ class Match(_Spec):
 class OptimizerSpec(_Spec):
     """The optimizer and its hyperparameters; those not given keep the class's defaults."""
 
+    # Which others there may be depends on the class: resolve.py checks them.
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
@@ -242,20 +225,26 @@ class PhaseSpec(_Spec):
         given = [key for key in ("name", "preset", "together") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"must give one of name, preset and together (got {given})")
-        extra = [*(self.model_extra or {})]
         if not given:
             # Any key may be an argument, so that `nam: LinearLR` is no unknown one for pydantic.
-            for key in extra:
+            for key in self.model_extra or {}:
                 close = nearest(key, ("name", "preset", "together"))
                 if close:
                     raise MisspeltError(key, close)
             raise ValueError("must give a name, a preset or phases together")
-        if self.together is not None:
-            wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
-            if wrong:
-                raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
-            if any({"together", "for_", "of"} & part.model_fields_set for part in self.together):
-                raise ValueError("phases under together have no together, for or of of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _together_alone(self) -> PhaseSpec:
+        if self.together is None:
+            return self
+        # They act at the same time and on the same hyperparameter, or there were no product.
+        shared = {"together", "for_", "of"}
+        wrong = self.model_fields_set - shared | {*(self.model_extra or {})}
+        if wrong:
+            raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
+        if any(shared & part.model_fields_set for part in self.together):
+            raise ValueError("phases under together have no together, for or of of their own")
         return self
 
 

@@ -85,6 +85,7 @@ def _table(groups: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> Iterat
     yield "".join(f"<th>{escape(column)}</th>" for column in columns)
     yield "</tr></thead><tbody>"
     for i, (group, color) in enumerate(zip(groups, colors, strict=True)):
+        # tabindex: the tooltip can be reached with the keyboard too.
         dot = f'<span class="dot" style="background:{color}"></span>'
         yield f'<tr data-group="{i}" tabindex="0"><td>{dot}{escape(group["name"])}</td>'
         yield "".join(f"<td>{escape(str(cell))}</td>" for cell in _cells(group, others))

@@ -82,6 +82,7 @@ def _linear_scale(top: float) -> tuple[_Scale, list[float]]:
     unit = 10.0 ** math.floor(math.log10(top))
     # At most five marks and a half, at round numbers.
     size = next(unit * part for part in (0.2, 0.25, 0.5, 1, 2) if top <= unit * part * 5.5)
+    # A little more than the ratio, which may come out as 4.9999.
     marks = [size * i for i in range(int(top / size * 1.0001) + 1)]
     return lambda rate: _TOP + _INNER_HEIGHT * (1 - rate / (top * 1.05)), marks
 
@@ -98,6 +99,7 @@ def _log_scale(bottom: float, top: float) -> tuple[_Scale, list[float]]:
 
 def _points(places: Sequence[tuple[float, float]]) -> Iterator[str]:
     """Write the points of a line; those inside a level stretch are left out, to save space."""
+    # To a tenth of a pixel, which is finer than a screen, and keeps the page small.
     written = [(round(x, 1), round(y, 1)) for x, y in places]
     for i, (x, y) in enumerate(written):
         within = 0 < i < len(written) - 1
