@@ -6,7 +6,7 @@ The recipe runs unchanged in PyTorch Lightning (``optimplug.lightning``), the Hu
     from optimplug import Horizon, Recipe
 
     recipe = Recipe.load("recipe.yaml")
-    optimizer, scheduler = recipe.build(model, Horizon(total_steps=1000))
+    run = recipe.start(model, Horizon(total_steps=1000))
 
 ``optimplug.optim`` holds the optimizers and schedulers, with the names of ``torch.optim``.
 """
@@ -25,7 +25,7 @@ from optimplug.errors import (
 )
 
 if TYPE_CHECKING:
-    from optimplug.recipe import Horizon, Recipe
+    from optimplug.recipe import Horizon, Recipe, Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "OptimplugError",
     "Recipe",
     "RecipeError",
+    "Run",
     "StateError",
     "__version__",
 ]
@@ -43,7 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Recipes bring pydantic; someone who only wants the optimizers should not wait for it.
-    if name in {"Horizon", "Recipe"}:
+    if name in {"Horizon", "Recipe", "Run"}:
         from optimplug import recipe
 
         return getattr(recipe, name)

@@ -12,9 +12,9 @@ def train(task: Task) -> Outcome:
     model = task.model().train()
     batches = task.train_batches()
     horizon = Horizon(task.steps_per_epoch * task.epochs, task.steps_per_epoch)
-    optimizer, scheduler = Recipe.load(task.recipe).build(model, horizon)
+    run = Recipe.load(task.recipe).start(model, horizon)
     trace = LearningRateTrace()
-    trace.attach(optimizer)
+    trace.attach(run.optimizer)
     update = 0
     for epoch in range(task.epochs):
         for i, batch in enumerate(track(batches, f"loop, epoch {epoch + 1}"), start=1):
@@ -22,12 +22,10 @@ def train(task: Task) -> Outcome:
             (loss / task.accumulate).backward()
             if i % task.accumulate:
                 continue
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+            run.step()
             update += 1
             if task.evaluate_every and update % task.evaluate_every == 0:
-                scheduler.step_metric({"eval_loss": task.judge(model)[1]})
+                run.validated({"eval_loss": task.judge(model)[1]})
                 model.train()
     return Outcome(model, trace.rates)
 

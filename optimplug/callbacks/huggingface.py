@@ -14,14 +14,17 @@ from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.errors import ArgumentError, MissingExtraError
 
 try:
-    from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
-    from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    import accelerate  # type: ignore[import-untyped] # noqa: F401 (a Trainer runs on it)
+    from transformers import TrainerCallback
+    from transformers import TrainerControl as Control
+    from transformers import TrainerState as State
+    from transformers import TrainingArguments as Args
     from transformers.trainer_utils import has_length
 except ImportError:
     raise MissingExtraError("optimplug.callbacks.huggingface", "huggingface") from None
 
-from optimplug.huggingface.evaluations import check_evaluations
+from optimplug.huggingface.evaluations import check_evaluations, of_main_process
+from optimplug.huggingface.internals import unwrapped
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["LearningRateTrace", "MetricCallback", "SchedulerCallback"]
@@ -36,24 +39,12 @@ class LearningRateTrace(_Trace, TrainerCallback):
 
     _handle: RemovableHandle | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Listen to the trainer's optimizer."""
         self._stop()  # auto_find_batch_size begins anew without an end
         self._handle = self.attach(kwargs["optimizer"])
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Stop listening: another ``train`` may go on with the same optimizer."""
         self._stop()
 
@@ -65,80 +56,51 @@ class LearningRateTrace(_Trace, TrainerCallback):
 class _EvaluationCallback(TrainerCallback):
     """Acts once on each evaluation that belongs to an update of a training run.
 
-    The Trainer tells of each of several data sets on its own: they are one evaluation, complete as
-    soon as all metrics are there that are followed. An evaluation before the first update, or after
-    the run, is none.
+    The Trainer calls ``on_evaluate`` for each of several data sets. Together they are one
+    evaluation, which is complete as soon as all metrics are there that are followed. An evaluation
+    before the first update, or after the run, does not count.
     """
 
     _metrics: dict[str, Any] | None = None
-    """Those seen since the last update; None once they have been passed on."""
+    """Those seen since the last update; None while no evaluation is waited for."""
 
     def _followed(self) -> Collection[str]:
+        """Return the metrics that an evaluation must have to be complete."""
         raise NotImplementedError
 
     def _evaluated(self, metrics: Mapping[str, Any]) -> None:
+        """Act on an evaluation."""
         raise NotImplementedError
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Wait for the first update."""
         self._metrics = None
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Pass on an evaluation that has not been complete."""
-        self._settle()
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Act on an evaluation that has not become complete."""
+        self._act_on_incomplete()
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Wait for the evaluation of this update, if there is one."""
         self._metrics = {}
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Pass on the evaluation once it is complete: what is saved next holds it already."""
+    def on_evaluate(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Act on the evaluation once it is complete: what is saved next holds it already."""
         if self._metrics is not None:
-            # Those of the main process, so that all processes come to the same decision.
-            self._metrics |= broadcast_object_list([kwargs["metrics"]])[0]
+            self._metrics |= of_main_process(kwargs["metrics"])
             if set(self._followed()) <= self._metrics.keys():
-                self._pass_on(self._metrics)
+                self._act(self._metrics)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Pass on an evaluation that has not been complete, and no other from now on."""
-        self._settle()
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Act on an evaluation that has not become complete, and on no other from now on."""
+        self._act_on_incomplete()
         self._metrics = None
 
-    def _settle(self) -> None:
+    def _act_on_incomplete(self) -> None:
         if self._metrics:
-            self._pass_on(self._metrics)
+            self._act(self._metrics)
 
-    def _pass_on(self, metrics: Mapping[str, Any]) -> None:
+    def _act(self, metrics: Mapping[str, Any]) -> None:
         self._metrics = None
         self._evaluated(metrics)
 
@@ -166,20 +128,14 @@ class MetricCallback(_EvaluationCallback):
     """What a ``RecipeTrainer`` goes by."""
     _scheduler: RecipeScheduler
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Find the recipe's scheduler.
 
         Raises:
             ArgumentError: the Trainer's is none, or waits for evaluations in vain.
         """
         super().on_train_begin(args, state, control, **kwargs)
-        scheduler = _unwrapped(kwargs["lr_scheduler"])
+        scheduler = unwrapped(kwargs["lr_scheduler"])
         if not isinstance(scheduler, RecipeScheduler):
             raise ArgumentError(
                 "MetricCallback tells a recipe's scheduler, but the Trainer's is a "
@@ -247,20 +203,14 @@ class SchedulerCallback(_EvaluationCallback):
         self._step_interval = StepInterval(interval, frequency, _prefixed(monitor))
         self.scheduler = IntervalScheduler(scheduler_or_factory, self._step_interval)
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Build the scheduler if that is still to be done.
 
         Raises:
             ArgumentError: it cannot be stepped so in this run.
         """
         super().on_train_begin(args, state, control, **kwargs)
-        if _unwrapped(kwargs["lr_scheduler"]) is not self.scheduler:
+        if unwrapped(kwargs["lr_scheduler"]) is not self.scheduler:
             raise ArgumentError(
                 "the Trainer must be given the callback's scheduler, which it saves and restores: "
                 "Trainer(..., optimizers=(optimizer, callback.scheduler), callbacks=[callback]), "
@@ -275,13 +225,7 @@ class SchedulerCallback(_EvaluationCallback):
             check_evaluations(args, _refused)
         self.scheduler.bind(kwargs["optimizer"])
 
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Count an epoch with its last update, so that whatever is saved after it holds it."""
         super().on_step_end(args, state, control, **kwargs)
         if float(state.epoch or 0.0).is_integer():
@@ -302,7 +246,3 @@ def _prefixed(monitor: Any) -> Any:
     """Return the name that the Trainer gives to a metric."""
     known = not isinstance(monitor, str) or not monitor or monitor.startswith("eval_")
     return monitor if known else f"eval_{monitor}"
-
-
-def _unwrapped(scheduler: Any) -> Any:
-    return scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler

@@ -37,6 +37,7 @@ class LearningRateTrace:
         Returns:
             A handle whose ``remove()`` ends the listening.
         """
+        # A wrapper need not be an Optimizer itself to hold one.
         owner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return owner.register_step_pre_hook(self._record)
 

@@ -3,7 +3,9 @@
 from optimplug.errors import MissingExtraError
 
 try:
-    import transformers  # noqa: F401 (asked for here, where one line can say what is missing)
+    # Asked for here, where one line can say what is missing.
+    import accelerate  # type: ignore[import-untyped] # noqa: F401 (a Trainer runs on it)
+    import transformers  # noqa: F401
 except ImportError:
     raise MissingExtraError("optimplug.huggingface", "huggingface") from None
 

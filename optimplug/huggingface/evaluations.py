@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from transformers import TrainingArguments
 
-__all__ = ["check_evaluations"]
+__all__ = ["check_evaluations", "of_main_process"]
+
+
+def of_main_process(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the main process's metrics, so that all processes come to the same decision."""
+    shared: dict[str, Any] = broadcast_object_list([metrics])[0]
+    return shared
 
 
 def check_evaluations(args: TrainingArguments, error: Callable[[str], Exception]) -> None:

@@ -66,13 +66,7 @@ def build(
     _report_clipping(args, recipe)
     if scheduler.counts_validations:
         check_evaluations(args, partial(RecipeError.at, "schedule"))
-        warnings.warn(
-            "the schedule counts validations or follows a metric, of which a plain Trainer tells "
-            "it only by optimplug.callbacks.huggingface.MetricCallback: give it one, or use "
-            "RecipeTrainer",
-            UserWarning,
-            stacklevel=2,
-        )
+        _report_evaluations()
     return optimizer, scheduler
 
 
@@ -114,6 +108,15 @@ class FromRecipe:
     def __call__(self, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         """Return the optimizer of a model."""
         return recipe.build_optimizer(model)
+
+
+def _report_evaluations() -> None:
+    warnings.warn(
+        "the schedule counts validations or follows a metric, of which a plain Trainer tells it "
+        "only by optimplug.callbacks.huggingface.MetricCallback: give it one, or use RecipeTrainer",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _report_clipping(args: TrainingArguments, recipe: Recipe) -> None:

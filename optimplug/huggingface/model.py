@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 from optimplug.errors import ArgumentError
+from optimplug.huggingface.internals import model_without_weights
 
 __all__ = ["model_of_config"]
 
@@ -42,8 +41,7 @@ def model_of_config(path: str | os.PathLike[str]) -> PreTrainedModel:
             f"{file}: 'architectures' must name a model class of transformers (got {name!r})"
         )
     try:
-        with torch.device("meta"):
-            return cast("PreTrainedModel", cast("Any", found)._from_config(config))
+        return model_without_weights(found, config)
     except Exception as error:  # a model's own code, with values that it may not expect
         reason = f"{type(error).__name__}: {error}"
         raise ArgumentError(f"{file}: {name} cannot be built: {reason}") from None

@@ -2,94 +2,129 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import RecipeError
 from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.differences import settings_of, tell_differences
-from optimplug.huggingface.evaluations import check_evaluations
-from optimplug.huggingface.horizon import told_by
+from optimplug.huggingface.evaluations import check_evaluations, of_main_process
+from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
-from optimplug.recipe import Horizon, Recipe, RecipeScheduler
+from optimplug.recipe import Horizon, Recipe, RecipeScheduler, Run
 from optimplug.recipe.text.reader import Source
-from optimplug.recipe.updates import Updates
 
 __all__ = ["RecipeTrainer", "with_recipe"]
 
 _Trainer = TypeVar("_Trainer", bound=Trainer)
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # what derives from it stands before a Trainer in the bases
 
 
-_NEEDED = (
-    "get_decay_parameter_names",
-    "set_initial_training_values",
-    "_clip_grad_norm",
-    "_evaluate",
-    "_get_grad_norm",
-    "_get_learning_rate",
-    "_load_optimizer_and_scheduler",
-)
-
-
-class _WithRecipe(_Base):
+class _WithRecipe(TrainerEvents):
     """Runs a recipe in the Trainer that it stands before in the bases."""
 
-    optimizer: Any
-    lr_scheduler: Any
+    run: Run | None = None
+    """The recipe at work; None before the first ``train``, which makes the optimizer.
+
+    A later ``train`` goes on with the same optimizer, and lays the schedule anew. Another model
+    (``model_init``) makes another run, and closes this one. ``run.close()`` undoes what the run has
+    put on the model and the optimizer; a ``train`` after that begins a new one.
+    """
 
     def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: list[str] = []
-        self._updates: Updates | None = None
         super().__init__(*args, **kwargs)
         _refuse_other_optimizers(cast(Trainer, self))
         self.recipe = resolve_recipe(self._given, self.args)
+        self._resolved_from = copy.deepcopy(getattr(self.args, "recipe", None))
         self._reported = report_replaced(self.args, self.recipe)
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
-        values = super().set_initial_training_values(args, dataloader)
-        self._steps_per_epoch = told_by(values, dataloader).steps_per_epoch
-        return values
+    def planned(self, horizon: Horizon) -> None:
+        """Keep what ``create_scheduler`` is not told: it is given the updates of the run alone."""
+        self._steps_per_epoch = horizon.steps_per_epoch
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            # The arguments may have changed since; what has been said need not be said again.
-            self.recipe = resolve_recipe(self._given, self.args)
-            self._reported = report_replaced(self.args, self.recipe, told=self._reported)
-            owner = cast(nn.Module, self.model if model is None else model)
-            # Later, what the recipe freezes cannot be told from what was frozen before it.
-            self._trainable = [name for name, p in owner.named_parameters() if p.requires_grad]
-            self.optimizer = self.recipe.build_optimizer(owner)
-            self._updates = Updates(self.optimizer)
+        if self.optimizer is None or (self.run is not None and self.run.closed):
+            self._start_run(cast(nn.Module, self.model if model is None else model))
+        self._own_run()  # an optimizer that was put in its place is refused before it trains
         return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _start_run(self, model: nn.Module) -> None:
+        if self.run is not None:
+            self.run.close()
+        self._resolve_again()
+        # Later, what the recipe freezes cannot be told from what was frozen before it.
+        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.run = Run(self.recipe, model)
+        self.optimizer = self.run.optimizer
+
+    def _resolve_again(self) -> None:
+        """Heed arguments that have changed since; what has been said need not be said again."""
+        of_arguments = getattr(self.args, "recipe", None)
+        if of_arguments != self._resolved_from:
+            self.recipe = resolve_recipe(self._given, self.args)
+            self._resolved_from = copy.deepcopy(of_arguments)
+        self._reported = report_replaced(self.args, self.recipe, told=self._reported)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         if self.lr_scheduler is None:
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
-            owner = self.optimizer if optimizer is None else optimizer
-            scheduler = self.recipe.build_scheduler(owner, horizon)
+            stepped = self.optimizer if optimizer is None else optimizer
+            scheduler = self._own_run().schedule_over(horizon, stepped)
             if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
-            scheduler.go_to(0)  # a run before may have left the optimizer at other rates
-            # The Trainer keeps a scheduler that it was given, but renews one of its own.
-            self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+            self.lr_scheduler = scheduler
+            self.renew_schedule()
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
+
+    def _own_run(self) -> Run:
+        """Return the run.
+
+        Raises:
+            RecipeError: there is none, as the optimizer was made in another way.
+        """
+        if self.run is None:
+            raise RecipeError.at(
+                "recipe",
+                "the trainer has another optimizer than the recipe's; leave create_optimizer and "
+                "trainer.optimizer to RecipeTrainer, or use a Trainer with optimizers=build(...)",
+            )
+        return self.run
+
+    # The Trainer sets the mode of an optimizer itself where it trains and evaluates. Going through
+    # the run, `run.training` is true as well; and saving, it leaves to us.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._own_run().train()
+        return super().training_step(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.run is not None:
+            self.run.eval()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does; of a schedule-free optimizer, the weights that are validated.
+
+        The optimizer's state, which is saved after the model, is of the same mode then, so that
+        both fit together. The next training step goes back to the other.
+        """
+        if self.run is not None:
+            self.run.eval()
+        super().save_model(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; beside the rate of the first group, those of all."""
@@ -97,56 +132,36 @@ class _WithRecipe(_Base):
             logs = {**logs, **self._used_rates}
         super().log(logs, start_time)
 
-    # These are private to the Trainer, which has no public place to keep it from clipping, nor
-    # one that knows an evaluation of several data sets as one; the check above and tests say so
-    # if they go.
+    def gradients_ready(self, model: nn.Module) -> torch.Tensor:
+        """Measure the norm and change nothing: the optimizer clips, where the recipe says so."""
+        return global_norm([p.grad for p in model.parameters() if p.grad is not None])
 
-    def _evaluate(
-        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
-    ) -> dict[str, float]:
-        """Evaluate, and tell the scheduler of it, but for the evaluation before the start."""
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        recipes = isinstance(self.lr_scheduler, RecipeScheduler)
-        if recipes and not skip_scheduler and not _has_teller(cast(Trainer, self)):
-            # Those of the main process, so that all processes come to the same decision.
-            self.lr_scheduler.step_metric(broadcast_object_list([metrics])[0])
-        return metrics
-
-    def _get_learning_rate(self) -> float:
-        """Note the rates that an update used, as the Trainer asks before it steps the schedule."""
-        skipped = self._updates is not None and not self._updates.take()
-        if skipped and self.accelerator.scaler is not None:
-            # accelerate takes a step for an update, but fused ones skip by themselves.
-            self.optimizer._is_overflow = True
+    def update_done(self) -> bool:
+        """Note the rates that the update used."""
         groups = enumerate(self.optimizer.param_groups)
         self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
-        return super()._get_learning_rate()
+        return self._own_run().updates.take() > 0  # it is the Trainer that steps the schedule
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """Tell the schedule, unless a MetricCallback does; or the trainer has one of its own."""
+        recipes = isinstance(self.lr_scheduler, RecipeScheduler)
+        if recipes and not _has_teller(cast(Trainer, self)):
+            self._own_run().validated(of_main_process(metrics))
+
+    def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
         """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
-        if checkpoint is None:
-            return
         change = None
         if not self.is_deepspeed_enabled:
             decayed = set(self.get_decay_parameter_names(cast(nn.Module, self.model)))
             groups = [[n for n in self._trainable if (n in decayed) == d] for d in (True, False)]
-            updates = self.state.global_step
-            change = resume(Path(checkpoint), self.optimizer, self.lr_scheduler, groups, updates)
+            change = resume(checkpoint, self._own_run(), groups, self.state.global_step)
         if change is None:
             ours = settings_of(self.optimizer)
-            super()._load_optimizer_and_scheduler(checkpoint)
+            load()
             if self.is_world_process_zero():
-                tell_differences(ours, settings_of(self.optimizer), Path(checkpoint).name)
+                tell_differences(ours, settings_of(self.optimizer), checkpoint.name)
         elif self.is_world_process_zero():
             warnings.warn(change, UserWarning, stacklevel=2)
-
-    def _clip_grad_norm(self, model: nn.Module) -> None:
-        """Leave the gradients as they are: the optimizer clips, where the recipe says so."""
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
-        """Return the norm that the Trainer logs, without touching the gradients."""
-        self.accelerator.unscale_gradients()
-        return global_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
@@ -173,12 +188,7 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     """
     if issubclass(trainer_class, _WithRecipe):
         return trainer_class
-    for name in _NEEDED:
-        if not hasattr(trainer_class, name):
-            raise ImportError(
-                f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
-                'pip install "transformers>=5.20"'
-            )
+    require_methods(trainer_class)
     name = f"Recipe{trainer_class.__name__}"
     body = {
         "__doc__": f"{trainer_class.__name__} whose optimizer and schedule come from a recipe.",

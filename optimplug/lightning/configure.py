@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from optimplug.errors import RecipeError
-from optimplug.lightning.added_groups import follow_added_groups
-from optimplug.lightning.clipping import check_clipping, leave_clipping_to
-from optimplug.lightning.conflicts import refuse_conflicts
+from optimplug.lightning.conflicts import check_clipping, check_module_class, refuse_conflicts
+from optimplug.lightning.events import wire
 from optimplug.lightning.horizon import horizon_of
-from optimplug.lightning.manual import ManualCheck
-from optimplug.lightning.metric import MetricCallback, require_validations
-from optimplug.lightning.package import check_module_class
-from optimplug.lightning.pending_validation import pop_resumed_validation
-from optimplug.lightning.updates import step_after_updates
-from optimplug.recipe import Recipe, RecipeScheduler, build_scheduler
+from optimplug.lightning.internals import uncompiled
+from optimplug.lightning.patches import follow_added_groups, leave_clipping_to
+from optimplug.recipe import Recipe, build_scheduler
+from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.standalone import Schedule
 from optimplug.recipe.text.reader import Source
 
@@ -54,6 +52,9 @@ def configure_optimizers(
     The recipe is the whole truth: clipping is its ``max_grad_norm``; the trainer's
     ``gradient_clip_val`` does not apply.
 
+    It starts a :class:`optimplug.Run`, which hears of what the trainer does. The end of the fit,
+    also by an error, closes it: the module and the trainer are then as they were before.
+
     Raises:
         RecipeError: the recipe does not fit the module or the run, both it and the module's own
             ``configure_gradient_clipping`` would clip the gradients, or a callback would change
@@ -67,16 +68,12 @@ def configure_optimizers(
     recipe = Recipe.load(recipe)
     check_clipping(module, recipe)
     horizon = horizon_of(module.trainer)
-
-    def build(model: nn.Module) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
-        optimizer, scheduler = recipe.build(model, horizon)
-        follow_added_groups(model, scheduler)
-        return optimizer, scheduler
-
-    optimizer, scheduler = _by_either_name(module, build)
-    config = _config(module, scheduler)
-    leave_clipping_to(module, optimizer)
-    return [optimizer], [config]
+    run = _by_either_name(module, partial(recipe.start, horizon=horizon))
+    with _closed_on_error(run):
+        follow_added_groups(run.model, run)
+        leave_clipping_to(module, run)
+        config = _wired(module, run)
+    return [run.optimizer], [config]
 
 
 def param_groups(module: LightningModule, recipe: Source | Recipe) -> list[dict[str, Any]]:
@@ -119,8 +116,10 @@ def scheduler_config(
         scheduler = schedule.build_scheduler(optimizer, horizon)
     else:
         scheduler = build_scheduler(schedule, optimizer, horizon)
-    follow_added_groups(module, scheduler)
-    return _config(module, scheduler)
+    scheduled = ScheduledOptimizer(optimizer, scheduler)
+    with _closed_on_error(scheduled):
+        follow_added_groups(module, scheduled)
+        return _wired(module, scheduled)
 
 
 def take_over(module: LightningModule, recipe: Source | Recipe) -> Callable[[], None]:
@@ -184,27 +183,20 @@ def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built
             raise error from None
 
 
-def _config(module: LightningModule, scheduler: RecipeScheduler) -> dict[str, Any]:
-    """Return the config of a scheduler, and see to it that it hears of all that it counts."""
-    refuse_conflicts(module.trainer, scheduler)
-    if not module.automatic_optimization:
-        callbacks = module.trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-        callbacks.insert(0, ManualCheck(scheduler))
-    if scheduler.counts_validations:
-        _tell_of_validations(module.trainer)
-    step_after_updates(module, scheduler)
-    return {"scheduler": scheduler, "interval": "step", "frequency": 1}
+def _wired(module: LightningModule, run: ScheduledOptimizer) -> dict[str, Any]:
+    """Return the config of a run's scheduler, and see to it that it hears of all that it counts."""
+    refuse_conflicts(module.trainer, run.scheduler)
+    wire(run, module)
+    return {"scheduler": run.scheduler, "interval": "step", "frequency": 1}
 
 
-def _tell_of_validations(trainer: Trainer) -> None:
-    """Add a callback that does, before those that save checkpoints; refuse where there are none."""
-    require_validations(trainer, partial(RecipeError.at, "schedule"))
-    callbacks = trainer.callbacks  # type: ignore[attr-defined] # annotated nowhere
-    mine = next((c for c in callbacks if isinstance(c, MetricCallback)), None)
-    if mine is None:
-        mine = MetricCallback()
-        callbacks.insert(0, mine)
-    mine.due = pop_resumed_validation(trainer)
+@contextmanager
+def _closed_on_error(run: ScheduledOptimizer) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        run.close()
+        raise
 
 
 def _wrapped_model(module: nn.Module) -> nn.Module:
@@ -213,5 +205,4 @@ def _wrapped_model(module: nn.Module) -> nn.Module:
     own = next(module.parameters(recurse=False), None)
     if len(holders) != 1 or own is not None:
         return module
-    compiled: nn.Module = getattr(holders[0], "_orig_mod", holders[0])
-    return compiled
+    return uncompiled(holders[0])

@@ -1,8 +1,10 @@
-"""Lightning's own callbacks that would change rates or the length of the run behind a recipe."""
+"""What a recipe cannot stand beside: certain callbacks, clipping, and other packages' modules."""
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, Trainer
+import warnings
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
@@ -10,32 +12,34 @@ from lightning.pytorch.callbacks import (
 )
 
 from optimplug.errors import RecipeError
-from optimplug.recipe import RecipeScheduler
+from optimplug.lightning.internals import callbacks_of, changes_batch_size_in_fit, sets_rates
+from optimplug.lightning.patches import clips_by_itself
+from optimplug.recipe import Recipe, RecipeScheduler
 
-__all__ = ["refuse_conflicts"]
+__all__ = ["check_clipping", "check_module_class", "refuse_conflicts"]
 
 
 def refuse_conflicts(trainer: Trainer, scheduler: RecipeScheduler) -> None:
-    """Refuse callbacks that the recipe cannot be right beside.
+    """Refuse callbacks that would change rates or the length of the run behind the recipe.
 
     Raises:
         RecipeError: one is among the trainer's, or a Tuner has put it there.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined] # annotated nowhere
+    for callback in callbacks_of(trainer):
         problem = _problem(callback, scheduler)
         if problem is not None:
             raise RecipeError.at(*problem)
 
 
 def _problem(callback: Callback, scheduler: RecipeScheduler) -> tuple[str, str] | None:
-    if isinstance(callback, LearningRateFinder) and callback._update_attr:
+    if isinstance(callback, LearningRateFinder) and sets_rates(callback):
         return (
             "optimizer.lr",
             "is the recipe's, but the learning rate finder would set one rate in all groups; "
             "give it update_attr=False and write what it suggests into the recipe",
         )
     # A Tuner's leaves before the run begins; one of the trainer's own goes on with this recipe.
-    if isinstance(callback, BatchSizeFinder) and not callback._early_exit:
+    if isinstance(callback, BatchSizeFinder) and changes_batch_size_in_fit(callback):
         return (
             "schedule",
             "is laid out before BatchSizeFinder changes how many updates there are; call "
@@ -48,3 +52,41 @@ def _problem(callback: Callback, scheduler: RecipeScheduler) -> tuple[str, str] 
             "which alone ends it; use only one of the two",
         )
     return None
+
+
+def check_clipping(module: LightningModule, recipe: Recipe) -> None:
+    """Refuse a module that would clip as well; say so if the trainer was to.
+
+    Raises:
+        RecipeError: both the recipe and the module would clip the gradients.
+    """
+    if clips_by_itself(module):
+        if recipe.max_grad_norm is not None:
+            raise RecipeError.at(
+                "optimizer.max_grad_norm",
+                f"{type(module).__name__}.configure_gradient_clipping clips as well; keep only "
+                "one of the two",
+            )
+        return
+    value = module.trainer.gradient_clip_val
+    if value:
+        warnings.warn(
+            f"Trainer(gradient_clip_val={value}) does not apply: the recipe decides, by "
+            f"optimizer.max_grad_norm, here {recipe.max_grad_norm}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_module_class(cls: type) -> None:
+    """Refuse a module of the package ``pytorch_lightning``.
+
+    Raises:
+        TypeError: it is one; says what to import instead.
+    """
+    others = [base for base in cls.__mro__ if base.__module__.startswith("pytorch_lightning.")]
+    if others and not issubclass(cls, LightningModule):
+        raise TypeError(
+            f"{cls.__name__} is a module of pytorch_lightning, a copy of Lightning that optimplug "
+            "does not know; import LightningModule and Trainer from lightning.pytorch instead"
+        )

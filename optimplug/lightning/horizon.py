@@ -7,6 +7,7 @@ import math
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from optimplug.lightning.internals import callbacks_of, forget_data_setup
 from optimplug.recipe import Horizon
 
 __all__ = ["horizon_of"]
@@ -42,9 +43,7 @@ def _whole(trainer: Trainer) -> Horizon:
     trainer.fit_loop.setup_data()  # an endless run has not looked at its data yet
     batches = trainer.num_training_batches
     if trainer.ckpt_path is not None:
-        # Lightning restores the place in the data only as it sets the data up, and the question
-        # above had it do so before the checkpoint was read. Without this it would start over.
-        trainer.fit_loop._combined_loader = None
+        forget_data_setup(trainer)  # which the questions above had it do too early
     known = math.isfinite(total) and total > 0  # inf: endless; -1: data without a length
     horizon = Horizon(
         total_steps=int(total) if known else None,
@@ -52,7 +51,7 @@ def _whole(trainer: Trainer) -> Horizon:
         if math.isfinite(batches)
         else None,
     )
-    for callback in trainer.callbacks:  # type: ignore[attr-defined] # annotated nowhere
+    for callback in callbacks_of(trainer):
         if isinstance(callback, GradientAccumulationScheduler) and math.isfinite(batches):
             return _under(callback, trainer, int(batches), horizon)
     return horizon

@@ -7,8 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
-from optimplug.recipe import RecipeScheduler
-from optimplug.recipe.updates import Updates
+from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["ManualCheck"]
 
@@ -20,12 +19,11 @@ class ManualCheck(Callback):
     its schedulers no more than its optimizers, and says nothing.
 
     Args:
-        scheduler: the recipe's.
+        run: whose updates and whose schedule are compared.
     """
 
-    def __init__(self, scheduler: RecipeScheduler) -> None:
-        self._scheduler = scheduler
-        self._updates = Updates(scheduler.optimizer)
+    def __init__(self, run: ScheduledOptimizer) -> None:
+        self._run = run
         self._done = self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +39,7 @@ class ManualCheck(Callback):
                 f"would be laid out over max_steps={trainer.max_steps}, but Lightning counts the "
                 f"updates of all {len(trainer.optimizers)} optimizers together; give max_epochs",
             )
-        self._done, self._first = 0, self._scheduler.last_epoch
+        self._done, self._first = 0, self._run.scheduler.last_epoch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -61,25 +59,11 @@ class ManualCheck(Callback):
         """
         self._compare(pl_module)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave: another run has its own."""
-        self._leave(trainer)
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave a run that was broken off."""
-        self._leave(trainer)
-
-    def _leave(self, trainer: Trainer) -> None:
-        # A new list: Lightning is walking through the old one.
-        others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = others  # type: ignore[attr-defined] # annotated nowhere
-
     def _compare(self, module: LightningModule) -> None:
-        self._done += self._updates.take()
-        steps = self._scheduler.last_epoch - self._first
-        if steps < self._done and self._scheduler.changes:
+        self._done += self._run.updates.take()
+        scheduler = self._run.scheduler
+        steps = scheduler.last_epoch - self._first
+        if steps < self._done and scheduler.changes:
             raise RecipeError.at(
                 "schedule",
                 f"took {steps} steps in {self._done} updates: {type(module).__name__} optimizes "

@@ -18,7 +18,7 @@ class Updates:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._done = self._taken = 0
-        optimizer.register_step_post_hook(self._count)
+        self._hook = optimizer.register_step_post_hook(self._count)
 
     def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Where the optimizer unscales by itself, it is called for a skipped update as well.
@@ -29,3 +29,7 @@ class Updates:
         """Return how many there were since the last call."""
         new, self._taken = self._done - self._taken, self._done
         return new
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._hook.remove()

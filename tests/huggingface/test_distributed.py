@@ -25,7 +25,11 @@ def launch(way, flags, folder, *checkpoint, processes=2):
     # Not by its command: that imports every extra of accelerate that happens to be installed.
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, *ONE_OF_EACH]
     command += ["--num_processes", str(processes), "--main_process_port", "0"]
-    command += ["--num_cpu_threads_per_process", "1", str(ROOT / "tests" / "launched.py")]
+    command += [
+        "--num_cpu_threads_per_process",
+        "1",
+        str(ROOT / "tests" / "support" / "launched.py"),
+    ]
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(

@@ -147,7 +147,7 @@ def test_settings_that_a_checkpoint_brings_with_it_are_named(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 
 
-def test_arguments_that_change_before_a_run_are_settled_anew(tmp_path):
+def test_arguments_that_change_before_a_run_apply(tmp_path):
     args = arguments(tmp_path, RecipeTrainingArguments, recipe=RECIPE, num_train_epochs=1)
     trainer = RecipeTrainer(
         model_init=lambda: tiny_bert(), args=args, train_dataset=tiny_rows(), data_collator=collate

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
+from optimplug._core.internals import note_steps, was_stepped
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
     holds,
@@ -50,7 +52,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _last_lr: list[float]  # type: ignore[assignment]
 
     # What is not state: the groups' owner, and what a subclass is built from.
-    _not_saved: tuple[str, ...] = ("optimizer", "verbose")
+    _not_saved: tuple[str, ...] = ("optimizer", "verbose", "_noted")
     # The functions among the arguments, one or a list. Of an object its attributes are state.
     _functions: tuple[str, ...] = ()
     # Lists with an entry for each group. The last one serves groups that join later.
@@ -63,6 +65,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     _takes_metric: bool = False
     # Whether base_lrs are the groups' own rates, and not arguments.
     _own_bases: ClassVar[bool] = True
+    # The hook that notes steps, where this scheduler was the first to need it.
+    _noted: RemovableHandle | None = None
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, last_epoch: int = -1, verbose: bool = False
@@ -70,9 +74,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.optimizer = owner_of(optimizer)
         self.last_epoch = require_count("last_epoch", last_epoch, least=-1)
         self.verbose = verbose
-        if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
-            self.optimizer._opt_called = False  # type: ignore[attr-defined]
-            self.optimizer.register_step_post_hook(_note_step)
+        self._noted = note_steps(self.optimizer)
         with kept_on_error(self._groups):
             self._initial_step()
 
@@ -146,7 +148,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             epoch = require_count("epoch", epoch)
             self._check_jump(epoch)
             warn(EPOCH_DEPRECATED)
-        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", False):
+        if self._step_count == 1 and not was_stepped(self.optimizer):
             warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
         self._step_count += 1
         self._advance(metrics) if epoch is None else self._jump(epoch)
@@ -300,7 +302,3 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             states.load_functions(getattr(self, name), own.pop(name))
         known = [base for base in own["base_lrs"] if base is not None]
         self.__dict__.update({**own, "base_lrs": known})
-
-
-def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a phase may say of a scheduler or a preset, and the factor that it means."""
+"""One phase: checks of its arguments, and its factor once the horizon is known."""
 
 from __future__ import annotations
 
@@ -7,160 +7,84 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
-from optimplug.recipe.resolve import blame, parameters_of, scheduler_class
+from optimplug.recipe.resolve import refusals
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.presets import PRESETS
+from optimplug.recipe.schedule.vocabulary import (
+    ELSEWHERE,
+    arguments_of,
+    row_of,
+    scheduler_class,
+    scheduler_of,
+)
 from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
 
-__all__ = [
-    "Vocabulary",
-    "build_factor",
-    "factor_problems",
-    "length_argument",
-    "preset_names",
-    "vocabulary",
-]
-
-# What counts time, and may be given as a duration ...
-_COUNTS = {
-    "LinearLR": ["total_iters"],
-    "ConstantLR": ["total_iters"],
-    "PolynomialLR": ["total_iters"],
-    "CosineAnnealingLR": ["T_max"],
-    "CosineAnnealingWarmRestarts": ["T_0"],
-    "OneCycleLR": ["total_steps"],
-    "StepLR": ["step_size"],
-    "MultiStepLR": ["milestones"],
-    "CyclicLR": ["step_size_up", "step_size_down"],
-}
-_PRESET_COUNTS = ["num_stable_steps", "num_decay_steps", "timescale"]
-# ... and of that, what is the length of the phase unless it is told otherwise.
-_LENGTH = {
-    name: counts[0]
-    for name, counts in _COUNTS.items()
-    if name not in ("StepLR", "MultiStepLR", "CyclicLR")
-}
-# Where torch wants an absolute minimum, a ratio keeps the groups apart; and so does the rest that
-# is absolute: here a group's own rate is 1.
-_FLOOR = {
-    "CosineAnnealingLR": "eta_min",
-    "CosineAnnealingWarmRestarts": "eta_min",
-    "CyclicLR": "base_lr",
-    "ReduceLROnPlateau": "min_lr",
-}
-_FIXED: dict[str, Any] = {
-    "OneCycleLR": {"max_lr": 1.0, "cycle_momentum": False},
-    "CyclicLR": {"max_lr": 1.0, "cycle_momentum": False},
-}
-# What a phase says in another way, or cannot say at all.
-_NOT_ARGUMENTS = ("optimizer", "last_epoch", "verbose")
-_RATE_ALONE = "is no part of a phase, which schedules the rate alone"
-_NOT_HERE = {
-    "max_lr": "is absolute; the peak of a phase is each group's own lr",
-    "cycle_momentum": _RATE_ALONE,
-    "base_momentum": _RATE_ALONE,
-    "max_momentum": _RATE_ALONE,
-    "scale_fn": "is a function; use 'mode'",
-    "scale_mode": "is for a function; use 'mode'",
-    "epochs": "is not needed; the length of the phase is 'for'",
-    "steps_per_epoch": "is not needed; the length of the phase is 'for'",
-}
+__all__ = ["build_factor", "factor_problems"]
 
 Arguments = dict[str, Any]
-
-
-class Vocabulary(NamedTuple):
-    """What a phase of some scheduler or preset may say."""
-
-    arguments: dict[str, inspect.Parameter]
-    durations: list[str]
-    """Which of the arguments count time."""
-    keys: list[str]
-    """What else, of the keys of every phase."""
-    required: list[str]
-
-
-def preset_names() -> list[str]:
-    """Return the presets that a phase can name."""
-    return [*PRESETS, _PLATEAU_PRESET]
-
-
-def vocabulary(spec: PhaseSpec) -> Vocabulary:
-    """Return what a phase may say, by its name or preset alone."""
-    name = spec.name or spec.preset or ""
-    plateau = name in (_PLATEAU_PRESET, "ReduceLROnPlateau")
-    minimum = _FLOOR.get("ReduceLROnPlateau" if plateau else name)
-    known = {key: p for key, p in _known(spec, "").items() if key != minimum}
-    keys = ["for", "every", "of"]
-    keys += ["floor"] if minimum else []
-    keys += ["monitor"] if plateau else ["warmup"] if spec.preset else []
-    empty = [k for k, p in known.items() if p.default is inspect.Parameter.empty]
-    needed = [key for key in empty if key != _LENGTH.get(name)]
-    needed += ["monitor"] if plateau else ["floor"] if name == "CyclicLR" else []
-    return Vocabulary(known, [key for key in _counts(spec) if key in known], keys, needed)
 
 
 def factor_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
     """Check the name and the arguments of a scheduler or a preset without a horizon."""
     try:
-        known = _known(spec, path)
+        known = arguments_of(spec, path)
     except RecipeError as error:
         yield from error.problems
         return
     wrong = [*_unit_problems(spec, path), *_argument_problems(spec, known, path)]
+    # A scheduler's own complaint about an unknown argument would repeat these in worse words.
     yield from wrong or _value_problems(spec, path)
 
 
 def build_factor(spec: PhaseSpec, steps: int, horizon: Horizon, base: float) -> Factor:
-    """Return the factor that a phase of so many steps means.
+    """Return the factor of a phase of so many steps.
 
     Args:
-        spec: one that :func:`factor_problems` has nothing to say of.
+        spec: one in which :func:`factor_problems` finds nothing wrong.
         steps: the length of the phase in updates.
         horizon: of the run.
-        base: the value of what is scheduled, of the whole optimizer; presets may need it.
+        base: the optimizer's own value of what is scheduled, for presets with an absolute end.
 
     Raises:
         ArgumentError: a value does not fit the length.
         ValueError: a duration needs what the horizon lacks; ``for`` or the argument is named first.
     """
-    arguments = _in_its_time(spec, steps, horizon)
-    if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
-        return _preset_part(spec, arguments, base)
-    name = spec.name or "ReduceLROnPlateau"
-    if spec.floor is not None:
-        arguments[_FLOOR[name]] = spec.floor
-    cls = scheduler_class(name, "")
+    arguments = _counted(spec, steps, horizon)
+    name = scheduler_of(spec)
+    if name is None:
+        return _preset_factor(spec, arguments, base)
+    row = row_of(spec)
+    if spec.floor is not None and row.minimum is not None:
+        arguments[row.minimum] = spec.floor
+    # On an optimizer whose rate is 1, the rates of a scheduler are factors for any group.
     unit = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    fixed: Arguments = _FIXED.get(name, {})
-    scheduler = cls(unit, **arguments, **fixed)
+    scheduler = scheduler_class(name, "")(unit, **arguments, **row.fixed)
     label = f"{name}({_listed(arguments)})"
     if isinstance(scheduler, ReduceLROnPlateau):
         return PlateauFactor(f"{label} of {spec.monitor}", spec.monitor or "", scheduler)
+    # OneCycleLR raises past its end, where every other keeps its last rate.
     last = scheduler.total_steps - 1 if isinstance(scheduler, OneCycleLR) else None
     return Factor(label, spec.every or "step", partial(_rate, scheduler, last))
-
-
-_PLATEAU_PRESET = "reduce_lr_on_plateau"
 
 
 def _rate(scheduler: LRScheduler, last: int | None, t: int) -> float:
     return scheduler.rates(t if last is None else min(t, last))[0]
 
 
-def _preset_part(spec: PhaseSpec, arguments: Arguments, base: float) -> Factor:
+def _preset_factor(spec: PhaseSpec, arguments: Arguments, base: float) -> Factor:
     preset = PRESETS[spec.preset or ""]
     if "lr" in inspect.signature(preset).parameters:
         arguments = {**arguments, "lr": base}
     factor: Callable[[int], float] = partial(preset, **arguments)
-    for t in (0, arguments["total"]):  # so that a value that does not fit is found now
+    for t in (0, arguments["total"]):  # presets check their values as they are called
         factor(t)
     return Factor(f"{spec.preset}({_listed(arguments)})", spec.every or "step", factor)
 
@@ -169,30 +93,30 @@ def _listed(arguments: Arguments) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
 
 
-def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
-    """Return the arguments, with every duration as a count of what the phase counts in."""
+def _counted(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
+    """Return the arguments with every duration as a number of what the phase counts: steps, ..."""
     arguments = dict(spec.model_extra or {})
     count = partial(_count, every=spec.every or "step", horizon=horizon)
     length = count(Duration(Fraction(steps), "steps"))
-    for name in _counts(spec):
+    for name in row_of(spec).counts:
         given = arguments.get(name)
         if isinstance(given, list):
             arguments[name] = [count(Duration.parse(one)) for one in given]
         elif given is not None:
             arguments[name] = count(Duration.parse(given))
-    if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
+    if scheduler_of(spec) is None:
         warmup = 0 if spec.warmup is None else count(spec.warmup)
         if warmup > length:
             raise ArgumentError(f"a warmup of {warmup} is longer than the phase of {length}")
         return {**arguments, "warmup": warmup, "total": length}
-    own = _LENGTH.get(spec.name or "")
+    own = row_of(spec).length
     return {own: length, **arguments} if own else arguments
 
 
 def _count(duration: Duration, every: str, horizon: Horizon) -> int:
     """Return a duration in steps, validations or, rounded up, in epochs.
 
-    A bare number counts what the phase counts in.
+    A bare number is one of what the phase counts already.
     """
     if every != "epoch" or duration.bare:
         return duration.steps(horizon)
@@ -201,31 +125,9 @@ def _count(duration: Duration, every: str, horizon: Horizon) -> int:
     return math.ceil(duration.exact(horizon) / horizon.steps_per_epoch)
 
 
-def _counts(spec: PhaseSpec) -> list[str]:
-    return _PRESET_COUNTS if spec.preset is not None else _COUNTS.get(spec.name or "", [])
-
-
-def length_argument(spec: PhaseSpec) -> str:
-    """Return what a phase calls the argument that is a duration, for errors about it."""
-    named = [key for key in _counts(spec) if key in (spec.model_extra or {})]
-    return (named or [_LENGTH.get(spec.name or "", "for")])[0]
-
-
-def _known(spec: PhaseSpec, path: str) -> Mapping[str, inspect.Parameter]:
-    """Return the arguments that a scheduler or a preset takes in a recipe."""
-    if spec.preset is not None and spec.preset != _PLATEAU_PRESET:
-        if spec.preset not in PRESETS:
-            hint = did_you_mean(spec.preset, preset_names())
-            raise RecipeError.at(f"{path}.preset", f"no preset {spec.preset!r}{hint}")
-        return parameters_of(PRESETS[spec.preset], without=("t", "warmup", "total", "lr"))
-    name = spec.name or "ReduceLROnPlateau"
-    cls = scheduler_class(name, f"{path}.name")
-    return parameters_of(cls, without=[*_NOT_ARGUMENTS, *_NOT_HERE])
-
-
 def _unit_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
     """Check what a phase counts in, and the metric that it follows."""
-    plateau = spec.preset == _PLATEAU_PRESET or spec.name == "ReduceLROnPlateau"
+    plateau = row_of(spec).follows_metric
     if plateau and spec.monitor is None:
         yield Problem(f"{path}.monitor", "is required: the name of the metric to follow")
     if not plateau and spec.monitor is not None:
@@ -240,13 +142,13 @@ def _unit_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
 
 def _validation_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
     """Check that all counts are in validations: how many there will be is not known."""
-    length, given = _LENGTH.get(spec.name or ""), spec.model_extra or {}
+    row, given = row_of(spec), spec.model_extra or {}
     message = "how many validations there will be is not known"
     if spec.preset is not None:
         yield Problem(f"{path}.every", f"{message}, and a preset needs it; count steps or epochs")
-    elif length and length not in given:
-        yield Problem(f"{path}.every", f"{message}: give {length}, or count steps or epochs")
-    for key in _counts(spec):
+    elif row.length and row.length not in given:
+        yield Problem(f"{path}.every", f"{message}: give {row.length}, or count steps or epochs")
+    for key in row.counts:
         if key in given and not _is_bare(given[key]):
             yield Problem(f"{path}.{key}", f"must be a number of validations (got {given[key]!r})")
 
@@ -254,29 +156,41 @@ def _validation_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
 def _argument_problems(
     spec: PhaseSpec, known: Mapping[str, inspect.Parameter], path: str
 ) -> Iterator[Problem]:
-    name = spec.name or spec.preset or ""
-    minimum = _FLOOR.get("ReduceLROnPlateau" if spec.preset == _PLATEAU_PRESET else name)
-    valid = [*(key for key in known if key != minimum), "for", *(["floor"] if minimum else [])]
-    for key, value in (spec.model_extra or {}).items():
-        if key == minimum:
-            yield Problem(
-                f"{path}.{key}", "is absolute; use 'floor', a ratio of each group's own lr"
-            )
-        elif key in _NOT_HERE:
-            yield Problem(f"{path}.{key}", _NOT_HERE[key])
-        elif key not in known:
-            yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
-        elif key in _counts(spec):
-            yield from _duration_problems(value, f"{path}.{key}", key == "milestones")
-        elif message := _unfit(value, known[key].default):
-            yield Problem(f"{path}.{key}", f"{message} (got {value!r})")
+    row, given = row_of(spec), spec.model_extra or {}
+    for key, value in given.items():
+        yield from _key_problems(spec, known, key, value, f"{path}.{key}")
     for key, parameter in known.items():
-        needed = parameter.default is inspect.Parameter.empty and key != minimum
-        if needed and key not in (spec.model_extra or {}) and key != _LENGTH.get(name):
+        needed = parameter.default is inspect.Parameter.empty
+        if needed and key not in given and key not in (row.minimum, row.length):
             yield Problem(f"{path}.{key}", "is required, but missing")
-    if spec.floor is not None and minimum is None:
-        yield Problem(f"{path}.floor", f"{name} has no minimum{_floor_instead(name)}")
-    if spec.floor is None and name == "CyclicLR":
+    yield from _floor_problems(spec, path)
+
+
+def _key_problems(
+    spec: PhaseSpec, known: Mapping[str, inspect.Parameter], key: str, value: Any, path: str
+) -> Iterator[Problem]:
+    """Check one argument of a phase."""
+    row = row_of(spec)
+    if key == row.minimum:
+        yield Problem(path, "is absolute; use 'floor', a ratio of each group's own lr")
+    elif key in ELSEWHERE:
+        yield Problem(path, ELSEWHERE[key])
+    elif key not in known:
+        valid = [*(key for key in known if key != row.minimum), "for"]
+        valid += ["floor"] if row.minimum else []
+        yield Problem(path, f"unknown key{did_you_mean(key, valid)}")
+    elif key in row.counts:
+        yield from _duration_problems(value, path, key == "milestones")
+    elif message := _unfit(value, known[key].default):
+        yield Problem(path, f"{message} (got {value!r})")
+
+
+def _floor_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
+    row = row_of(spec)
+    if spec.floor is not None and row.minimum is None:
+        name = spec.name or spec.preset
+        yield Problem(f"{path}.floor", f"{name} has no minimum{row.no_floor_hint}")
+    if spec.floor is None and row.needs_floor:
         yield Problem(
             f"{path}.floor", "is required, but missing: the lower end of the cycle, as a ratio"
         )
@@ -286,16 +200,16 @@ def _duration_problems(value: Any, path: str, several: bool) -> Iterator[Problem
     if several and not isinstance(value, list):
         yield Problem(path, f"must be a list of durations (got {value!r})")
         return
+    wrong = Problems()
     for i, one in enumerate(value if several else [value]):
-        try:
+        with wrong.caught(f"{path}[{i}]" if several else path):
             if Duration.parse(one).unit == "rest":
                 raise ValueError("must be a length of its own; for the rest leave it out")
-        except ValueError as error:
-            yield Problem(f"{path}[{i}]" if several else path, str(error))
+    yield from wrong
 
 
 def _unfit(value: Any, default: Any) -> str | None:
-    """Say what an argument must be, if it is not of the kind of its default."""
+    """Return what an argument must be, if it is not of the kind of its default."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "must be true or false"
     if isinstance(default, str):
@@ -305,25 +219,29 @@ def _unfit(value: Any, default: Any) -> str | None:
 
 
 def _value_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
-    """Let the scheduler itself judge the values, over a run of a hundred steps."""
-    given = dict(spec.model_extra or {})
-    unknown = {key for key in _counts(spec) if not _is_bare(given.get(key, 0))}
+    """Construct the scheduler for a run of a hundred steps or more, and return what it refuses.
+
+    Durations whose length is not known yet are replaced by 1, and so are not judged.
+    """
+    given, counts = dict(spec.model_extra or {}), row_of(spec).counts
+    unknown = {key for key in counts if not _is_bare(given.get(key, 0))}
     rest = {key: value for key, value in given.items() if key not in unknown}
     needed: Arguments = {key: [1] if key == "milestones" else 1 for key in unknown}
 
     def attempt(**arguments: Any) -> None:
-        long = max([100, *(v for k, v in arguments.items() if k in _counts(spec) and _is_int(v))])
+        long = max([100, *(v for k, v in arguments.items() if k in counts and _is_int(v))])
         tried = {**_required(spec, given), **needed, **arguments}
         same = {"name": spec.name, "preset": spec.preset, "monitor": spec.monitor}
+        # Without validation, which has passed already and would refuse part of the arguments.
         bare = PhaseSpec.model_construct(None, **same, floor=spec.floor, **tried)
         build_factor(bare, long, Horizon(long, long), base=math.inf)
 
-    yield from blame(path, attempt, rest)
+    yield from refusals(path, attempt, rest)
 
 
 def _required(spec: PhaseSpec, given: Arguments) -> Arguments:
-    """Return the arguments without which there is no scheduler to try another one on."""
-    known = _known(spec, "")
+    """Return the arguments that are needed whenever another one is tried by itself."""
+    known = arguments_of(spec, "")
     empty = inspect.Parameter.empty
     return {k: v for k, v in given.items() if k in known and known[k].default is empty}
 
@@ -333,9 +251,5 @@ def _is_int(value: object) -> bool:
 
 
 def _is_bare(value: object) -> bool:
-    """Tell whether a count is in steps already."""
+    """Tell whether a count is a number, or several, without a unit."""
     return all(map(_is_int, value)) if isinstance(value, list) else _is_int(value)
-
-
-def _floor_instead(name: str) -> str:
-    return "; use 'end_factor'" if name == "LinearLR" else ""

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from optimplug._core.arguments import require_count
+from optimplug._core.internals import forget_steps
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
+from optimplug.recipe.schedule.freeze import TimedFreeze
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
-from optimplug.recipe.updates import Updates
+from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = ["RecipeScheduler"]
 
@@ -43,15 +45,13 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "updates")
-    updates: Updates | None = None
-    """Those of the optimizer, where a trainer would step the schedule after skipped ones too."""
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze")
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
         self._run_schedule = run_schedule
         self.fingerprint = str(run_schedule)
         super().__init__(optimizer)
-        _replace_hook(self.optimizer, self._hold_back if run_schedule.frozen_until else None)
+        self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate after ``t`` updates of a group that follows the shared schedule."""
@@ -59,11 +59,12 @@ class RecipeScheduler(LRScheduler):
 
     def rates(self, t: int) -> list[float]:
         """Return the rate of every group after ``t`` updates, in the optimizer's order."""
-        curves = [
-            self._run_schedule.curves_of(group.get("schedule"))["lr"] for group in self._groups
-        ]
+        curves = [self._curves_of(group)["lr"] for group in self._groups]
         factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
         return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+
+    def _updates_done(self) -> int:
+        return self.last_epoch
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -118,7 +119,7 @@ class RecipeScheduler(LRScheduler):
         Where the schedule stands at 0, what they hold is their own rate.
         """
         for group in self._groups[len(self.base_lrs) :]:
-            factor = self._run_schedule.curves_of(group.get("schedule"))["lr"](self.last_epoch)
+            factor = self._curves_of(group)["lr"](self.last_epoch)
             own = group.setdefault("initial_lr", float(group["lr"]) / (factor or 1.0))
             set_rate(group, own * factor)
         self._admit_groups()
@@ -141,35 +142,10 @@ class RecipeScheduler(LRScheduler):
     def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
         for group in self._groups:
-            for of, curve in self._run_schedule.curves_of(group.get("schedule")).items():
+            for of, curve in self._curves_of(group).items():
                 if of != "lr":
                     own = group.setdefault(f"initial_{of}", group[of])
                     group[of] = _scaled(own, curve(self.last_epoch))
-
-    def _hold_back(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Drop the gradients of groups that are frozen now; so their weights and state stay."""
-        self._drop_frozen(optimizer)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            return None
-
-        def held_back() -> Any:  # a closure computes gradients within the step
-            loss = closure()
-            self._drop_frozen(optimizer)
-            return loss
-
-        rest = {key: value for key, value in kwargs.items() if key != "closure"}
-        return (args[0], held_back, *args[2:]), rest
-
-    def _drop_frozen(self, optimizer: torch.optim.Optimizer) -> None:
-        if _is_preparing(optimizer):
-            return
-        for group in optimizer.param_groups:
-            if self.last_epoch < self._run_schedule.frozen_until.get(group.get("freeze", ""), 0):
-                for p in group["params"]:
-                    p.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: primitives, and a fingerprint of the schedule."""
@@ -178,8 +154,15 @@ class RecipeScheduler(LRScheduler):
         initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
         return {**super().state_dict(), "_remembered": remembered, "_initial": initial}
 
+    def _curves_of(self, group: Mapping[str, Any]) -> Curves:
+        return self._run_schedule.curves_of(RuleId.in_group(group, "schedule"))
+
     def _all_curves(self) -> list[Curves]:
         return [self._run_schedule.shared, *self._run_schedule.own.values()]
+
+    def check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise a StateError unless :meth:`load_state_dict` would take this state."""
+        self._check_state(self._completed(state_dict))
 
     def _check_state(self, state_dict: Mapping[str, Any]) -> None:
         if state_dict.get("fingerprint", self.fingerprint) != self.fingerprint:
@@ -192,6 +175,12 @@ class RecipeScheduler(LRScheduler):
         super()._check_state({**state_dict, "_remembered": []})
         for factor, state in self._paired(state_dict["_remembered"]):
             factor.check_state(state)
+        for of, values in state_dict["_initial"].items():
+            if len(values) != len(self._groups):
+                raise StateError(
+                    f"_initial[{of!r}] must hold {len(self._groups)} values, one for each group "
+                    f"(got {values!r})"
+                )
 
     def _paired(self, remembered: Any) -> Iterator[tuple[Factor, Any]]:
         """Walk all factors with what was saved of them."""
@@ -222,6 +211,12 @@ class RecipeScheduler(LRScheduler):
         super().load_state_dict(state_dict)
         self._set(self._last_lr)
 
+    def close(self) -> None:
+        """Take from the optimizer what this scheduler has put there; rates stay as they are."""
+        forget_steps(self.optimizer, self._noted)
+        self._noted = None
+        self._freeze.close()
+
 
 def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
     return frozenset(factor.monitor for factor in factors if isinstance(factor, PlateauFactor))
@@ -229,25 +224,3 @@ def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
 
 def _scaled(own: Any, factor: float) -> Any:
     return tuple(v * factor for v in own) if isinstance(own, tuple | list) else own * factor
-
-
-def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
-
-    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state.
-    """
-    groups = optimizer.param_groups
-    if optimizer.state or any(group["lr"] != 0 for group in groups):
-        return False
-    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
-    return bool(own) and not any(bool(g.any()) for g in own)
-
-
-def _replace_hook(optimizer: torch.optim.Optimizer, hook: Any) -> None:
-    """Let the newest scheduler alone say what is frozen."""
-    old = getattr(optimizer, "_recipe_hook", None)
-    if old is not None:
-        old.remove()
-    handle = optimizer.register_step_pre_hook(hook) if hook else None
-    optimizer._recipe_hook = handle  # type: ignore[attr-defined]

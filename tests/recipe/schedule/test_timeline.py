@@ -1,18 +1,13 @@
 """What phases do over a run: units, products, metrics, other hyperparameters, groups of their own."""
 
-import io
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.errors import StateError
-from optimplug.recipe import RecipeScheduler
 
 HORIZON = Horizon(total_steps=12, steps_per_epoch=4)
 PLATEAU = {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0, "factor": 0.5}
@@ -279,100 +274,6 @@ class TestGroupsOfTheirOwn:
     def test_an_error_says_where(self, written, path):
         with pytest.raises(RecipeError, match=f"^{path}: "):
             build([], [{"schedule": written}])
-
-
-class TestFrozenForATime:
-    RULE = {"match": "0.*", "freeze": {"until": 5}}
-    ADAM = {"name": "AdamW", "lr": 0.1, "weight_decay": 0.5, "max_grad_norm": 1.0}
-
-    def run(self, model, optimizer, scheduler, start=0, stop=12):
-        """Return the weights of both layers before every update."""
-        seen = []
-        for t in range(start, stop):
-            seen.append([p.detach().clone() for p in model.parameters()])
-            generator = torch.Generator().manual_seed(t)
-            optimizer.zero_grad()
-            model(torch.randn(3, 2, generator=generator)).square().sum().backward()
-            optimizer.step()
-            scheduler.step()
-        return seen
-
-    def test_weights_and_state_do_not_move_until_then(self):
-        model, optimizer, scheduler = build([HALVE], [self.RULE], self.ADAM)
-        seen = self.run(model, optimizer, scheduler)
-        for before, after in itertools.pairwise(seen[:6]):
-            assert all(map(torch.equal, before[:2], after[:2]))
-            assert not torch.equal(before[2], after[2])
-        assert not torch.equal(seen[5][0], seen[6][0])
-        assert optimizer.state[model[0].weight]["step"] == 12 - 5
-        assert model[0].weight.requires_grad  # as data parallelism needs it from the start
-
-    @pytest.mark.parametrize("name", ["AdamW", "torch.optim.AdamW"])
-    @pytest.mark.parametrize("by_name", [True, False])
-    def test_a_closure_that_computes_them_anew_changes_nothing(self, name, by_name):
-        model, optimizer, scheduler = build([HALVE], [self.RULE], {"name": name})
-        batch = torch.randn(3, 2)
-
-        def closure():
-            optimizer.zero_grad()
-            loss = model(batch).square().sum()
-            loss.backward()
-            return loss
-
-        before = model[0].weight.detach().clone()
-        for t in range(6):
-            assert torch.equal(model[0].weight, before), t
-            loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
-            assert loss.requires_grad
-            scheduler.step()
-        assert not torch.equal(model[0].weight, before)
-
-    @pytest.mark.parametrize("stop", [2, 5, 7])
-    def test_after_a_resume_as_well(self, stop):
-        whole = self.run(*build([HALVE], [self.RULE], self.ADAM))
-        model, optimizer, scheduler = build([HALVE], [self.RULE], self.ADAM)
-        self.run(model, optimizer, scheduler, 0, stop)
-        saved = io.BytesIO()
-        torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], saved)
-        saved.seek(0)
-        states = torch.load(saved, weights_only=True)
-        again = build([HALVE], [self.RULE], self.ADAM)
-        for part, state in zip(again, states, strict=True):
-            part.load_state_dict(state)
-        rest = self.run(*again, stop, 12)
-        for a, b in zip(whole[stop:], rest, strict=True):
-            assert all(map(torch.equal, a, b))
-
-    def test_a_distributed_checkpoint_finds_all_state_to_load_into(self):
-        model, optimizer, _ = build([HALVE], [self.RULE], self.ADAM)
-        before = [p.detach().clone() for p in model.parameters()]
-        state = get_optimizer_state_dict(model, optimizer)["state"]
-        assert state.keys() == dict(model.named_parameters()).keys()
-        assert all(map(torch.equal, before, model.parameters()))
-
-    def test_a_first_update_at_rate_0_leaves_their_state_alone(self):
-        warm = {"preset": "linear", "warmup": 4}
-        model, optimizer, scheduler = build(warm, [self.RULE], self.ADAM)
-        assert scheduler.get_last_lr() == [0.0, 0.0]
-        self.run(model, optimizer, scheduler, 0, 1)
-        assert set(optimizer.state) == set(model[1].parameters())
-
-    def test_a_second_scheduler_takes_over(self):
-        model, optimizer, scheduler = build([HALVE], [self.RULE], self.ADAM)
-        other = RecipeScheduler(optimizer, scheduler._run_schedule)
-        seen = self.run(model, optimizer, other)
-        assert not torch.equal(seen[5][0], seen[6][0])
-
-    @pytest.mark.parametrize(
-        ("until", "message"),
-        [
-            ("2 epoch s", r"groups\[0\].freeze.*until: must be"),
-            ("20 steps", r"groups\[0\].freeze.until: .* longer than the run of 12"),
-        ],
-    )
-    def test_what_cannot_be(self, until, message):
-        with pytest.raises(RecipeError, match=message):
-            build([], [{"match": "0.*", "freeze": {"until": until}}])
 
 
 PHASES = st.sampled_from(

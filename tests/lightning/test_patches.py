@@ -1,6 +1,9 @@
+import copy
+import pickle
+
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from support.bert import collate, tiny_bert, tiny_rows
 from support.labels import label
@@ -87,3 +90,32 @@ def test_nothing_but_skipped_updates_leaves_the_weights(tmp_path):
     _, module = fit(tmp_path, set(range(1, 13)), {})
     assert same_weights(module.model, tiny_bert())
     assert module.lr_schedulers().last_epoch == 0
+
+
+class Copying(Callback):
+    """Copies the module in the midst of a fit, as averaging callbacks do."""
+
+    def on_train_batch_end(self, trainer, module, *args):
+        if trainer.global_step == 2:
+            pickled = pickle.loads(pickle.dumps(module))  # noqa: S301
+            self.copies = [copy.deepcopy(module), pickled]
+            for own, other in zip([module] * 2, self.copies, strict=True):
+                assert same_weights(own.model, other.model)
+
+
+def test_a_copy_of_the_module_knows_nothing_of_the_run(tmp_path):
+    copying, module = Copying(), Module({})
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        callbacks=[copying],
+    )
+    trainer.fit(module, DataLoader(tiny_rows(), 4, collate_fn=collate))
+    for one in copying.copies:
+        assert one.lr_scheduler_step.__func__ is LightningModule.lr_scheduler_step
+        assert one.lr_scheduler_step.__self__ is one

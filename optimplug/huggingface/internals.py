@@ -1,0 +1,186 @@
+"""All that the adapter takes from the inside of transformers and accelerate, each with its reason.
+
+A new release may change any of it without a word: tests/huggingface/test_internals.py tries each
+and names the one that broke. The rest of the package touches public names alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
+from transformers.trainer_utils import has_length
+
+from optimplug.recipe import Horizon
+
+__all__ = [
+    "NEEDED",
+    "TrainerEvents",
+    "UnbuiltTrainer",
+    "horizon_in",
+    "model_without_weights",
+    "require_methods",
+    "unwrapped",
+]
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # what derives from it stands before a Trainer in the bases
+
+NEEDED: Mapping[str, str] = {
+    "get_decay_parameter_names": "tells the groups of a run that had no recipe",
+    "set_initial_training_values": "is where the Trainer counts its updates",
+    "_clip_grad_norm": "clips: max_grad_norm=0 would keep it from that, but is the user's to set",
+    "_evaluate": "knows an evaluation of several data sets as one, which no callback does",
+    "_get_grad_norm": "measures the norm that is logged, of gradients that are scaled under AMP",
+    "_get_learning_rate": "is called after each update, before the schedule is stepped",
+    "_load_optimizer_and_scheduler": "loads both before any callback is asked",
+}
+"""The methods of a Trainer that are overridden or called, each with the reason: what it does that
+nothing public does."""
+
+
+def require_methods(trainer_class: type) -> None:
+    """Raise unless a class of trainers has all that a recipe needs to take over.
+
+    Raises:
+        ImportError: transformers is too old.
+    """
+    for name in NEEDED:
+        if not hasattr(trainer_class, name):
+            raise ImportError(
+                f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
+                'pip install "transformers>=5.20"'
+            )
+
+
+class TrainerEvents(_Base):
+    """The private steps of a Trainer as events with names of their own.
+
+    It stands before a Trainer in the bases; what derives from it says what happens at each event,
+    and need not know where the Trainer has it.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    def planned(self, horizon: Horizon) -> None:
+        """The Trainer has counted how many updates a run will have."""
+        raise NotImplementedError
+
+    def gradients_ready(self, model: nn.Module) -> torch.Tensor:
+        """The gradients of an update are complete, and true under AMP; return their norm to log.
+
+        The Trainer leaves them as they are: it does not clip.
+        """
+        raise NotImplementedError
+
+    def update_done(self) -> bool:
+        """The optimizer was stepped, the schedule not yet; return whether the update happened."""
+        raise NotImplementedError
+
+    def evaluated(self, metrics: dict[str, float]) -> None:
+        """An evaluation of the run is complete, over all data sets; none before its first update.
+
+        The metrics are those of this process.
+        """
+        raise NotImplementedError
+
+    def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
+        """A run goes on from a checkpoint; ``load`` does what the Trainer would do."""
+        raise NotImplementedError
+
+    def renew_schedule(self) -> None:
+        """Have the Trainer ask for a new schedule at the next ``train``.
+
+        It does so for one that it made itself; one that it was given it keeps.
+        """
+        self._created_lr_scheduler = True
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
+        """Count the updates, as the Trainer does."""
+        values = super().set_initial_training_values(args, dataloader)
+        self.planned(horizon_in(values, dataloader))
+        return values
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """Leave the gradients as they are."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+        self.accelerator.unscale_gradients()
+        return self.gradients_ready(model)
+
+    def _get_learning_rate(self) -> float:
+        happened = self.update_done()
+        if not happened and self.accelerator.scaler is not None:
+            # accelerate takes a step for an update, but fused optimizers are called for a skipped
+            # one too, and leave it out by themselves. Then the schedule is not to be stepped.
+            self.optimizer._is_overflow = True
+        return super()._get_learning_rate()
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if not skip_scheduler:  # which it says of the evaluation before the first update alone
+            self.evaluated(metrics)
+        return metrics
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load = super()._load_optimizer_and_scheduler
+            self.loading(Path(checkpoint), lambda: load(checkpoint))
+
+
+def horizon_in(values: tuple[Any, ...], loader: DataLoader[Any]) -> Horizon:
+    """Return the horizon that is in ``Trainer.set_initial_training_values``'s answer.
+
+    That is a tuple of seven without names: the second are the updates of an epoch, the last those
+    of the run.
+    """
+    # For data without a length the Trainer puts the whole run in the epoch's place.
+    return Horizon(values[6], values[1] if has_length(loader) else None)
+
+
+class UnbuiltTrainer(Trainer):
+    """As much of a Trainer as can tell how long it will run: no model, no seed, no folder.
+
+    Its constructor is not called, which wants a model: it sets what the counting alone reads.
+    """
+
+    def __init__(self, args: TrainingArguments, train_dataset: Dataset[Any] | Sized | None) -> None:
+        self.args = copy.copy(args)
+        # The Trainer writes into this one as it reads it, and a second reading then fails.
+        self.args.accelerator_config = copy.deepcopy(args.accelerator_config)
+        self.args.remove_unused_columns = False
+        if self.args.train_sampling_strategy == "group_by_length":
+            self.args.train_sampling_strategy = "random"  # as many, and no row is looked at
+        self.train_dataset = cast("Any", train_dataset)
+        self.model = self.deepspeed = self.processing_class = None
+        self.data_collator = default_data_collator
+        self._train_batch_size = args.train_batch_size
+        self.create_accelerator_and_postprocess()
+
+
+def unwrapped(scheduler: Any) -> Any:
+    """Return a scheduler itself, if it is in accelerate's wrapper, which is none of torch's."""
+    return scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
+
+
+def model_without_weights(cls: type[_Model], config: Any) -> _Model:
+    """Build a model on the meta device: shapes, no weights.
+
+    ``_from_config`` is what ``AutoModel.from_config`` calls: unlike the constructor it heeds the
+    dtype and the attention that the config names. An AutoModel would need to know the task.
+    """
+    with torch.device("meta"):
+        return cast("_Model", cast("Any", cls)._from_config(config))

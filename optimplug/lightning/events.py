@@ -1,0 +1,94 @@
+"""What happens in a trainer, told to a run."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from optimplug.errors import RecipeError
+from optimplug.lightning.internals import add_callback, remove_callback
+from optimplug.lightning.manual import ManualCheck
+from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
+from optimplug.lightning.validations import (
+    CompletesValidations,
+    agreed,
+    in_fit,
+    require_validations,
+)
+from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
+
+__all__ = ["RunEvents", "wire"]
+
+
+class RunEvents(CompletesValidations):
+    """Tells a run of a fit's validations, puts the weights in place for them, and closes it.
+
+    Args:
+        run: what is told.
+    """
+
+    def __init__(self, run: ScheduledOptimizer) -> None:
+        self.run = run
+        self.counts_validations = run.scheduler.counts_validations
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to train, maybe with what a checkpoint has brought."""
+        self.run.updates.take()  # those of a learning rate finder, say, are none of the run's
+        self.run.train()
+        super().on_train_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights in place that are validated."""
+        self.run.eval()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on the metrics that the module has logged, the same on every process.
+
+        Raises:
+            ArgumentError: a plateau is active and the module has not logged its metric.
+        """
+        scheduler = self.run.scheduler
+        # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
+        followed = any(config.scheduler is scheduler for config in trainer.lr_scheduler_configs)
+        if in_fit(trainer) and followed:
+            self.run.validated(agreed(trainer, scheduler.monitors))
+        self.run.train()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module with the weights that are validated."""
+        self.run.eval()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module as it was, but for its weights."""
+        self.run.eval()
+        self.run.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was, but for its weights."""
+        self.run.close()
+
+
+def wire(run: ScheduledOptimizer, module: LightningModule) -> None:
+    """Let a run hear of all that it counts in the fit of a module, until it is closed.
+
+    Raises:
+        RecipeError: the schedule counts validations, and this fit has none.
+    """
+    trainer = module.trainer
+    if run.scheduler.counts_validations:
+        require_validations(trainer, partial(RecipeError.at, "schedule"))
+    step_after_updates(module, run)
+    save_in_eval_mode(trainer, run)
+    events = RunEvents(run)
+    _add(events, trainer, run)
+    events.look_back(trainer)
+    if not module.automatic_optimization:
+        _add(ManualCheck(run), trainer, run)
+
+
+def _add(callback: Callback, trainer: Trainer, run: ScheduledOptimizer) -> None:
+    add_callback(trainer, callback)
+    run.on_close(partial(remove_callback, trainer, callback))

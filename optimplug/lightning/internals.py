@@ -1,0 +1,134 @@
+"""All that this package needs of Lightning and cannot ask for in public, each with its reason.
+
+Nowhere else is a private attribute of Lightning touched. ``tests/lightning/test_internals.py`` says
+which of these a new release has broken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from torch import nn
+
+__all__ = [
+    "add_callback",
+    "callbacks_of",
+    "changes_batch_size_in_fit",
+    "forget_data_setup",
+    "loaded_checkpoint",
+    "remove_callback",
+    "run_validation",
+    "sets_rates",
+    "should_log",
+    "uncompiled",
+    "unscales_by_itself",
+    "validation_is_pending",
+]
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the trainer's callbacks: the attribute is public, but annotated nowhere."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def add_callback(trainer: Trainer, callback: Callback) -> None:
+    """Let a callback hear of everything first: before those that save checkpoints.
+
+    A trainer takes callbacks only when it is built, and a recipe is known when it runs.
+    """
+    trainer.callbacks = [callback, *callbacks_of(trainer)]  # type: ignore[attr-defined]
+
+
+def remove_callback(trainer: Trainer, callback: Callback) -> None:
+    """Take a callback away, if it is there."""
+    # A new list: Lightning may be walking through the old one.
+    others = [other for other in callbacks_of(trainer) if other is not callback]
+    trainer.callbacks = others  # type: ignore[attr-defined]
+
+
+def sets_rates(finder: LearningRateFinder) -> bool:
+    """Return whether the finder writes the rate that it finds into the optimizer.
+
+    It keeps what it was asked to do for itself.
+    """
+    return finder._update_attr
+
+
+def changes_batch_size_in_fit(finder: BatchSizeFinder) -> bool:
+    """Return whether the finder works within a fit, and not for a Tuner, which ends that fit.
+
+    Both are the same class, and only this flag tells them apart.
+    """
+    return not finder._early_exit
+
+
+def forget_data_setup(trainer: Trainer) -> None:
+    """Let the trainer set its training data up anew.
+
+    It restores the place in the data of a checkpoint only as it sets the data up. Whoever asks for
+    the length of the run has it do so before the checkpoint is read; the run would start over.
+    """
+    trainer.fit_loop._combined_loader = None
+
+
+def loaded_checkpoint(trainer: Trainer) -> dict[str, Any]:
+    """Return the checkpoint that is being resumed from; empty if there is none.
+
+    A module is asked for its optimizers after callbacks were shown the checkpoint, so what is added
+    then would never see it.
+    """
+    return trainer._checkpoint_connector._loaded_checkpoint
+
+
+def validation_is_pending(trainer: Trainer) -> bool:
+    """Return whether a batch is about to end after which Lightning will validate.
+
+    There is no public way to ask. A checkpoint that is saved now comes just before a validation,
+    which Lightning would leave out when it resumes.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress.total
+    fetcher = trainer.fit_loop._data_fetcher
+    if not trainer.training or fetcher is None or batches.completed == batches.ready:
+        return False
+    return loop._should_check_val_fx(fetcher)
+
+
+def run_validation(trainer: Trainer) -> None:
+    """Validate in the midst of a fit, as Lightning does after a batch.
+
+    ``trainer.validate`` would end the fit. What the logger's connector notes of the first batch is
+    put back, as the batch that Lightning would have validated after is in another process.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    first = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    loop.val_loop.restarting = False
+    loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first
+
+
+def should_log(trainer: Trainer) -> bool:
+    """Return whether it is time to log; Lightning's LearningRateMonitor asks the same."""
+    return trainer._logger_connector.should_update_logs
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` has wrapped, whose parameters have the plain names.
+
+    It is torch that keeps it in a private attribute.
+    """
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def unscales_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the gradients still have the scale of AMP when the optimizer is stepped.
+
+    It is by this attribute of torch that a GradScaler knows.
+    """
+    return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -1,0 +1,87 @@
+"""Validations: whether there are any, what they found, and those a resume would leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from optimplug.lightning.internals import (
+    loaded_checkpoint,
+    run_validation,
+    validation_is_pending,
+)
+
+__all__ = ["CompletesValidations", "agreed", "in_fit", "require_validations"]
+
+_KEY = "optimplug_validation_due"
+
+
+class CompletesValidations(Callback):
+    """Sees to it that a resumed run has all validations of the uninterrupted one.
+
+    Where a checkpoint is saved after an update that a validation follows, Lightning resumes after
+    that validation and leaves it out. The checkpoint notes that it comes next, and the resumed run
+    begins with it.
+    """
+
+    counts_validations = True
+    """Whether a validation that is left out would be missed here."""
+    _pending = False
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note in the checkpoint that a validation comes next, if it does."""
+        if self.counts_validations and validation_is_pending(trainer):
+            checkpoint[_KEY] = True
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look whether the checkpoint was saved just before a validation."""
+        if self.counts_validations and trainer.training and checkpoint.pop(_KEY, False):
+            self._pending = True  # the first who asks makes up for it, for all
+
+    def look_back(self, trainer: Trainer) -> None:
+        """Do the same where the checkpoint was loaded before this callback came."""
+        self.on_load_checkpoint(trainer, trainer.lightning_module, loaded_checkpoint(trainer))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up for the validation that the checkpoint came just before, if it did."""
+        if self._pending:
+            self._pending = False
+            run_validation(trainer)
+
+
+def require_validations(trainer: Trainer, error: Callable[[str], Exception]) -> None:
+    """Refuse a run that has no validations.
+
+    Args:
+        trainer: in ``fit``.
+        error: makes the error from what is wrong.
+    """
+    if trainer.enable_validation:  # without any data at all, Lightning has an error of its own
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    if not trainer.enable_validation:
+        raise error(
+            "counts validations or follows a metric, but this run has none: give the module a "
+            "validation_step, and fit validation data"
+        )
+
+
+def in_fit(trainer: Trainer) -> bool:
+    """Tell whether a validation is one of ``fit``, and not its sanity check."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
+    """Return the metrics, those that are followed as their mean over all processes."""
+    metrics: dict[str, Any] = dict(trainer.callback_metrics)
+    for name in sorted(followed & metrics.keys()) if trainer.world_size > 1 else ():
+        own = torch.as_tensor(metrics[name]).detach().clone()
+        metrics[name] = trainer.strategy.reduce(own, reduce_op="mean")
+    return metrics

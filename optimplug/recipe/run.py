@@ -1,0 +1,118 @@
+"""Run: a recipe at work on a model, and what every training loop is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from optimplug._core.arguments import owner_of
+from optimplug.errors import ArgumentError
+from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
+from optimplug.recipe.schedule.scheduler import RecipeScheduler
+from optimplug.recipe.text.durations import Horizon
+
+if TYPE_CHECKING:
+    from optimplug.recipe.recipe import Recipe
+
+__all__ = ["Run"]
+
+
+class Run(ScheduledOptimizer):
+    """A recipe at work on a model: its optimizer and its schedule, for whatever trains.
+
+    :meth:`Recipe.start` makes one in a loop of one's own::
+
+        run = recipe.start(model, Horizon(total_steps=1000))
+        for batch in batches:
+            model(**batch).loss.backward()
+            run.step()
+
+    A trainer that steps the optimizer by itself says so with :meth:`updated` afterwards. One that
+    asks for the optimizer before it knows how long it will train makes a run without a horizon, and
+    gives it to :meth:`schedule_over` later. Whoever validates calls :meth:`validated`.
+
+    A run listens to its optimizer by hooks, and parameters that the recipe freezes stop requiring
+    gradients. :meth:`close` undoes both; so does the end of a ``with`` block. What an adapter puts
+    on the user's objects, it has undone there too, by :meth:`on_close`.
+
+    Args:
+        recipe: what is carried out.
+        model: what is trained.
+        horizon: how long; None to call :meth:`schedule_over` later.
+
+    Attributes:
+        recipe: as given.
+        model: as given.
+        horizon: how long the run is; None until it is known.
+        optimizer: the recipe's, or what has taken its place in :meth:`schedule_over`.
+        updates: counts the updates that really happened, for a trainer that steps the scheduler by
+            itself.
+        training: whether :meth:`train` was called last, and not :meth:`eval`. A run begins so.
+
+    Raises:
+        RecipeError: the rules do not fit the model, or the phases the horizon. The model is as it
+            was then.
+
+    Example:
+        >>> from optimplug import Horizon, Recipe
+        >>> recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": "linear"})
+        >>> model = nn.Linear(2, 1)
+        >>> with recipe.start(model, Horizon(total_steps=4)) as run:
+        ...     for _ in range(2):
+        ...         model(torch.ones(1, 2)).sum().backward()
+        ...         run.step()
+        ...         print(run.scheduler.get_last_lr())
+        [0.75]
+        [0.5]
+    """
+
+    def __init__(self, recipe: Recipe, model: nn.Module, horizon: Horizon | None = None) -> None:
+        self.recipe = recipe
+        self.model = model
+        self.horizon = horizon
+        required = [p for p in model.parameters() if p.requires_grad]
+        if horizon is None:
+            super().__init__(recipe.build_optimizer(model))
+        else:
+            super().__init__(*recipe.build(model, horizon))
+        frozen = [p for p in required if not p.requires_grad]
+        self.on_close(lambda: _require_gradients(frozen))
+        self.train()
+
+    def schedule_over(
+        self, horizon: Horizon, optimizer: torch.optim.Optimizer | None = None
+    ) -> RecipeScheduler:
+        """Lay the schedule over a horizon; it starts at 0, in place of one that was there.
+
+        Args:
+            horizon: how long the run is.
+            optimizer: what is stepped from now on, where a trainer has wrapped the run's optimizer
+                (accelerate does).
+
+        Returns:
+            The scheduler.
+
+        Raises:
+            RecipeError: the phases do not fit the horizon. Nothing has changed then.
+            ArgumentError: it is another optimizer than the run's. Nothing has changed then.
+        """
+        stepped = self.optimizer if optimizer is None else optimizer
+        if owner_of(stepped) is not owner_of(self.optimizer):
+            raise ArgumentError(
+                "optimizer must be the run's own, or a wrapper of it: its groups are those that "
+                "the schedule is for (got another one); give run.optimizer to what wraps it"
+            )
+        scheduler = self.recipe.build_scheduler(stepped, horizon)
+        if self._scheduler is not None:
+            self._scheduler.close()
+            scheduler.go_to(0)  # the one before may have left the groups at other rates
+        self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
+        return scheduler
+
+
+def _require_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(True)

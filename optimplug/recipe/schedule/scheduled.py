@@ -1,0 +1,254 @@
+"""An optimizer and its schedule, moved on together, saved together, and taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optimplug._core.arguments import owner_of
+from optimplug.errors import ArgumentError, StateError
+from optimplug.recipe.schedule.scheduler import RecipeScheduler
+from optimplug.recipe.updates import Updates
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["ScheduledOptimizer"]
+
+
+class ScheduledOptimizer:
+    """An optimizer and a recipe's schedule for it; :class:`optimplug.Run` without the recipe.
+
+    It counts the optimizer's updates by a hook, which :meth:`close` takes away.
+
+    Args:
+        optimizer: of any class of ``torch.optim.Optimizer``.
+        scheduler: its schedule; None where that is still to be made.
+
+    Attributes:
+        optimizer: what is stepped: as given, or a trainer's wrapper of it.
+        updates: counts the updates that really happened.
+        training: whether :meth:`train` was called last, and not :meth:`eval`.
+
+    Example:
+        >>> from optimplug import Horizon
+        >>> from optimplug.recipe import build_scheduler
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> scheduler = build_scheduler("linear", optimizer, Horizon(total_steps=4))
+        >>> with ScheduledOptimizer(optimizer, scheduler) as scheduled:
+        ...     scheduled.step()
+        ...     scheduler.get_last_lr()
+        [0.75]
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: RecipeScheduler | None = None
+    ) -> None:
+        self.optimizer = optimizer
+        self.updates = Updates(owner_of(optimizer))
+        self.training = True
+        self._scheduler = scheduler
+        self._closed = False
+        self._undo = ExitStack()
+        self.on_close(self.updates.close)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` has undone what was put in place."""
+        return self._closed
+
+    @property
+    def scheduler(self) -> RecipeScheduler:
+        """The schedule, a scheduler of torch's kind.
+
+        Raises:
+            ArgumentError: there is none yet, as a run was made without a horizon.
+        """
+        if self._scheduler is None:
+            raise ArgumentError(
+                "the run has no schedule before it has a horizon; call run.schedule_over(horizon)"
+            )
+        return self._scheduler
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do all that belongs to an update: clip, step, move the schedule on, clear the gradients.
+
+        Clipping is part of the optimizer's step (``max_grad_norm``).
+
+        Args:
+            closure: computes the loss and its gradients anew, within the step.
+
+        Returns:
+            What the optimizer's step returned: the loss of the closure, None without one.
+        """
+        self._check_open()
+        loss: Any = self.optimizer.step(closure)
+        self.updated()
+        self.optimizer.zero_grad()
+        return loss
+
+    def updated(self) -> bool:
+        """Move the schedule on if the optimizer was updated since the last call.
+
+        To be called after every step that may have been an update. One that a GradScaler skipped
+        is none, and so is a batch whose gradients are only accumulated.
+
+        Returns:
+            Whether there was an update.
+        """
+        self._check_open()
+        scheduler = self.scheduler  # or else an error, before anything is counted
+        happened = self.updates.take() > 0
+        if happened:
+            scheduler.step()
+        return happened
+
+    def validated(self, metrics: Mapping[str, Any]) -> None:
+        """Tell the schedule of a validation, once it is complete; rates change at once if need be.
+
+        Args:
+            metrics: by name; others than the schedule follows are not looked at.
+
+        Raises:
+            ArgumentError: a plateau is active and its metric is missing. Nothing has changed then.
+        """
+        self._check_open()
+        self.scheduler.step_metric(metrics)
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the optimizer has other weights to train with than to validate and to save."""
+        return callable(getattr(owner_of(self.optimizer), "eval", None))
+
+    def train(self) -> None:
+        """Let the optimizer put the weights in place that it trains with.
+
+        Schedule-free optimizers have others than are validated; for any other this does nothing.
+        The model's own mode is the caller's.
+        """
+        self._set_mode(training=True)
+
+    def eval(self) -> None:
+        """Let the optimizer put the weights in place that are validated and saved.
+
+        Schedule-free optimizers have others than are trained with; for any other this does nothing.
+        The model's own mode is the caller's.
+        """
+        self._set_mode(training=False)
+
+    def _set_mode(self, training: bool) -> None:
+        if self.has_modes:
+            switch: Any = owner_of(self.optimizer)
+            switch.train() if training else switch.eval()
+        self.training = training
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the optimizer and of the schedule: primitives and tensors alone.
+
+        The tensors are the optimizer's own, as in torch's state dicts: save or copy them before
+        training goes on.
+        """
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a state, with a schedule or of an optimizer alone.
+
+        With the state of an optimizer alone, the schedule stays where it is and sets the rates.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned, or an optimizer's.
+
+        Raises:
+            StateError: it does not fit, and says what. Nothing has changed then.
+        """
+        optimizer_state, schedule_state = _parts(state_dict)
+        if schedule_state is None:
+            schedule_state = self.scheduler.state_dict()
+        self.scheduler.check_state(schedule_state)
+        with _kept_on_error(self.optimizer):
+            self.optimizer.load_state_dict(optimizer_state)
+            self.scheduler.load_state_dict(schedule_state)
+        self.updates.take()  # what came before the state is no update after it
+
+    def on_close(self, undo: Callable[[], Any]) -> None:
+        """Have something undone when this is closed: the latest first.
+
+        Args:
+            undo: takes away what was put on the model, the optimizer or a trainer.
+        """
+        self._undo.callback(undo)
+
+    def close(self) -> None:
+        """Undo all that was put on the optimizer, and on a run's model; twice is as once.
+
+        State can still be read and loaded, but the schedule is not moved on any more.
+        """
+        self._closed = True
+        if self._scheduler is not None:
+            self._scheduler.close()
+        self._undo.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ArgumentError(
+                "the run is closed and moves no schedule any more; start another one: "
+                "recipe.start(model, horizon)"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Return the state of the optimizer and, if it is there, that of the schedule."""
+    given = type(state_dict).__name__
+    if isinstance(state_dict, Mapping):
+        if {"optimizer", "scheduler"} <= state_dict.keys():
+            return state_dict["optimizer"], state_dict["scheduler"]
+        if {"state", "param_groups"} <= state_dict.keys():
+            return dict(state_dict), None
+        given = f"the keys {sorted(map(str, state_dict))}"
+    raise StateError(
+        "a state must be that of a run, with the keys 'optimizer' and 'scheduler', or of an "
+        f"optimizer, with 'state' and 'param_groups' (got {given})"
+    )
+
+
+@contextmanager
+def _kept_on_error(stepped: torch.optim.Optimizer) -> Iterator[None]:
+    """Give an optimizer, of any class, back what it had if a state cannot be loaded."""
+    owner = owner_of(stepped)
+    # Loading puts new objects in place of these two, so these stay what they were. A wrapper may
+    # hold them as well.
+    before: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = [
+        (
+            holder,
+            {key: vars(holder)[key] for key in ("state", "param_groups") if key in vars(holder)},
+        )
+        for holder in (stepped, owner)
+    ]
+    try:
+        yield
+    except Exception as error:
+        for holder, held in before:
+            vars(holder).update(held)
+        if isinstance(error, StateError):
+            raise
+        raise StateError(
+            f"the state does not fit {type(owner).__name__}: {type(error).__name__}: {error}"
+        ) from error
