@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
 from optimplug.lightning.internals import add_callback, remove_callback
+from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
 from optimplug.lightning.validations import (
@@ -21,7 +22,7 @@ from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 __all__ = ["RunEvents", "wire"]
 
 
-class RunEvents(CompletesValidations):
+class RunEvents(CompletesValidations, LeavesAfterFit):
     """Tells a run of a fit's validations, puts the weights in place for them, and closes it.
 
     Args:
@@ -59,15 +60,9 @@ class RunEvents(CompletesValidations):
         """Leave the module with the weights that are validated."""
         self.run.eval()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def leave(self) -> None:
         """Leave the module as it was, but for its weights."""
         self.run.eval()
-        self.run.close()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was, but for its weights."""
         self.run.close()
 
 
