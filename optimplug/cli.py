@@ -10,7 +10,8 @@ import io
 import json as json_format
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,15 +91,11 @@ def plan(
         raise typer.BadParameter("a plot needs --steps", param_hint="--plot")
     found = loaded.plan(_build_model(model, meta), Horizon(steps, steps_per_epoch))
     if plot is not None:
-        try:
+        with _bad_usage("--plot", ValueError, OSError):
             found.plot(plot)
-        except (ValueError, OSError) as error:
-            raise typer.BadParameter(str(error), param_hint="--plot") from None
     if html is not None:
-        try:
+        with _bad_usage("--html", OSError):
             html.write_text(found.html(), encoding="utf-8")
-        except OSError as error:
-            raise typer.BadParameter(str(error), param_hint="--html") from None
     _show(_json(found.to_dict()) if json else found)
 
 
@@ -118,10 +115,8 @@ def explain(
     """
     loaded = Recipe.load(recipe)
     built = _build_model(model, meta)
-    try:
+    with _bad_usage("PARAMETER", ArgumentError):
         found = [loaded.explain(built, name) for name in names]
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error), param_hint="PARAMETER") from None
     _show(_json([one.to_dict() for one in found]) if json else "\n\n".join(map(str, found)))
 
 
@@ -136,45 +131,64 @@ def schema() -> None:
     _show(_json(Recipe.json_schema()))
 
 
+@contextmanager
+def _bad_usage(parameter: str, *errors: type[Exception]) -> Iterator[None]:
+    """Report errors as the fault of a parameter of the command."""
+    try:
+        yield
+    except errors as error:
+        raise typer.BadParameter(str(error), param_hint=parameter) from None
+
+
 def _json(value: Any) -> str:
+    # NaN and infinity are no JSON, though Python would write them.
     return json_format.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def _show(what: RenderableType) -> None:
-    """Print text, or a table in colours where it goes to a terminal; bear a reader that leaves."""
+    """Print text, or a table: in colours in a terminal, and as plain text in a file or a pipe."""
     try:
+        # In a pipe, rich would fold the table to 80 columns.
         if sys.stdout.isatty() and not isinstance(what, str):
             Console().print(what)
         else:
             sys.stdout.write(f"{what}\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        # As after `| head -1`. What is still in the buffer goes nowhere, without a complaint.
+        # Whoever read has left, as in `| head -1`. Python would complain when it flushes the rest
+        # at its end, so that goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _build_model(given: str, meta: bool) -> nn.Module:
     """Return the model of a ``package.module:factory``, or of a folder with a config."""
-    module_name, colon, factory_name = given.partition(":")
+    module, colon, factory = given.partition(":")
+    # What looks like a path is taken for one, so that the error says that there is no such folder.
     if Path(given).exists() or (not colon and os.sep in given):
+        # Only now, because it needs transformers, and takes seconds to load.
         from optimplug.huggingface import model_of_config
 
-        try:
+        with _bad_usage("--model", ArgumentError):
             return model_of_config(given)
-        except ArgumentError as error:
-            raise _bad_model(str(error)) from None
-    if not module_name or not factory_name:
+    if not module or not factory:
         message = f"must be package.module:factory, or a folder with a config.json (got {given!r})"
         raise _bad_model(message)
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-        with torch.device("meta") if meta else nullcontext():
-            model = factory if isinstance(factory, nn.Module) else factory()
+        model = _built(module, factory, meta)
     except Exception as error:  # the user's own code, which can fail in any way
         raise _bad_model(f"{given!r} failed: {type(error).__name__}: {error}") from None
     if not isinstance(model, nn.Module):
         raise _bad_model(f"{given!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _built(module: str, factory: str, meta: bool) -> Any:
+    found = getattr(importlib.import_module(module), factory)
+    if isinstance(found, nn.Module):
+        return found
+    # Around the call alone: what the module itself makes as it is imported keeps its values.
+    with torch.device("meta") if meta else nullcontext():
+        return found()
 
 
 def _bad_model(message: str) -> typer.BadParameter:
@@ -183,6 +197,7 @@ def _bad_model(message: str) -> typer.BadParameter:
 
 def main() -> None:
     """Run the command line."""
+    # As with `python -m`: models are found in the folder where the command is run.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 (a plain string is what sys.path holds)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

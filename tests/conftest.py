@@ -1,7 +1,11 @@
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side share the cores: more threads in each would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -10,3 +14,12 @@ import torch
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_to_collect_yet():
+    """Spare a Trainer, whose ``train`` collects garbage first, half a second over all imports."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

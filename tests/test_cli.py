@@ -1,11 +1,8 @@
-import importlib
 import json
-import os
-import subprocess
-import sys
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
+from support import commands
 from support.labels import label
 from transformers import BertConfig, GPT2Config
 
@@ -38,30 +35,14 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
+def run(folder):
     """Run the command in this process, which is many times faster than in one of its own."""
-
-    def run(*arguments):
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["optimplug", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setenv("COLUMNS", "400")
-        for name in ("models", "mine"):
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        with pytest.raises(SystemExit) as end:
-            main()
-        return SimpleNamespace(returncode=end.value.code, **capsys.readouterr()._asdict())
-
-    return run
+    return partial(commands.run, main, folder=folder, COLUMNS="400")
 
 
 def run_apart(folder, *arguments, **variables):
-    command = [sys.executable, "-W", "error", "-m", "optimplug", *arguments]
-    environment = {**os.environ, **variables}
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env=environment
-    )
+    command = ["python", "-W", "error", "-m", "optimplug", *arguments]
+    return commands.run_apart(*command, folder=folder, **variables)
 
 
 def test_the_installed_command_is_the_module():
@@ -73,15 +54,15 @@ def test_the_installed_command_is_the_module():
 
 def test_check(run):
     done = run("check", "recipe.yaml")
-    assert (done.returncode, done.out, done.err) == (0, "recipe.yaml: ok\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "recipe.yaml: ok\n", "")
 
 
 @pytest.mark.parametrize("model", ["models:build", "models:ready"])
 def test_plan(run, model):
     done = run("plan", "recipe.yaml", "--model", model, "--steps", "100")
-    assert (done.returncode, done.err) == (0, "")
-    assert "AdamW(lr=0.001), 100 steps" in done.out
-    assert "steps 10 to 100: CosineAnnealingLR" in done.out
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "AdamW(lr=0.001), 100 steps" in done.stdout
+    assert "steps 10 to 100: CosineAnnealingLR" in done.stdout
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -108,8 +89,8 @@ def test_plot(folder, run):
 
 def test_json_is_the_plan_and_nothing_else(run):
     done = run("plan", "recipe.yaml", "--model", "models:build", "--steps", "10", "--json")
-    assert (done.returncode, done.err) == (0, "")
-    found = json.loads(done.out)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
     assert found["total_steps"] == 10
     assert [group["members"] for group in found["groups"]] == [
         ["0.weight", "1.weight"],
@@ -121,34 +102,34 @@ def test_html(folder, run):
     model = ("--model", "models:build")
     done = run("plan", "recipe.yaml", *model, "--steps", "100", "--html", "plan.html")
     assert done.returncode == 0
-    assert "AdamW(lr=0.001), 100 steps" in done.out
+    assert "AdamW(lr=0.001), 100 steps" in done.stdout
     assert (folder / "plan.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_explain(run):
     done = run("explain", "recipe.yaml", "0.bias", "1.weight", "--model", "models:build")
-    assert (done.returncode, done.err) == (0, "")
-    assert "  groups[0] ('*.bias'): weight_decay = 0\n" in done.out
-    assert "1.weight (float32, 1x3)\n  no rule speaks of it\n" in done.out
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  groups[0] ('*.bias'): weight_decay = 0\n" in done.stdout
+    assert "1.weight (float32, 1x3)\n  no rule speaks of it\n" in done.stdout
     done = run("explain", "recipe.yaml", "0.bias", "--model", "models:build", "--json")
-    (found,) = json.loads(done.out)
+    (found,) = json.loads(done.stdout)
     assert found["rules"][0]["value"] == 0
 
 
 def test_schema(run):
     done = run("schema")
-    assert (done.returncode, done.err) == (0, "")
-    assert json.loads(done.out)["required"] == ["optimizer"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["required"] == ["optimizer"]
 
 
 def test_a_factory_can_be_run_without_memory(run):
     arguments = ("plan", "recipe.yaml", "--model", "models:huge", "--meta", "--steps", "9")
     done = run(*arguments, "--json")
-    assert done.returncode == 0, done.err
+    assert done.returncode == 0, done.stderr
     # Two moments of four bytes for each number, and a count.
-    numbers = sum(group["parameters"] for group in json.loads(done.out)["groups"])
+    numbers = sum(group["parameters"] for group in json.loads(done.stdout)["groups"])
     assert numbers > 2**40
-    assert json.loads(done.out)["state_bytes"] == 8 * numbers + 4
+    assert json.loads(done.stdout)["state_bytes"] == 8 * numbers + 4
 
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
@@ -160,8 +141,8 @@ GPT2 = GPT2Config(n_layer=1, n_embd=8, n_head=2, architectures=["GPT2LMHeadModel
 def test_a_folder_of_transformers_is_built_without_weights(folder, run, given):
     GPT2.save_pretrained(folder / "model")
     done = run("plan", "recipe.yaml", "--model", given, "--steps", "10", "--json")
-    assert done.returncode == 0, done.err
-    found = json.loads(done.out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
     assert found["tied"] == [["transformer.wte.weight", "lm_head.weight"]]
     assert [path.name for path in (folder / "model").iterdir()] == ["config.json"]
 
@@ -171,16 +152,13 @@ def test_its_weights_have_the_type_that_the_config_says(folder, run):
     config = json.loads((folder / "model/config.json").read_text())
     (folder / "model/config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     arguments = ("explain", "recipe.yaml", "cls.predictions.bias", "--model", "model")
-    assert "cls.predictions.bias (bfloat16, 30522)" in run(*arguments).out
+    assert "cls.predictions.bias (bfloat16, 30522)" in run(*arguments).stdout
 
 
 def test_a_reader_that_leaves_is_no_error(folder):
-    python = f"{sys.executable} -W error -m optimplug"
     for command in ("plan recipe.yaml --model models:build --steps 9 --json", "schema"):
-        shell = f"set -o pipefail; {python} {command} | true"
-        done = subprocess.run(
-            ["bash", "-c", shell], cwd=folder, capture_output=True, text=True, check=False
-        )
+        shell = f"set -o pipefail; python -W error -m optimplug {command} | true"
+        done = commands.run_apart("bash", "-c", shell, folder=folder)
         assert (done.returncode, done.stderr) == (0, ""), command
 
 
@@ -220,9 +198,9 @@ BAD_RECIPE = [
 def test_a_bad_recipe_is_one_line_and_status_1(folder, run, old, new, line):
     (folder / "recipe.yaml").write_text(RECIPE.replace(old, new, 1))
     done = run("plan", "recipe.yaml", "--model", "models:build", "--steps", "100")
-    assert (done.returncode, done.out) == (1, "")
-    assert done.err.startswith(line)
-    assert done.err.count("\n") == 1
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
 
 
 BAD_USAGE = [
@@ -276,9 +254,9 @@ def test_bad_usage_is_status_2_without_a_traceback(folder, run, arguments, messa
     (folder / "remote/code.py").write_text("raise SystemExit('was run')")
     done = run(*arguments)
     assert done.returncode == 2
-    assert message in done.err
-    assert "was run" not in done.err
-    assert "Traceback" not in done.err
+    assert message in done.stderr
+    assert "was run" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_optimizer_in_the_current_folder_can_be_named(folder, run):
@@ -289,7 +267,7 @@ def test_an_optimizer_in_the_current_folder_can_be_named(folder, run):
 
 def test_a_missing_recipe_is_status_1(run):
     done = run("check", "none.yaml")
-    assert (done.returncode, done.err) == (
+    assert (done.returncode, done.stderr) == (
         1,
         "none.yaml: cannot read the recipe: No such file or directory\n",
     )
@@ -299,5 +277,5 @@ def test_a_missing_recipe_is_status_1(run):
 def test_help_has_an_example(run, command):
     done = run(*command, "--help")
     assert done.returncode == 0
-    assert "Example" in done.out
-    assert "\x1b" not in done.out
+    assert "Example" in done.stdout
+    assert "\x1b" not in done.stdout

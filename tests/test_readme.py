@@ -2,8 +2,8 @@
 
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +12,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
+from support import commands
 from support.bert import collate, tiny_bert, tiny_rows
 from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe
+from optimplug.cli import main
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(
@@ -82,25 +84,29 @@ def test_snippet(folder, snippet):
     assert all(moved) if trains else not any(moved)
 
 
-def run(command, cwd, **variables):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, **variables}
-    shell = ["bash", "-c", command]
-    return subprocess.run(
-        shell, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+def run(command, folder, **variables):
+    """Run a command as it is written, in a shell."""
+    return commands.run_apart("bash", "-c", command, folder=folder, **variables)
+
+
+def optimplug(command, folder):
+    """Run the command, in this process unless a shell has a part in it."""
+    if ">" in command:
+        return run(command, folder)
+    return commands.run(main, *shlex.split(command)[1:], folder=folder)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("optimplug")])
 def test_optimplug(folder, command):
-    done = run(command, folder)
+    done = optimplug(command, folder)
     assert done.returncode == 0, done.stderr
     for file in re.findall(r"(?:--plot|--html|>) (\S+)", command):
         assert (folder / file).stat().st_size > 1000
 
 
 (PLATEAU,) = (c for c in COMMANDS if "plateau.yaml" in c)
-# `make` finds this environment ready (-o), and is given a small job.
+# `make` finds this environment ready (-o), and is given a small job. Where only what it hands on
+# differs from `make demo`, it says what it would run, and that runs in this process.
 SMALL_JOB = {
     "make demo": 'ARGS="--train 16 --held-out 8 --batch-size 8 --out {out}"',
     "make test": 'ARGS="--collect-only -q tests/test_errors.py -p no:cacheprovider"',
@@ -114,7 +120,14 @@ def test_make(tmp_path, command):
     file, out = tmp_path / "file.csv", tmp_path / "out"
     file.write_text("text,label\n" + "".join(f"some text {i},{i % 2}\n" for i in range(12)))
     job = SMALL_JOB[command].format(file=file, out=out)
-    done = run(f"{command} -o {sys.prefix}/.installed VENV={sys.prefix} {job}", ROOT, MAKEFLAGS="")
+    make = f"{command} -o {sys.prefix}/.installed VENV={sys.prefix} {job}"
+    if "ARGS" in command:
+        told = run(f"{make} -n", ROOT, MAKEFLAGS="")
+        python, script, *arguments = shlex.split(told.stdout)
+        assert python == f"{sys.prefix}/bin/python"
+        done = commands.run(commands.script(script), *arguments, folder=ROOT)
+    else:
+        done = run(make, ROOT, MAKEFLAGS="")
     assert done.returncode == 0, done.stdout + done.stderr
     if command.startswith("make demo"):
         assert {found.name for found in out.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
@@ -134,7 +147,7 @@ def test_make_installs_what_is_missing_and_nothing_twice(tmp_path, target, marke
 def test_the_error_shown_is_the_one_that_comes(folder):
     (shown,) = (text.strip() for language, text in BLOCKS if language == "text")
     (folder / "recipe.yaml").write_text(RECIPE.replace("classifier", "clasifier"))
-    done = run("optimplug plan recipe.yaml --model mymodels:build --steps 10", folder)
+    done = optimplug("optimplug plan recipe.yaml --model mymodels:build --steps 10", folder)
     assert (done.returncode, done.stderr.strip()) == (1, shown)
 
 

@@ -104,11 +104,23 @@ class _WithRecipe(TrainerEvents):
             )
         return self.run
 
+    # The Trainer sets the mode of an optimizer itself where it trains and evaluates. Going through
+    # the run, `run.training` is true as well; and saving, it leaves to us.
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._own_run().train()
+        return super().training_step(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.run is not None:
+            self.run.eval()
+        return super().evaluation_loop(*args, **kwargs)
+
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save as the Trainer does; of a schedule-free optimizer, the weights that are validated.
 
-        What is saved of the optimizer after the model is in the same mode, so both fit together;
-        the Trainer's next training step goes back to the other.
+        The optimizer's state, which is saved after the model, is of the same mode then, so that
+        both fit together. The next training step goes back to the other.
         """
         if self.run is not None:
             self.run.eval()

@@ -5,7 +5,9 @@ Change one import: ``import optimplug.optim as optim``.
 
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.adam import Adam, AdamW
+from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
+from optimplug._core.optim.rules.sign import Lion
 from optimplug.optim import lr_scheduler
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "lr_scheduler"]
+__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "lr_scheduler"]

@@ -1,7 +1,7 @@
 """The JSON Schema of a recipe, by which editors complete and check one.
 
-It says what can be said without a model and without importing anything: forms, names and kinds of
-values. What else must hold, :meth:`optimplug.Recipe.load` tells.
+It has forms, names and kinds of values, which an editor can check by itself. What else must hold,
+:meth:`optimplug.Recipe.load` checks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from optimplug.optim import lr_scheduler
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import (
-    expected,
-    of_group,
+    expected_kind,
+    keywords_of,
     optimizer_names,
-    parameters_of,
+    settable_per_group,
 )
 from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
 from optimplug.recipe.text.durations import Duration
@@ -32,7 +32,7 @@ __all__ = ["json_schema"]
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _NAMES = {"type": "array", "items": _TEXT, "minItems": 1}
-# What a validator takes for the real form, by the validator's name.
+# The shorter forms that a validator takes besides the real one, by the validator's name.
 _SHORTHANDS = {"_as_list": [_TEXT], "_name_alone": [_TEXT, _NAMES]}
 _DURATION = {
     "description": "a number of steps, '500 steps', '2 epochs', '6%' of the run, or 'rest'",
@@ -55,29 +55,25 @@ def json_schema() -> dict[str, Any]:
     schema: dict[str, Any] = _tidy(found)
     parts = schema["$defs"]
     known = {name: getattr(optim, name) for name in optimizer_names()}
+    rule_keys = list(parts["RuleSpec"]["properties"])
     _complete_optimizer(parts["OptimizerSpec"], known)
+    _complete_rule(parts["RuleSpec"], known)
+    _complete_match(parts["Match"])
     _complete_phase(parts["PhaseSpec"])
-    said = parts["RuleSpec"]["properties"]
-    said["no_decay"]["anyOf"].insert(0, {"enum": list(FAMILY_WORDS)})
-    parts["RuleSpec"]["properties"] = {**_merged(map(_group_forms, known.values())), **said}
-    parts["RuleSpec"]["minProperties"] = 1
-    conditions = parts["Match"]["anyOf"][-1]
-    conditions["additionalProperties"] = parts["Match"].pop("additionalProperties")
-    conditions["minProperties"] = 1
-    conditions["properties"]["type"]["anyOf"].insert(0, {"enum": list(FAMILIES)})
-    # Which hyperparameters a rule may set, the optimizer's name tells.
-    schema["allOf"] = [
-        {
-            "if": {"properties": {"optimizer": _is("name", name)}, "required": ["optimizer"]},
-            "then": {"properties": {"groups": {"items": _keys([*said, *_group_forms(cls)])}}},
-        }
-        for name, cls in known.items()
-    ]
+    schema["allOf"] = [_rules_of(name, cls, rule_keys) for name, cls in known.items()]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
 
 
+def _rules_of(name: str, cls: type, rule_keys: Sequence[str]) -> dict[str, Any]:
+    """Return which keys a rule may have in a recipe with this optimizer."""
+    return {
+        "if": {"properties": {"optimizer": _is("name", name)}, "required": ["optimizer"]},
+        "then": {"properties": {"groups": {"items": _keys([*rule_keys, *_group_forms(cls)])}}},
+    }
+
+
 class _Generator(GenerateJsonSchema):
-    """Pydantic's generator, with the forms that validators take besides the real one."""
+    """Pydantic's generator, which knows the real form alone, with what validators turn into it."""
 
     def function_before_schema(self, schema: Any) -> JsonSchemaValue:
         inner = super().function_before_schema(schema)
@@ -91,7 +87,10 @@ class _Generator(GenerateJsonSchema):
 
 
 def _tidy(schema: Any) -> Any:
-    """Leave out titles, and null, which pydantic has where a key may be left out."""
+    """Leave out titles, and null, which pydantic puts where a key may be left out.
+
+    A recipe with a null there is refused: whoever wrote it left something out by mistake.
+    """
     if isinstance(schema, list):
         return [_tidy(part) for part in schema if part != {"type": "null"}]
     if not isinstance(schema, Mapping):
@@ -103,7 +102,7 @@ def _tidy(schema: Any) -> Any:
         for key, value in schema.items()
         if not (key == "title" or (key == "default" and value is None))
     }
-    if len(found.get("anyOf", ())) == 1:
+    if len(found.get("anyOf", ())) == 1:  # the other was null
         (only,) = found.pop("anyOf")
         found = {**only, **found}
     text = found.get("description")
@@ -111,12 +110,13 @@ def _tidy(schema: Any) -> Any:
 
 
 def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type]) -> None:
-    """Add the hyperparameters of each optimizer, and which it is that needs them."""
+    """Add the hyperparameters of each optimizer, in cases by its name."""
     own = {name: _forms(cls, ("params",)) for name, cls in known.items()}
     needed = {
-        name: [k for k, p in parameters_of(cls, ("params",)).items() if p.default is required]
+        name: [k for k, p in keywords_of(cls, ("params",)).items() if p.default is required]
         for name, cls in known.items()
     }
+    # An editor cannot import a class by its path, so that such an optimizer may have any key.
     path = {"type": "string", "pattern": r"^[^.].*\.[^.]+$"}
     part["properties"]["name"] |= {"anyOf": [{"enum": list(known)}, path]}
     part["properties"] = {**_merged(own.values()), **part["properties"]}
@@ -125,8 +125,24 @@ def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type]) -> None
     ]
 
 
+def _complete_rule(part: dict[str, Any], known: Mapping[str, type]) -> None:
+    """Add the hyperparameters of all optimizers, and the words of ``no_decay``."""
+    part["properties"]["no_decay"]["anyOf"].insert(0, {"enum": list(FAMILY_WORDS)})
+    merged = _merged(map(_group_forms, known.values()))
+    part["properties"] = {**merged, **part["properties"]}
+    part["minProperties"] = 1
+
+
+def _complete_match(part: dict[str, Any]) -> None:
+    """Add the families, and move what is about a match's keys to its form that has keys."""
+    conditions = part["anyOf"][-1]
+    conditions["additionalProperties"] = part.pop("additionalProperties")
+    conditions["minProperties"] = 1
+    conditions["properties"]["type"]["anyOf"].insert(0, {"enum": list(FAMILIES)})
+
+
 def _complete_phase(part: dict[str, Any]) -> None:
-    """Add the arguments of each scheduler and preset, and which it is that takes them."""
+    """Add the arguments of each scheduler and preset, in cases by its name."""
     cases, merged = [], []
     for key, names in (("name", scheduler_names()), ("preset", preset_names())):
         part["properties"][key] = {**part["properties"][key], "enum": names}
@@ -147,7 +163,15 @@ def _complete_phase(part: dict[str, Any]) -> None:
 def _case(
     key: str, name: str, also: Sequence[str], forms: Mapping[str, Any], needed: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what a mapping may hold if it says this name, and what it must."""
+    """Return what a mapping with this name may have, and what it must have.
+
+    Args:
+        key: where the name stands: "name" or "preset".
+        name: of a class or a preset.
+        also: keys that it may have besides arguments.
+        forms: the arguments.
+        needed: the keys that it must have.
+    """
     then = {"properties": dict(forms), **_keys([*also, *forms]), "required": list(needed)}
     return {"if": _is(key, name), "then": then}
 
@@ -157,46 +181,34 @@ def _is(key: str, name: str) -> dict[str, Any]:
 
 
 def _keys(names: Sequence[str]) -> dict[str, Any]:
+    # additionalProperties would forbid what is listed elsewhere in the schema, in another case.
     return {"propertyNames": {"enum": list(names)}}
 
 
 def _merged(forms: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what any of several classes takes, for a reader who has not named one yet."""
+    """Return what any of several classes takes, to be offered before one is named."""
     found: dict[str, Any] = {}
     for own in forms:
         for key, form in own.items():
-            # Defaults differ, and so may kinds; the description is what helps here.
+            # Not the whole form: defaults differ between classes, and kinds may.
             found.setdefault(key, {k: v for k, v in form.items() if k == "description"})
     return found
 
 
-def _when_named(
-    name: str,
-    properties: Mapping[str, Any],
-    within: str | None = None,
-    then: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return a rule for the case that ``name`` says this."""
-    condition: dict[str, Any] = {"properties": {"name": {"const": name}}, "required": ["name"]}
-    if within is not None:
-        condition = {"properties": {within: condition}, "required": [within]}
-    return {"if": condition, "then": then or {"properties": properties}}
-
-
 def _group_forms(cls: type) -> dict[str, Any]:
     forms = _forms(cls, ("params",))
-    return {key: forms[key] for key in of_group(forms)}
+    return {key: forms[key] for key in settable_per_group(forms)}
 
 
 def _forms(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
     """Return the form of every argument of a class."""
-    return _described({key: _form(key, p) for key, p in parameters_of(cls, without).items()}, cls)
+    return _described({key: _form(key, p) for key, p in keywords_of(cls, without).items()}, cls)
 
 
 def _described(forms: Mapping[str, Any], cls: type | None) -> dict[str, Any]:
-    said = _descriptions(cls) if cls else {}
+    texts = _descriptions(cls) if cls else {}
     return {
-        key: {**form, **({"description": said[key]} if key in said else {})}
+        key: {**form, **({"description": texts[key]} if key in texts else {})}
         for key, form in forms.items()
     }
 
@@ -210,7 +222,7 @@ def _phase_form(key: str, parameter: inspect.Parameter, durations: Sequence[str]
 
 
 def _form(key: str, parameter: inspect.Parameter) -> dict[str, Any]:
-    kind = expected(key, parameter.default)
+    kind = expected_kind(key, parameter.default)
     number = {"type": "number"}
     if kind is None:
         return {}
@@ -228,13 +240,14 @@ def _form(key: str, parameter: inspect.Parameter) -> dict[str, Any]:
 
 
 def _descriptions(cls: type) -> dict[str, str]:
-    """Read what docstrings say of the arguments; ``as in ...`` is what the class before it says."""
+    """Read the descriptions of arguments in the docstrings of a class and its bases."""
     found: dict[str, str] = {}
     for base in cls.__mro__:
         section = re.search(r"\n +Args:\n(.*?)(?:\n\n|\Z)", base.__doc__ or "", re.DOTALL)
         for key, text in re.findall(
             r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", section[1] if section else "", re.M | re.DOTALL
         ):
+            # "as in Adam" sends a reader to the description of a base, which comes later here.
             if not text.startswith("as "):
                 found.setdefault(key, " ".join(text.replace("``", "").split()))
     return found

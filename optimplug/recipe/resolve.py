@@ -1,4 +1,4 @@
-"""Names in a recipe -> classes, and whether the arguments given fit them."""
+"""The name of an optimizer -> its class, and whether hyperparameters fit it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
 
 __all__ = [
-    "blame",
-    "expected",
+    "expected_kind",
+    "keywords_of",
     "no_decay_problems",
-    "of_group",
     "optimizer_class",
     "optimizer_names",
     "optimizer_problems",
-    "parameters_of",
+    "refusals",
+    "settable_per_group",
 ]
 
-# These choose how the whole optimizer runs; a group cannot differ in them.
+# These choose how the whole optimizer runs, so that no rule can set them for some parameters.
 _WHOLE_OPTIMIZER = frozenset(
     {"foreach", "fused", "capturable", "differentiable", "max_grad_norm", "skip_nonfinite"}
 )
@@ -47,7 +47,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:
-        # Importing runs the module, and a module can fail in any way.
+        # Importing runs someone else's module, which can fail in any way.
         reason = f"{type(error).__name__}: {error}"
         raise RecipeError.at("optimizer.name", f"cannot import {name!r}: {reason}") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
@@ -60,15 +60,18 @@ def optimizer_names() -> list[str]:
     return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
 
 
-def of_group(names: Iterable[str]) -> list[str]:
-    """Return those hyperparameters in which groups can differ."""
+def settable_per_group(names: Iterable[str]) -> list[str]:
+    """Return those of some hyperparameters in which groups can differ."""
     return [name for name in names if name not in _WHOLE_OPTIMIZER]
 
 
-def parameters_of(
-    cls: Callable[..., object], without: Iterable[str]
-) -> dict[str, inspect.Parameter]:
-    """Return the keyword arguments of a class or a function, by name."""
+def keywords_of(cls: Callable[..., object], without: Iterable[str]) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a class or a function, by name.
+
+    Args:
+        cls: what is called.
+        without: the arguments that a recipe does not give.
+    """
     skip = {*without, "self"}
     return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in skip}
 
@@ -87,17 +90,26 @@ def optimizer_problems(
         rules: the hyperparameters of each rule under ``groups``.
         rule_keys: what a rule may say besides hyperparameters.
     """
-    known = parameters_of(cls, without=("params",))
+    known = keywords_of(cls, without=("params",))
     wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"], ()))
-    own = {name: known[name] for name in of_group(known)}
+    wrong += _rate_problems(cls, settings, known)
+    own = {name: known[name] for name in settable_per_group(known)}
     whole = known.keys() - own.keys()
-    rate = settings.get("lr", known["lr"].default if "lr" in known else None)
-    if rate is None or rate is required or rate is inspect.Parameter.empty:
-        wrong.append(Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it"))
     for i, rule in enumerate(rules):
-        valid = [*own, *rule_keys]
-        wrong += _argument_problems(f"groups[{i}]", rule, own, valid, whole)
+        wrong += _argument_problems(f"groups[{i}]", rule, own, [*own, *rule_keys], whole)
+    # The optimizer's own complaints about a misspelt key would repeat these in worse words.
     yield from wrong or _value_problems(cls, settings, rules)
+
+
+def _rate_problems(
+    cls: type[torch.optim.Optimizer],
+    settings: Mapping[str, Any],
+    known: Mapping[str, inspect.Parameter],
+) -> Iterator[Problem]:
+    rate = settings.get("lr", known["lr"].default if "lr" in known else None)
+    # Three ways to say that there is no default: None, torch's marker, and none in the signature.
+    if rate is None or rate is required or rate is inspect.Parameter.empty:
+        yield Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it")
 
 
 def no_decay_problems(
@@ -109,7 +121,7 @@ def no_decay_problems(
         cls: the optimizer's class.
         no_decay: what each rule under ``groups`` says for ``no_decay``, or None.
     """
-    if "weight_decay" in parameters_of(cls, without=()):
+    if "weight_decay" in keywords_of(cls, without=()):
         return
     for i, spared in enumerate(no_decay):
         if spared is not None:
@@ -123,12 +135,21 @@ def _argument_problems(
     valid: list[str],
     whole: Collection[str],
 ) -> Iterator[Problem]:
+    """Check names and kinds of arguments.
+
+    Args:
+        path: where they stand in the recipe.
+        given: the arguments.
+        known: those that may stand there.
+        valid: what else may, for suggestions.
+        whole: those that may stand under ``optimizer`` alone.
+    """
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in given.items():
         if key in known:
-            kind = expected(key, known[key].default)
-            left_open = value is None and known[key].default is None
-            if kind and not left_open and not _is_kind(value, kind):
+            kind = expected_kind(key, known[key].default)
+            is_default = value is None and known[key].default is None
+            if kind and not is_default and not _is_kind(value, kind):
                 yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
         elif key in whole:
             yield Problem(f"{path}.{key}", "is for the whole optimizer; move it to 'optimizer'")
@@ -136,8 +157,14 @@ def _argument_problems(
             yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
 
 
-def expected(key: str, default: object) -> str | None:
-    """Say what kind of value stands where this default does; None if that cannot be told."""
+def expected_kind(key: str, default: object) -> str | None:
+    """Return in words what kind of value an argument takes, or None if its default does not tell.
+
+    Args:
+        key: the argument's name.
+        default: its default.
+    """
+    # A default of None does not tell a kind, so that the common ones are known by their names.
     if isinstance(default, bool) or key in ("foreach", "fused"):
         return "true or false"
     if isinstance(default, int | float) or default is required or key in ("lr", "max_grad_norm"):
@@ -152,7 +179,7 @@ def _is_kind(value: object, kind: str) -> bool:
         return (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max
+            and abs(value) <= sys.float_info.max  # which infinity is not, nor an int too large
         )
     return (
         isinstance(value, list | tuple)
@@ -164,44 +191,51 @@ def _is_kind(value: object, kind: str) -> bool:
 def _value_problems(
     cls: type[torch.optim.Optimizer], settings: Mapping[str, Any], rules: list[Mapping[str, Any]]
 ) -> Iterator[Problem]:
-    """Let the optimizer itself judge the values, on a parameter of its own."""
+    """Construct the optimizer over a parameter made for it, and return what it refuses."""
 
     def probe(**kwargs: Any) -> None:
-        # A matrix, because some optimizers take nothing else.
+        # A matrix, because some optimizers (Muon) take nothing else.
         cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": 1e-3, **kwargs})
 
-    wrong = list(blame("optimizer", probe, settings))
+    wrong = list(refusals("optimizer", probe, settings))
     yield from wrong
-    # A rule's values are judged beside the optimizer's: nesterov here, its momentum there.
-    beside = {} if wrong else settings
+    # The values of a rule may need the optimizer's: nesterov is nothing without momentum. If those
+    # are wrong themselves, they would be reported again for every rule.
+    shared = {} if wrong else settings
     for i, rule in enumerate(rules):
-        yield from blame(f"groups[{i}]", partial(probe, **beside), rule)
+        yield from refusals(f"groups[{i}]", partial(probe, **shared), rule)
 
 
-def blame(
+def refusals(
     path: str, attempt: Callable[..., object], arguments: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    """Call with all arguments; if that fails, find those that fail by themselves.
+    """Return what a call refuses: the arguments that fail by themselves, or else all together.
 
     Args:
         path: where the arguments stand in the recipe.
-        attempt: what takes all of them, and any one of them.
+        attempt: takes all of them, and any one of them.
         arguments: by their names.
     """
     try:
         attempt(**arguments)
-    except Exception as error:  # whatever a constructor raises, it refuses these arguments
-        found = False
-        for key, value in arguments.items():
-            try:
-                attempt(**{key: value})
-            except Exception as own:  # the same
-                found = True
-                yield Problem(f"{path}.{key}", _text(own))
-        if not found:
-            yield Problem(path, _text(error))
+    except Exception as error:  # constructors refuse arguments by whatever error they like
+        found = [
+            Problem(f"{path}.{key}", reason)
+            for key, value in arguments.items()
+            if (reason := _refusal(attempt, {key: value})) is not None
+        ]
+        yield from found or [Problem(path, _text(error))]
+
+
+def _refusal(attempt: Callable[..., object], arguments: Mapping[str, Any]) -> str | None:
+    try:
+        attempt(**arguments)
+    except Exception as error:  # as above
+        return _text(error)
+    return None
 
 
 def _text(error: Exception) -> str:
+    # These have messages that stand by themselves. That of a KeyError is only the key.
     known = isinstance(error, ValueError | TypeError | RuntimeError)
     return str(error) if known else f"{type(error).__name__}: {error}"

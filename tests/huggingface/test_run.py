@@ -145,13 +145,15 @@ def test_a_recipe_is_read_once(tmp_path, among_arguments, monkeypatch):
 
 
 class Modes(TrainerCallback):
-    """Notes the mode of the optimizer at the Trainer's hooks."""
+    """Notes the mode of the optimizer at the Trainer's hooks, and what the run says of it."""
 
     def __init__(self):
-        self.seen = {}
+        self.seen, self.trainer = {}, None
 
     def note(self, when, optimizer):
-        self.seen.setdefault(when, set()).add(optimizer.optimizer.mode)
+        mode = optimizer.optimizer.mode
+        assert self.trainer.run.training == (mode == "train")
+        self.seen.setdefault(when, set()).add(mode)
 
     def on_pre_optimizer_step(self, args, state, control, optimizer, **kwargs):
         self.note("update", optimizer)
@@ -170,6 +172,7 @@ MODES = {"name": "support.modes.TwoModes", "lr": 1e-3}
 def test_what_is_validated_and_saved_are_the_weights_of_eval_mode(tmp_path, evaluated):
     modes = Modes()
     trainer = trainer_of(tmp_path, optimizer=MODES, callbacks=[modes, SaveAfter([3])], **evaluated)
+    modes.trainer = trainer
     trainer.train()
     assert type(trainer.optimizer.optimizer) is TwoModes
     expected = {"update": {"train"}, "save": {"eval"}}

@@ -8,35 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
+from support.optimizers import TABLE, torchs
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
+from optimplug._core.optim.executions.operands import TensorList
 from optimplug.optim import SGD, Adam, AdamW
 
-ADAM = [
-    {},
-    {"lr": 0.1, "betas": (0.7, 0.95), "eps": 1e-3},
-    {"weight_decay": 0.0},
-    {"weight_decay": 0.3},
-    {"amsgrad": True},
-    {"maximize": True, "weight_decay": 0.2},
-    {"amsgrad": True, "maximize": True, "weight_decay": 0.1, "lr": torch.tensor(0.01)},
-    {"betas": (torch.tensor(0.8), torch.tensor(0.99))},
-]
-OPTIONS = [
-    *(
-        (Adam, options)
-        for options in [*ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
-    ),
-    *((AdamW, options) for options in ADAM),
-    (SGD, {"lr": 0.1}),
-    (SGD, {"lr": torch.tensor(0.1)}),
-    (SGD, {"lr": 0.1, "weight_decay": 0.5}),
-    (SGD, {"lr": 0.1, "momentum": 0.9}),
-    (SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
-    (SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    (SGD, {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1}),
-]
+OPTIONS = [(cls, options) for cls, row in TABLE.items() for options in row.options]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
@@ -57,10 +36,6 @@ def cases(*more, only=lambda cls, options, *rest: True):
         )
         if only(*case)
     ]
-
-
-def torchs(cls):
-    return getattr(torch.optim, cls.__name__)
 
 
 SHAPES = ((3, 4), (7,), (5, 5, 2), ())
@@ -108,9 +83,8 @@ def test_foreach_is_within_2e_7_of_torchs_loop(cls, options):
     ours = descend(build(cls, foreach=True, **numbers), 50)
     theirs = descend(build(torchs(cls), foreach=False, **numbers), 50)
     for a, b in zip(ours, theirs, strict=True):
-        # A rate of its own for each tensor is multiplied in apart: SGD rounds once more.
-        rtol, atol = (2e-6, 1e-6) if cls is SGD else (2e-7, 1e-9)
-        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+        rtol = TABLE[cls].foreach_rtol
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-9 if rtol < 1e-6 else 1e-6)
 
 
 def error(found, truth):
@@ -124,12 +98,14 @@ def error(found, truth):
     cases(
         [torch.float32, torch.bfloat16, torch.float16],
         ["fused", "foreach", None],
-        only=lambda cls, options, dtype, execution: not (has_tensors(options) and execution),
+        only=lambda cls, options, dtype, execution: (
+            not (has_tensors(options) and execution) and (execution != "fused" or TABLE[cls].fused)
+        ),
     ),
 )
 def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, dtype, execution):
     if dtype == torch.float16:
-        options = {**options, "eps": 0.1} if cls is not SGD else options
+        options = {**options, **({} if cls is SGD else {"eps": 0.1})}
     choice = {execution: True} if execution else {}
 
     def run(cls, dtype, **choice):
@@ -138,8 +114,10 @@ def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, 
 
     truth = run(torchs(cls), torch.float64, foreach=False)
     loop = error(run(torchs(cls), dtype, foreach=False), truth)
-    many = error(run(torchs(cls), dtype, foreach=True), truth) if execution == "foreach" else loop
-    fused = error(run(torchs(cls), dtype, fused=True), truth)
+    has_fused = TABLE[cls].fused
+    needs_many = execution == "foreach" or not has_fused
+    many = error(run(torchs(cls), dtype, foreach=True), truth) if needs_many else loop
+    fused = error(run(torchs(cls), dtype, fused=True), truth) if has_fused else many
     ours = error(run(cls, dtype, **choice), truth)
     # Rounding is a matter of luck, though little in so many numbers.
     allowed = {
@@ -207,10 +185,13 @@ def test_splitting_and_permuting_groups_changes_nothing(owners, order, foreach):
 
 def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
     calls = []
-    original = torch._foreach_lerp_
-    monkeypatch.setattr(
-        torch, "_foreach_lerp_", lambda ps, *rest: (calls.append(len(ps)), original(ps, *rest))
-    )
+    original = TensorList.lerp_
+
+    def counted(self, *rest):
+        calls.append(len(self.tensors))
+        return original(self, *rest)
+
+    monkeypatch.setattr(TensorList, "lerp_", counted)
     params = parameters(shapes=[(2,)] * 200)
     descend(
         AdamW([{"params": [p], "lr": i / 1e4} for i, p in enumerate(params)], foreach=True),
@@ -221,9 +202,9 @@ def test_a_step_of_many_groups_is_one_call_per_operation(monkeypatch):
 
 
 def test_large_batches_are_walked_in_parts(monkeypatch):
-    from optimplug._core.optim.executions import loop as execution
+    from optimplug._core.optim.executions import foreach
 
-    monkeypatch.setattr(execution, "SCRATCH_BYTES", 100)
+    monkeypatch.setattr(foreach, "SCRATCH_BYTES", 100)
     params = parameters(shapes=[(10,), (10,), (30,), (5,), (20,)])
     whole = [torch.nn.Parameter(p.detach().clone()) for p in params]
     parts = descend(AdamW(params), 3)

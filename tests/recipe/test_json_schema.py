@@ -7,8 +7,8 @@ from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
 from optimplug.recipe import json_schema as module
-from optimplug.recipe.text.problems import path_of
 from optimplug.recipe.text.reader import read
+from optimplug.recipe.text.written import path_of
 
 SCHEMA = Recipe.json_schema()
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -1,5 +1,4 @@
 import json
-import re
 import sys
 
 import pytest
@@ -9,7 +8,7 @@ from support.labels import label
 from support.recipes import recipe_of
 from torch import nn
 
-from optimplug import Horizon, MissingExtraError, Recipe
+from optimplug import Horizon, Recipe
 from optimplug.optim import AdamW
 
 RUN = Horizon(total_steps=100, steps_per_epoch=10)
@@ -181,70 +180,6 @@ def test_the_dict_counts_everything_once():
     ]
 
 
-def test_the_table_shows_every_group_whole():
-    plan = RECIPE.plan(tiny_bert(), RUN)
-    text = str(plan)
-    for group in plan.groups:
-        (row,) = (line for line in text.splitlines() if line.split()[:1] == [group.name])
-        assert re.search(rf"\b{group.numel:,}\b", row)
-        assert f"{group.lr:.3g}" in row
-    assert "AdamW(lr=0.001, weight_decay=0.1, max_grad_norm=2.0), 100 steps" in text
-    assert "steps 10 to 100: CosineAnnealingLR" in text
-    assert "frozen: 1 tensors" in text
-
-
-def test_an_unknown_number_of_steps_still_gives_a_table():
-    recipe = Recipe.load(
-        {"optimizer": {"name": "AdamW"}, "schedule": [{"name": "LinearLR", "for": 5}]}
-    )
-    plan = recipe.plan(nn.Linear(2, 2), Horizon())
-    assert "unknown number of steps" in str(plan)
-    with pytest.raises(ValueError, match="total_steps"):
-        plan.plot("lr.png")
-
-
-@pytest.mark.parametrize(
-    ("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")]
-)
-def test_a_plot_is_a_picture_of_that_kind(tmp_path, ending, magic):
-    file = tmp_path / f"lr.{ending}"
-    RECIPE.plan(tiny_bert(), RUN).plot(file)
-    assert file.read_bytes().startswith(magic)
-
-
-def test_a_plot_has_a_line_for_every_group_and_names_the_phases(tmp_path):
-    file = tmp_path / "lr.svg"
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        RECIPE.plan(tiny_bert(), RUN).plot(file)
-    text = file.read_text()
-    plan = RECIPE.plan(tiny_bert(), RUN)
-    for lr in {group.lr for group in plan.groups}:
-        first = next(group.name for group in plan.groups if group.lr == lr)
-        others = sum(group.lr == lr for group in plan.groups) - 1
-        assert (f"{first} (and {others} more)" if others else first) in text
-    assert "LinearLR" in text
-    assert "CosineAnnealingLR" in text
-
-
-def test_a_plot_of_many_groups_says_how_many_it_does_not_name(tmp_path):
-    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(40)])
-    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "groups": [{"layer_decay": 0.9}]})
-    file = tmp_path / "lr.svg"
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        recipe.plan(model, RUN).plot(file)
-    assert "and 16 more" in file.read_text()
-
-
-def test_without_matplotlib_the_error_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "optimplug\[plot\]"'):
-        RECIPE.plan(tiny_bert(), RUN).plot(tmp_path / "lr.png")
-
-
 def test_plan_holds_for_the_optimizers_own_defaults():
     recipe = Recipe.load({"optimizer": {"name": "AdamW"}})
     plan = recipe.plan(nn.Linear(2, 2), RUN)
@@ -256,26 +191,6 @@ def test_the_peak_is_right_when_the_length_is_unknown():
     recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 1.0}, "schedule": [phase]})
     (group,) = recipe.plan(nn.Linear(2, 2), Horizon()).to_dict()["groups"]
     assert group["lr"] == {"start": 0.1, "peak": 0.5, "end": 0.5}
-
-
-def test_long_names_do_not_cost_the_table_its_numbers():
-    inner = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    for _ in range(6):
-        inner = nn.ModuleDict({"a_very_long_name_of_a_part": inner})
-    rules = [{"match": "*.0.*", "betas": [0.8, 0.99], "lr_scale": 0.123}]
-    recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 1.0}, "groups": rules})
-    plan = recipe.plan(inner, RUN)
-    for group in plan.groups:
-        (row,) = (line for line in str(plan).splitlines() if line.split()[:1] == [group.name])
-        assert f" {group.lr:.3g} " in row
-    assert "(0.9, 0.999)" in str(plan)  # the default, where no rule says otherwise
-    assert "…" not in str(plan)
-
-
-@pytest.mark.parametrize("name", ["[bold red]x[/]", "[/x]"])
-def test_a_name_is_no_markup(name):
-    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})
-    assert name in str(recipe_of().plan(model, RUN))
 
 
 def test_the_peak_of_a_cycle_much_shorter_than_the_run_is_found():

@@ -11,6 +11,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
+from optimplug._core.internals import note_steps, was_stepped
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
     holds,
@@ -73,9 +74,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.optimizer = owner_of(optimizer)
         self.last_epoch = require_count("last_epoch", last_epoch, least=-1)
         self.verbose = verbose
-        if not hasattr(self.optimizer, "_opt_called"):  # where torch's schedulers look as well
-            self.optimizer._opt_called = False  # type: ignore[attr-defined]
-            self._noted = self.optimizer.register_step_post_hook(_note_step)
+        self._noted = note_steps(self.optimizer)
         with kept_on_error(self._groups):
             self._initial_step()
 
@@ -149,8 +148,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             epoch = require_count("epoch", epoch)
             self._check_jump(epoch)
             warn(EPOCH_DEPRECATED)
-        # Where nobody notes the optimizer's steps any more, there is nothing to tell.
-        if self._step_count == 1 and not getattr(self.optimizer, "_opt_called", True):
+        if self._step_count == 1 and not was_stepped(self.optimizer):
             warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
         self._step_count += 1
         self._advance(metrics) if epoch is None else self._jump(epoch)
@@ -304,7 +302,3 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             states.load_functions(getattr(self, name), own.pop(name))
         known = [base for base in own["base_lrs"] if base is not None]
         self.__dict__.update({**own, "base_lrs": known})
-
-
-def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["clip_coefficient", "global_norm"]
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.execution import Ready
+
+__all__ = ["clip_coefficient", "global_norm", "prepared_norm"]
+
+
+def prepared_norm(ready: Sequence[Ready], batches: Sequence[Batch]) -> Tensor | None:
+    """Return the norm of all gradients as the executions that will use them compute it.
+
+    None where one of them has no quick way, or the gradients are of several types, or of narrow
+    ones: sums of their squares would be of another precision than torch's.
+    """
+    dtypes = {batch.grads[0].dtype for batch in batches}
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        return None
+    total = 0.0
+    for batch in ready:
+        squares = batch.squares()
+        if squares is None:
+            return None
+        total += squares
+    return torch.tensor(math.sqrt(total), dtype=dtypes.pop(), device="cpu")
 
 
 def global_norm(grads: Sequence[Tensor]) -> Tensor:

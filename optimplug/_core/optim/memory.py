@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Layout, State
+from optimplug._core.optim.executions.choice import may_fuse
+from optimplug._core.optim.layout import Layout, State
 from optimplug._core.optim.optimizer import Optimizer
 
 __all__ = ["state_bytes"]
@@ -25,7 +26,7 @@ def state_bytes(optimizer: Optimizer) -> int:
         >>> state_bytes(AdamW([torch.zeros(10, requires_grad=True)]))  # two moments and a count
         84
     """
-    counts_there = optimizer._may_fuse()
+    counts_there = may_fuse(optimizer.defaults)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     # Parameters share a counter, wherever they are counted.
     places = {p.device for p in params} if counts_there else {None}

@@ -10,20 +10,23 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from optimplug._core.optim.batch import Batch, Layout
-from optimplug._core.optim.executions.compiled import Bound, bind, bound_norm, prefetch
-from optimplug._core.optim.executions.fused import FUSED_DEVICES, can_fuse, fused, same_strides
-from optimplug._core.optim.executions.loop import differentiable, foreach, single
-from optimplug._core.optim.gradients import clip_coefficient, global_norm
+from optimplug._core.internals import load_post_hooks, load_pre_hooks
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.choice import (
+    CHOICES,
+    check_choices,
+    devices_asked_for,
+    may_fuse,
+    prepare,
+)
+from optimplug._core.optim.executions.execution import Ready
+from optimplug._core.optim.gradients import clip_coefficient, global_norm, prepared_norm
+from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer", "check_rate", "required"]
-
-# How a step is executed is a choice of the running process: it is not taken from a checkpoint, and
-# one group cannot choose another way than the others.
-_EXECUTION_KEYS = ("foreach", "fused", "capturable", "differentiable")
+__all__ = ["Optimizer", "required"]
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -67,7 +70,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.grad_norm: Tensor | None = None
         self.skipped_steps = 0
         self._layout: Layout | None = None
-        _check_execution(defaults)
+        check_choices(defaults)
         if defaults.get("lr") is not required:
             self.check(defaults)
         super().__init__(params, defaults)
@@ -102,30 +105,23 @@ class Optimizer(torch.optim.Optimizer, ABC):
         return loss
 
     def _update(self) -> None:
-        layout = self._layout
-        if layout is not None:
-            for memo in layout.memos:
-                prefetch(memo)
         groups = self.param_groups
         grads = [p.grad for group in groups for p in group["params"]]
-        rules = [self.rule(group) for group in groups]
-        # GradScaler lends these two for the time of a step.
-        amp_scale: Tensor | None = getattr(self, "grad_scale", None)
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if layout is None or not layout.fits(groups, grads, rules, self.state):
-            on_device = self._may_fuse()  # a fused operator reads the count where it runs
-            layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)
-            self._layout = layout
+        layout = self._current_layout(groups, grads)
         batches = layout.batches(groups, grads)
         if not batches:
             return
-        bound = [bind(batch) if self._may_fuse() else None for batch in batches]
-        scale = self._gradient_scale(grads, bound, amp_scale)
+        # GradScaler lends these two for the time of a step.
+        amp_scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        # From here to the last of these, whatever fails leaves everything as it was.
+        ready = [prepare(batch, self.defaults) for batch in batches]
+        scale = self._gradient_scale(grads, batches, ready, amp_scale)
         skips = self._skips()
         if not skips:
             layout.advance(1)
-            for batch, ready in zip(batches, bound, strict=True):
-                self._execute(batch, ready, scale, found_inf)
+            for batch in ready:
+                batch.run(scale, found_inf)
         if found_inf is not None and not skips:
             layout.advance(-found_inf)
             skips = layout.has_first and bool(found_inf)
@@ -133,14 +129,28 @@ class Optimizer(torch.optim.Optimizer, ABC):
             layout.forget_first(self.state)
             self._layout = None
 
+    def _current_layout(self, groups: list[dict[str, Any]], grads: list[Tensor | None]) -> Layout:
+        """Return the layout of this step: that of the last one, unless something has changed."""
+        rules = [self.rule(group) for group in groups]
+        layout = self._layout
+        if layout is None or not layout.fits(groups, grads, rules, self.state):
+            on_device = may_fuse(self.defaults)  # one pass reads the count where it runs
+            layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)
+            self._layout = layout
+        return layout
+
     def _gradient_scale(
-        self, grads: list[Tensor | None], bound: list[Bound | None], amp_scale: Tensor | None
+        self,
+        grads: list[Tensor | None],
+        batches: list[Batch],
+        ready: list[Ready],
+        amp_scale: Tensor | None,
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
         if self.max_grad_norm is None and not self.skip_nonfinite:
             return scale
-        norm = bound_norm(bound)
+        norm = prepared_norm(ready, batches)
         if norm is None:
             norm = global_norm([g for g in grads if g is not None])
         self.grad_norm = norm if scale is None else norm * scale.to(norm.device)
@@ -157,29 +167,6 @@ class Optimizer(torch.optim.Optimizer, ABC):
         skips = not bool(torch.isfinite(self.grad_norm))
         self.skipped_steps += skips
         return skips
-
-    def _execute(
-        self, batch: Batch, ready: Bound | None, scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
-        may_fuse = ready is None and self._may_fuse() and can_fuse(batch.rule, batch.params[0])
-        if may_fuse and batch.goes_together and same_strides(batch):
-            fused(batch, None if scale is None else 1.0 / scale, found_inf)
-        elif found_inf is not None and bool(found_inf):
-            return
-        elif ready is not None:
-            ready.run(1.0 if scale is None else float(scale))
-        elif self.defaults.get("differentiable"):
-            differentiable(batch, scale)
-        elif self.defaults.get("foreach") is False or not batch.goes_together:
-            single(batch, scale)
-        else:
-            foreach(batch, scale)
-
-    def _may_fuse(self) -> bool:
-        choice = self.defaults
-        if choice.get("fused") is None:
-            return choice.get("foreach") is None and not choice.get("differentiable")
-        return bool(choice["fused"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``."""
@@ -201,11 +188,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
             StateError: the state does not fit the parameters. Nothing has changed then.
         """
         state_dict = dict(state_dict)
-        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+        for pre_hook in load_pre_hooks(self):
             state_dict = pre_hook(self, state_dict) or state_dict
         state, groups = checked_state(state_dict, self.param_groups, self._checked_rule)
         self.__setstate__({"state": state, "param_groups": groups})
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+        for post_hook in load_post_hooks(self):
             post_hook(self)
 
     def _checked_rule(self, group: Hyper) -> Rule:
@@ -240,7 +227,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             if key in group:
                 raise ArgumentError(f"{where}: {key} is for the whole optimizer, not for a group")
         hyper = {**self.defaults, **group}
-        for key in _EXECUTION_KEYS:
+        for key in CHOICES:
             if key in group and group[key] != self.defaults.get(key):
                 raise ArgumentError(
                     f"{where}: {key} is a choice for all groups together (got {group[key]}, but "
@@ -254,19 +241,25 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self.check(hyper)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
-        if self.defaults.get("fused") or self.defaults.get("capturable"):
-            self._check_fusable(group, where)
+        found = devices_asked_for(self.defaults)
+        if found is not None:
+            self._check_devices(group, where, *found)
+        if self.defaults.get("capturable") and not self.rule(hyper).fused_dtypes:
+            raise ArgumentError(
+                f"{where}: capturable=True needs an operator of torch's that does the whole update "
+                f"of {type(self).__name__}, and there is none; leave it out"
+            )
 
-    def _check_fusable(self, group: dict[str, Any], where: str) -> None:
-        """Refuse at once what the fused execution could not do at a step."""
+    def _check_devices(
+        self, group: dict[str, Any], where: str, asked: str, devices: tuple[str, ...]
+    ) -> None:
+        """Refuse at once what the execution that was asked for could not do at a step."""
         params = group["params"]
         group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-        devices = ("cuda",) if self.defaults.get("capturable") else FUSED_DEVICES
         for p in (p[1] if isinstance(p, tuple) else p for p in params):
             if isinstance(p, Tensor) and not (
                 torch.is_floating_point(p) and p.device.type in devices
             ):
-                asked = "capturable" if self.defaults.get("capturable") else "fused"
                 raise ArgumentError(
                     f"{where}: {asked}=True needs floating point parameters on "
                     f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
@@ -284,42 +277,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         super().__setstate__(state)
         self._layout = None
         for group in self.param_groups:
-            for key in _EXECUTION_KEYS:
+            for key in CHOICES:
                 group.pop(key, None)  # then, if this class has it, back from the defaults
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-
-
-def check_rate(hyper: Hyper) -> None:
-    """Raise ArgumentError unless ``lr`` is what every optimizer here takes."""
-    lr = hyper["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-        if hyper["foreach"] and not hyper.get("capturable", True):
-            raise ArgumentError(
-                "lr as a Tensor is not supported for capturable=False and foreach=True"
-            )
-    if not lr >= 0.0:
-        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
-
-
-def _check_execution(defaults: Hyper) -> None:
-    """Refuse choices of execution that contradict each other, as torch does."""
-    fuse, many = defaults.get("fused"), defaults.get("foreach")
-    for key in _EXECUTION_KEYS:
-        if not isinstance(defaults.get(key), bool | None):
-            raise ArgumentError(f"{key} must be True, False or None (got {defaults[key]!r})")
-    if fuse and defaults.get("differentiable"):
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if fuse and many:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    if many and defaults.get("differentiable"):
-        raise ArgumentError("foreach=True does not support differentiable=True; leave it out")
-    if defaults.get("capturable") and (fuse is False or many is not None):
-        raise ArgumentError(
-            "capturable=True needs the fused execution; leave foreach and fused out"
-        )
-    if defaults.get("capturable") and defaults.get("differentiable"):
-        raise ArgumentError("capturable=True does not support differentiable=True")

@@ -1,20 +1,22 @@
 """What an update rule is: the state it keeps, its scalars, its math.
 
 A rule is written once, in Tensor's own method names. What it is run on decides how it executes: a
-Tensor is the reference, a TensorList maps the same names onto ``torch._foreach_*``, a Functional
-lets autograd flow through.
+Tensor is the reference, a TensorList runs each operation on many tensors at once, a Functional lets
+autograd flow through, and symbols write down a program that is compiled. The operations that a rule
+may use are the rows of one table, :data:`optimplug._core.optim.executions.ops.OPERATIONS`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "Scalar"]
+__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "Scalar", "StateSpec"]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
@@ -22,28 +24,43 @@ Hyper: TypeAlias = Mapping[str, Any]
 Scalar: TypeAlias = "float | Sequence[float]"
 """One number for every tensor of an operand, or one number for each."""
 
-Self = TypeVar("Self", bound="Operand")
+Operand: TypeAlias = Any
+"""A Tensor, or anything else that has the operations of a Tensor that stand in the table."""
 
 
-class Operand(Protocol):
-    """The methods that a rule may use, on a Tensor, a TensorList and a Functional alike.
+def _zeros_like(p: Tensor) -> Tensor:
+    return torch.zeros_like(p, memory_format=torch.preserve_format)
 
-    Scalar arguments are typed Any, because Tensor's own methods take no sequence.
+
+class StateSpec(NamedTuple):
+    """One tensor that a rule keeps for each parameter, and how it begins.
+
+    Example:
+        >>> rows = StateSpec("row_var", shape=lambda p: (*p.shape[:-1], 1), dtype=torch.float32)
+        >>> rows.create(torch.ones(3, 4, dtype=torch.bfloat16)).shape
+        torch.Size([3, 1])
     """
 
-    def neg(self: Self) -> Self: ...
-    def sqrt(self: Self) -> Self: ...
-    def add(self: Self, other: Self, *, alpha: Any) -> Self: ...
-    def add_(self: Self, other: Any, *, alpha: Any = 1) -> Self: ...
-    def mul_(self: Self, other: Any) -> Self: ...
-    def div_(self: Self, other: Any) -> Self: ...
-    def lerp_(self: Self, end: Self, weight: Any) -> Self: ...
-    def clamp_min_(self: Self, other: Self) -> Self: ...
-    def addcmul_(self: Self, tensor1: Self, tensor2: Self, *, value: Any) -> Self: ...
-    def addcdiv_(self: Self, tensor1: Self, tensor2: Self, *, value: Any) -> Self: ...
+    name: str
+    """Its key in the state; torch's, where torch has such a state."""
+    init: Callable[[Tensor], Tensor] = _zeros_like
+    """Its first value, from the parameter, or from a tensor of ``shape`` and ``dtype``."""
+    shape: Callable[[Tensor], Sequence[int]] | None = None
+    """Its shape, from the parameter; None for the parameter's own."""
+    dtype: torch.dtype | None = None
+    """Its type; None for the parameter's own."""
+    late: bool = False
+    """Whether a checkpoint may lack it: then it begins when the run goes on."""
 
+    def shape_for(self, p: Tensor) -> tuple[int, ...]:
+        """Return the shape that it has for a parameter."""
+        return tuple(p.shape if self.shape is None else self.shape(p))
 
-T = TypeVar("T", bound=Operand)
+    def create(self, p: Tensor) -> Tensor:
+        """Return its first value for a parameter."""
+        if self.shape is not None:
+            p = p.new_empty(self.shape_for(p))
+        return self.init(p if self.dtype is None else p.to(self.dtype))
 
 
 class FusedCall(NamedTuple):
@@ -54,7 +71,7 @@ class FusedCall(NamedTuple):
     grads: list[Tensor]
     """Overwritten with their quotient by ``grad_scale``, where that is given."""
     state: Mapping[str, list[Tensor]]
-    """For each name in :attr:`Rule.state`, one tensor per parameter."""
+    """For each of :attr:`Rule.state`, by name, one tensor per parameter."""
     hyper: Hyper
     steps: list[Tensor]
     """For each parameter the number of this update; empty where the rule does not count."""
@@ -72,6 +89,13 @@ class Rule(ABC):
     Rules are values: two groups whose rules are equal can share a batch.
     """
 
+    scope: ClassVar[Literal["element", "tensor", "matrix"]] = "element"
+    """How much of a parameter the rule must see at once.
+
+    ``"element"``: each element by itself, so a parameter may be cut, compiled and sharded.
+    ``"tensor"``: the whole tensor, for its norms. ``"matrix"``: the whole matrix.
+    """
+
     counts_steps: ClassVar[bool] = True
     """Whether the state has torch's ``step``, and ``t`` is its count.
 
@@ -81,8 +105,8 @@ class Rule(ABC):
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
-    late_state: ClassVar[tuple[str, ...]] = ()
-    """What of the state may be missing in one that is loaded, and then starts from zeros."""
+    variant_state: ClassVar[tuple[str, ...]] = ()
+    """Names of state that some variants of the rule keep: another run may have left it behind."""
 
     temporaries: ClassVar[int] = 2
     """How many operands as large as the parameters an update holds at once, at the most."""
@@ -92,8 +116,13 @@ class Rule(ABC):
 
     @property
     @abstractmethod
-    def state(self) -> tuple[str, ...]:
-        """Names of the tensors kept per parameter; each starts as zeros of its shape and dtype."""
+    def state(self) -> tuple[StateSpec, ...]:
+        """The tensors kept for each parameter."""
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of :attr:`state`, in its order."""
+        return tuple(spec.name for spec in self.state)
 
     @abstractmethod
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -103,8 +132,13 @@ class Rule(ABC):
         """
 
     @abstractmethod
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
-        """Update ``p`` and ``state`` in place from the gradient ``g``; leave ``g`` as it is."""
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
+        """Update ``p`` and ``state`` in place from the gradient ``g``; leave ``g`` as it is.
+
+        It may branch on the rule's own fields, and on whether a coefficient is a given number.
+        """
 
     def fused(self, call: FusedCall) -> None:
         """Do the whole update of tensors that share their hyperparameters in one pass."""

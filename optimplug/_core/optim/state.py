@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["checked_state"]
@@ -60,31 +60,44 @@ def checked_state(
         for theirs, ours in zip(saved, groups, strict=True)
         for number, p in zip(theirs["params"], ours["params"], strict=True)
     }
+    loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
+    rules = _rules(loaded, rule_of)
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for number, kept in state_dict["state"].items():
         p = owners.get(number)
         if p is None:
             state[number] = kept
             continue
-        state[p] = {key: _fitted(value, p, key, names[p]) for key, value in kept.items()}
-    loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
-    for i, group in enumerate(loaded):
+        specs = {spec.name: spec for spec in rules[p].state}
+        state[p] = {
+            key: _fitted(value, p, key, names[p], specs.get(key)) for key, value in kept.items()
+        }
+    for p, rule in rules.items():
+        _check_whole(state.get(p), rule, names[p])
+    return state, loaded
+
+
+def _rules(
+    groups: Sequence[dict[str, Any]], rule_of: Callable[[Mapping[str, Any]], Rule]
+) -> dict[Tensor, Rule]:
+    """Return the rule of every parameter."""
+    rules = {}
+    for i, group in enumerate(groups):
         try:
             rule = rule_of(group)
         except (ArgumentError, TypeError) as error:
             raise StateError(f"param_groups[{i}]: {error}") from error
-        for p in group["params"]:
-            _check_whole(state.get(p), rule, names[p])
-    return state, loaded
+        rules.update(dict.fromkeys(group["params"], rule))
+    return rules
 
 
 def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
     """Refuse the state of a parameter that has stepped, if something of it is gone."""
     if not kept:
         return
-    needed = ("step", *rule.state) if rule.counts_steps else rule.state
-    for key in needed:
-        if key not in kept and key not in rule.late_state:
+    late = {spec.name for spec in rule.state if spec.late}
+    for key in ("step", *rule.state_names) if rule.counts_steps else rule.state_names:
+        if key not in kept and key not in late:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
         if not isinstance(kept.get(key), Tensor | None):
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
@@ -112,8 +125,8 @@ def _bare(name: str) -> str:
     return name
 
 
-def _fitted(value: Any, p: Tensor, key: str, name: str) -> Any:
-    """Return a state's value as the parameter needs it."""
+def _fitted(value: Any, p: Tensor, key: str, name: str, spec: StateSpec | None) -> Any:
+    """Return a state's value as the parameter needs it; ``spec`` is that of the rule, if any."""
     if key == "step":
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.detach().clone()
@@ -122,10 +135,9 @@ def _fitted(value: Any, p: Tensor, key: str, name: str) -> Any:
         raise StateError(f"step of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    if value.shape != p.shape:
-        raise StateError(
-            f"{key} of {name} must have the shape {tuple(p.shape)} (got {tuple(value.shape)})"
-        )
+    shape = tuple(p.shape) if spec is None else spec.shape_for(p)
+    if tuple(value.shape) != shape:
+        raise StateError(f"{key} of {name} must have the shape {shape} (got {tuple(value.shape)})")
     if value.is_floating_point() and not (p.is_floating_point() or p.is_complex()):
         raise StateError(f"{key} of {name} must be of a type like {p.dtype} (got {value.dtype})")
     return value.to(device=p.device)

@@ -1,1 +1,1 @@
-"""Who: which parameters a rule is for, and the groups that the rules make of a model."""
+"""Who learns how: which parameters a rule is for, and the groups that rules make of a model."""

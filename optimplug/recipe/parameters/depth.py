@@ -1,4 +1,4 @@
-"""Which layer a parameter belongs to, found in the model's own lists of layers."""
+"""How deep in a model each parameter is: which layer it belongs to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from optimplug._core.internals import children_by_name
 from optimplug.recipe.parameters.towers import Tower, forward_ranks, towers
-from optimplug.recipe.text.levels import Depth
+from optimplug.recipe.text.depth_range import Depth
 
 __all__ = ["depths", "find_depths"]
 
@@ -20,8 +21,8 @@ def depths(model: nn.Module) -> dict[str, int]:
     Depth 0 is what comes before the layers (embeddings), 1 to n are the layers, n + 1 is what comes
     after them (final norm, pooler, head), in the order in which ``forward`` uses them. Each tower
     of a model with several (encoder and decoder, text and vision) counts its own layers; what joins
-    them stands above the tallest. What lies between the blocks of two stages belongs to the
-    next one if it begins a stage, and to the last one if it ends it.
+    towers is above the tallest. A module between the blocks of two stages belongs to the next block
+    if it begins a stage, and to the last block if it ends one.
 
     Raises:
         ValueError: the model has no list of layers.
@@ -34,95 +35,122 @@ def depths(model: nn.Module) -> dict[str, int]:
 
 
 def find_depths(model: nn.Module) -> dict[str, Depth]:
-    """Return the place of every parameter in its tower; as :func:`depths`, which see."""
+    """Return the same as :func:`depths`, counted from both ends.
+
+    Raises:
+        ValueError: the model has no list of layers.
+    """
     found = towers(model)
     if not found:
         raise ValueError(
             f"no list of layers (nn.ModuleList or nn.Sequential of equal modules) was found in "
             f"{type(model).__name__}; write one rule per part instead, each with its own lr_scale"
         )
-    skeleton = _Skeleton(model, found)
+    layer_map = _LayerMap(model, found)
     names = (name for name, _ in model.named_parameters(remove_duplicate=False))
-    return {name: skeleton.place(name) for name in names}
+    return {name: layer_map.depth_of(name) for name in names}
 
 
 class _Span(NamedTuple):
-    """The layers of one tower that a module holds, both ends included."""
+    """A range of layers of one tower, both ends included."""
 
     tower: int
     low: int
     high: int
 
 
-class _Skeleton:
-    """The modules that are layers or hold some."""
+class _LayerMap:
+    """Where in a model its layers are.
+
+    Args:
+        model: the model.
+        found: its towers.
+    """
 
     def __init__(self, model: nn.Module, found: list[Tower]) -> None:
         self._model = model
         self._heights = [len(tower) for tower in found]
-        self._blocks = {
+        # By its path, every module that is a layer, or a part of one.
+        self._layers = {
             path: _Span(number, i, i)
             for number, tower in enumerate(found)
             for i, layer in enumerate(tower, 1)
             for path in layer
         }
-        self._holders: dict[str, dict[str, list[_Span]]] = defaultdict(lambda: defaultdict(list))
-        for path, span in self._blocks.items():
+        # By its path, every module that contains layers: by child, the layers in that child.
+        self._containers: dict[str, dict[str, list[_Span]]] = defaultdict(lambda: defaultdict(list))
+        for path, span in self._layers.items():
             parts = path.split(".")
             for n, part in enumerate(parts):
-                self._holders[".".join(parts[:n])][part].append(span)
+                self._containers[".".join(parts[:n])][part].append(span)
 
-    def place(self, name: str) -> Depth:
+    def depth_of(self, name: str) -> Depth:
         """Return the depth of the parameter of that full name."""
         parts = name.split(".")
+        # From the innermost module outwards: the first that is a layer or contains layers decides.
         for n in range(len(parts) - 1, -1, -1):
             path = ".".join(parts[:n])
-            if path in self._blocks:
-                span = self._blocks[path]
+            if path in self._layers:
+                span = self._layers[path]
                 return self._depth(span.tower, span.low)
-            if path in self._holders:
-                return self._beside(path, parts[n:])
-        raise AssertionError("the model itself holds all layers")
+            if path in self._containers:
+                return self._depth_outside_layers(path, parts[n:])
+        raise AssertionError("the model itself contains all layers")
 
-    def _beside(self, path: str, rest: list[str]) -> Depth:
-        """Return the depth of what lies beside layers in the innermost module that holds some."""
-        holder, spans = self._model.get_submodule(path), dict(self._holders[path])
-        towers = {span.tower for held in spans.values() for span in held}
-        if len(towers) > 1:
-            ranks = forward_ranks(holder, [rest[0], *spans])
-            height = max(self._heights[tower] for tower in towers)
-            joint = 0 if all(ranks[rest[0]] < ranks[child] for child in spans) else height + 1
-            return Depth(joint, height + 1 - joint)
-        opposite = self._opposite(holder, rest, spans)
-        if opposite is not None:
-            element = ".".join([path, opposite, rest[1]] if path else [opposite, rest[1]])
-            if element in self._blocks:
-                return self._depth(*self._blocks[element][:2])
-            held = self._holders.get(element, {}).values()
-            spans = {opposite: [span for spans in held for span in spans]}
-        return self._between(holder, rest[0], spans)
+    def _depth_outside_layers(self, path: str, rest: list[str]) -> Depth:
+        """Return the depth of a parameter that a module has beside its layers.
 
-    def _opposite(self, holder: nn.Module, rest: list[str], spans: Iterable[str]) -> str | None:
-        """Return the list of layers, or of stages, that a list goes with one by one, if any.
-
-        It is as long, and of one class: a norm for each stage.
+        Args:
+            path: of the module, the innermost one around the parameter that contains layers.
+            rest: the parameter's path in that module.
         """
-        own = holder._modules.get(rest[0])
+        container, children = self._model.get_submodule(path), dict(self._containers[path])
+        if len({span.tower for spans in children.values() for span in spans}) > 1:
+            return self._depth_beside_towers(container, rest[0], children)
+        partner = self._partner(container, rest[0], children)
+        if partner is not None:
+            # rest[1] is the place in the list, and the partner has an element at the same place.
+            element = ".".join([path, partner, rest[1]] if path else [partner, rest[1]])
+            if element in self._layers:
+                return self._depth(*self._layers[element][:2])
+            held = self._containers.get(element, {}).values()
+            children = {partner: [span for spans in held for span in spans]}
+        return self._depth_beside_layers(container, rest[0], children)
+
+    def _depth_beside_towers(
+        self, container: nn.Module, name: str, children: Mapping[str, Sequence[_Span]]
+    ) -> Depth:
+        """Return the depth of what joins towers: below all if it is used before all, else above."""
+        ranks = forward_ranks(container, [name, *children])
+        height = max(self._heights[span.tower] for spans in children.values() for span in spans)
+        joint = 0 if all(ranks[name] < ranks[child] for child in children) else height + 1
+        return Depth(joint, height + 1 - joint)
+
+    def _partner(self, container: nn.Module, name: str, children: Iterable[str]) -> str | None:
+        """Return the list of layers, or of stages, that goes step by step with another list.
+
+        Such a list has as many elements, of one class: a norm for the end of each stage, say.
+        """
+        own = children_by_name(container).get(name)
         if not isinstance(own, nn.ModuleList) or len({type(element) for element in own}) > 1:
             return None
-        lists = ((child, holder._modules[child]) for child in spans)
-        return next(
-            (n for n, m in lists if isinstance(m, nn.ModuleList) and len(m) == len(own) > 1), None
-        )
+        for child in children:
+            other = children_by_name(container)[child]
+            if isinstance(other, nn.ModuleList) and len(other) == len(own) > 1:
+                return child
+        return None
 
-    def _between(self, holder: nn.Module, name: str, spans: Mapping[str, Sequence[_Span]]) -> Depth:
-        ranks = forward_ranks(holder, [name, *spans])
-        above = [held for child, held in spans.items() if ranks[name] < ranks[child]]
-        tower = next(iter(spans.values()))[0].tower
-        if above:
-            low = min(span.low for held in above for span in held)
+    def _depth_beside_layers(
+        self, container: nn.Module, name: str, children: Mapping[str, Sequence[_Span]]
+    ) -> Depth:
+        """Return the depth of what is used before, between or after the layers of one tower."""
+        ranks = forward_ranks(container, [name, *children])
+        tower = next(iter(children.values()))[0].tower
+        after = [spans for child, spans in children.items() if ranks[name] < ranks[child]]
+        if after:
+            low = min(span.low for spans in after for span in spans)
             return self._depth(tower, low if low > 1 else 0)
-        high = max(span.high for held in spans.values() for span in held)
+        high = max(span.high for spans in children.values() for span in spans)
         return self._depth(tower, high if high < self._heights[tower] else high + 1)
 
     def _depth(self, tower: int, layer: int) -> Depth:

@@ -1,4 +1,4 @@
-"""Why a parameter has the settings that it has: every rule that spoke, and what came of it."""
+"""Why a parameter has its settings: what each rule says of it, and which rule wins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimplug.errors import ArgumentError, did_you_mean
-from optimplug.recipe.parameters.groups import Group, Grouping, ParameterVotes
+from optimplug.recipe.parameters.groups import Group, Grouping
+from optimplug.recipe.parameters.votes import ParameterVotes
 from optimplug.recipe.text.schema import FreezeSpec, LayerDecay, RuleSpec
 
 __all__ = ["Explanation", "Statement", "explain", "plain"]
@@ -23,9 +24,21 @@ class Statement:
     key: str
     value: Any
     names: tuple[str, ...]
-    """By which names of the parameter the rule reached it."""
+    """The names of the parameter for which the rule holds."""
     overridden_by: int | None
-    """The rule that has the last word on this key; None if it is this one."""
+    """The rule whose value for this key wins; None if it is this one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the statement as plain values."""
+        winner = self.overridden_by
+        return {
+            "rule": f"groups[{self.rule}]",
+            "match": self.match,
+            "key": self.key,
+            "value": plain(self.value),
+            "names": list(self.names),
+            "overridden_by": None if winner is None else f"groups[{winner}]",
+        }
 
     def __str__(self) -> str:
         match = f" ({self.match})" if self.match else ""
@@ -35,7 +48,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A parameter: the rules that spoke of it in their order, its group, and its rate.
+    """A parameter: what the rules say of it, in their order, its group, and its rate.
 
     Print it for a few lines of text; :meth:`to_dict` gives it to a program.
     """
@@ -51,7 +64,7 @@ class Explanation:
     settings: Mapping[str, Any]
     """Every hyperparameter of its group, the optimizer's own defaults included."""
     lr: str
-    """How its rate, before the schedule, comes about."""
+    """The product that its rate is, before the schedule."""
     frozen_by: str | None
     """What freezes it: a rule, or the model itself (``requires_grad=False``)."""
 
@@ -62,19 +75,7 @@ class Explanation:
             "names": list(self.names),
             "shape": list(self.shape),
             "dtype": self.dtype,
-            "rules": [
-                {
-                    "rule": f"groups[{s.rule}]",
-                    "match": s.match,
-                    "key": s.key,
-                    "value": plain(s.value),
-                    "names": list(s.names),
-                    "overridden_by": None
-                    if s.overridden_by is None
-                    else f"groups[{s.overridden_by}]",
-                }
-                for s in self.statements
-            ],
+            "rules": [statement.to_dict() for statement in self.statements],
             "group": self.group,
             "settings": plain(self.settings),
             "lr": self.lr if self.group is not None else None,
@@ -104,7 +105,7 @@ class Explanation:
 def explain(
     name: str, grouping: Grouping, rules: Sequence[RuleSpec], defaults: Mapping[str, Any]
 ) -> Explanation:
-    """Tell a parameter's story.
+    """Explain the settings of one parameter.
 
     Args:
         name: any of the parameter's names.
@@ -115,22 +116,18 @@ def explain(
     Raises:
         ArgumentError: the model has no parameter of that name.
     """
-    owners = {alias: member for member in grouping.parameters.values() for alias in member.names}
-    if name not in owners:
-        raise ArgumentError(f"no parameter {name!r}{_hint(name, list(owners))}")
-    member = owners[name]
-    first = member.names[0]
-    group = next((group for group in grouping.groups if first in group.parameters), None)
+    found = _find(name, grouping)
+    group = next((each for each in grouping.groups if found.names[0] in each.parameters), None)
     return Explanation(
         name=name,
-        names=member.names,
-        shape=tuple(member.parameter.shape),
-        dtype=str(member.parameter.dtype).removeprefix("torch."),
-        statements=tuple(_statements(member, rules)),
+        names=found.names,
+        shape=tuple(found.parameter.shape),
+        dtype=str(found.parameter.dtype).removeprefix("torch."),
+        statements=tuple(_statements(found, rules)),
         group=group.name if group else None,
         settings={**defaults, **group.settings} if group else {},
-        lr=_rate(member, group, defaults) if group else "",
-        frozen_by=None if group else _freezer(member),
+        lr=_rate(found, group, defaults) if group else "",
+        frozen_by=None if group else _frozen_by(found),
     )
 
 
@@ -143,14 +140,20 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    """Return the nearest name; not all there are, which may be thousands."""
+def _find(name: str, grouping: Grouping) -> ParameterVotes:
+    by_name = {alias: each for each in grouping.parameters.values() for alias in each.names}
+    if name in by_name:
+        return by_name[name]
+    known = list(by_name)
     hint = did_you_mean(name, known)
-    return hint if "did you mean" in hint else f"; the model's first is {known[0]!r}"
+    # Without a near name it would list all there are, which may be thousands.
+    hint = hint if "did you mean" in hint else f"; the model's first is {known[0]!r}"
+    raise ArgumentError(f"no parameter {name!r}{hint}")
 
 
-def _statements(member: ParameterVotes, rules: Sequence[RuleSpec]) -> Iterator[Statement]:
-    spoken = [
+def _statements(parameter: ParameterVotes, rules: Sequence[RuleSpec]) -> list[Statement]:
+    # Votes are kept by key; people read a recipe rule by rule.
+    found = [
         Statement(
             vote.rule,
             str(rules[vote.rule].match or ""),
@@ -159,42 +162,45 @@ def _statements(member: ParameterVotes, rules: Sequence[RuleSpec]) -> Iterator[S
             tuple(sorted(vote.names)),
             None if vote is votes[-1] else votes[-1].rule,
         )
-        for key, votes in member.votes.items()
+        for key, votes in parameter.votes.items()
         for vote in votes
     ]
-    yield from sorted(spoken, key=lambda statement: statement.rule)
+    return sorted(found, key=lambda statement: statement.rule)
 
 
 def _in_words(key: str, value: Any, rule: RuleSpec) -> Any:
-    """Return what a rule says for a key; of what is not a value, what it comes to."""
+    """Return the value of a vote, or words where that is only the number of a rule."""
     if isinstance(rule.freeze, FreezeSpec) and key == "freeze":
         return f"until {rule.freeze.until}"
     return "of its own" if key == "schedule" else value
 
 
-def _rate(member: ParameterVotes, group: Group, defaults: Mapping[str, Any]) -> str:
+def _rate(parameter: ParameterVotes, group: Group, defaults: Mapping[str, Any]) -> str:
     """Write the product that makes the rate, each factor with where it comes from."""
-    said = {key: votes[-1] for key, votes in member.votes.items()}
-    base = said.get("lr")
-    parts = [f"{base.value} (groups[{base.rule}])" if base else f"{defaults['lr']} (optimizer)"]
-    if "lr_scale" in said:
-        parts.append(f"{said['lr_scale'].value} (lr_scale of groups[{said['lr_scale'].rule}])")
-    if "layer_decay" in said:
-        vote = said["layer_decay"]
-        layers = f"{member.distance} below the top"
-        parts.append(f"{_power(vote.value, member.distance)} (groups[{vote.rule}], {layers})")
-    product = " x ".join(parts)
-    return f"{group.lr:.6g} = {product}" if len(parts) > 1 else product
+    winners = {key: votes[-1] for key, votes in parameter.votes.items()}
+    base, scale, decay = (winners.get(key) for key in ("lr", "lr_scale", "layer_decay"))
+    factors = [f"{base.value} (groups[{base.rule}])" if base else f"{defaults['lr']} (optimizer)"]
+    if scale:
+        factors.append(f"{scale.value} (lr_scale of groups[{scale.rule}])")
+    if decay:
+        power, layers = (
+            _power(decay.value, parameter.distance),
+            f"{parameter.distance} below the top",
+        )
+        factors.append(f"{power} (groups[{decay.rule}], {layers})")
+    product = " x ".join(factors)
+    return f"{group.lr:.6g} = {product}" if len(factors) > 1 else product
 
 
 def _power(decay: float | LayerDecay, distance: int) -> str:
     if not isinstance(decay, LayerDecay):
         return f"{decay}^{distance}"
-    least = decay.min > decay.rate**distance
-    return f"{decay.min}" if least else f"{decay.rate}^{distance}"
+    is_least = decay.min > decay.rate**distance
+    return f"{decay.min}" if is_least else f"{decay.rate}^{distance}"
 
 
-def _freezer(member: ParameterVotes) -> str:
-    votes = member.votes.get("freeze", ())
-    by_rule = votes[-1] if votes and votes[-1].value is True else None
-    return f"groups[{by_rule.rule}]" if by_rule else "the model (requires_grad=False)"
+def _frozen_by(parameter: ParameterVotes) -> str:
+    votes = parameter.votes.get("freeze", ())
+    if votes and votes[-1].value is True:
+        return f"groups[{votes[-1].rule}]"
+    return "the model (requires_grad=False)"

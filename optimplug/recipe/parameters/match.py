@@ -1,9 +1,9 @@
-"""Does a rule's ``match`` hold for a parameter?"""
+"""Whether the ``match`` of a rule holds for a parameter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -12,7 +12,7 @@ from torch import nn
 
 from optimplug.errors import nearest
 from optimplug.recipe.parameters.kinds import FAMILIES, is_bias, is_norm
-from optimplug.recipe.text.levels import Depth
+from optimplug.recipe.text.depth_range import Depth, DepthRange
 from optimplug.recipe.text.schema import Match
 
 __all__ = [
@@ -32,27 +32,31 @@ FAMILY_WORDS = ("norm", "bias", "embedding")
 
 @dataclass(frozen=True)
 class Place:
-    """One name of a parameter, with the modules around it, innermost first."""
+    """One name of a parameter, and what a rule can ask about it there.
+
+    A tied parameter has several names, and so several places.
+    """
 
     name: str
     parameter: nn.Parameter
     modules: tuple[nn.Module, ...]
+    """The modules around it, innermost first: its owner, and so on up to the model."""
     own_name: str
-    """The parameter's name in the module that owns it, the first of ``modules``."""
+    """The parameter's name in its owner."""
     classes: frozenset[str]
-    """The names of the classes of all modules around, and of their bases."""
+    """The names of the classes of all these modules, and of their bases."""
     families: frozenset[str]
-    """The families of its owner; ``bias`` is one too."""
+    """The families of its owner, and ``bias`` if it is one."""
     depth: Depth | None = None
-    """Known if it was asked for."""
+    """None where no rule asks for depths."""
 
 
 Condition = Callable[[Place, Sequence[Place]], bool]
-"""Whether a condition holds for a name of a parameter, given all names of that parameter."""
+"""Tells whether a rule holds for one place of a parameter, given all its places."""
 
 
 def places(model: nn.Module, depths: Mapping[str, Depth] | None = None) -> list[list[Place]]:
-    """Walk the parameters; each comes with all its names, a tied one with several.
+    """Return each parameter as the list of its places, of which a tied one has several.
 
     Args:
         model: whose parameters these are.
@@ -62,18 +66,26 @@ def places(model: nn.Module, depths: Mapping[str, Depth] | None = None) -> list[
     modules = dict(model.named_modules(remove_duplicate=False))
     found: dict[nn.Parameter, list[Place]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        # A parametrized weight is its layer's, not its parametrization's.
-        path, _, inner = name.partition(".parametrizations.")
-        path, _, own_name = (path, "", inner.split(".")[0]) if inner else name.rpartition(".")
+        path, own_name = _owner(name)
         parts = path.split(".") if path else []
         around = tuple(modules[".".join(parts[:n])] for n in range(len(parts), -1, -1))
         named = found.setdefault(parameter, [])
         depth = (named[0].depth if named else depths.get(name)) if depths else None
-        kinds = map(type, around)
-        classes = frozenset(n for kind in kinds for n in _class_names(kind))
+        classes = frozenset(n for kind in map(type, around) for n in _class_names(kind))
         families = frozenset(_families(around[0], own_name, parameter))
         named.append(Place(name, parameter, around, own_name, classes, families, depth))
     return list(found.values())
+
+
+def _owner(name: str) -> tuple[str, str]:
+    """Split a parameter's name into its owner's path and its name there."""
+    # torch moves a parametrized weight to `parametrizations.weight.original0` of its layer. For
+    # rules it stays the weight of that layer.
+    path, _, moved = name.partition(".parametrizations.")
+    if moved:
+        return path, moved.split(".")[0]
+    path, _, own_name = name.rpartition(".")
+    return path, own_name
 
 
 def _families(owner: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[str]:
@@ -84,26 +96,46 @@ def _families(owner: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[
         yield "bias"
 
 
+# A large model has thousands of parameters in modules of a few classes.
 @lru_cache(maxsize=1024)
 def _class_names(cls: type) -> frozenset[str]:
     return frozenset(base.__name__ for base in cls.__mro__)
 
 
 def condition(match: Match | None) -> Condition:
-    """Return whether all that ``match`` says holds; without one, it does everywhere.
+    """Return a function that tells whether all parts of a match hold; without one, they always do.
 
-    It takes a name of a parameter, and all the names of that parameter: ``not`` holds only if its
-    part does for none of them.
+    It takes one of a parameter's places, and all of them: ``not`` holds only if its part holds for
+    none of a tied parameter's names.
     """
-    if match is None:
-        return lambda place, tied: True
-    parts = list(_conditions(match))
+    return _all(_conditions(match)) if match is not None else _all([])
+
+
+def _all(conditions: Iterable[Condition]) -> Condition:
+    parts = list(conditions)
     return lambda place, tied: all(part(place, tied) for part in parts)
 
 
+def _any(conditions: Iterable[Condition]) -> Condition:
+    parts = list(conditions)
+    return lambda place, tied: any(part(place, tied) for part in parts)
+
+
 def _conditions(match: Match) -> Iterator[Condition]:
-    # One pattern for all globs: `(?s:a.*)\\Z|(?s:b)\\Z`, compiled once.
+    yield from _conditions_on_place(match)
+    if match.any_ is not None:
+        yield _any(map(condition, match.any_))
+    if match.all_ is not None:
+        yield _all(map(condition, match.all_))
+    if match.not_ is not None:
+        excluded = condition(match.not_)
+        yield lambda place, tied: not any(excluded(other, tied) for other in tied)
+
+
+def _conditions_on_place(match: Match) -> Iterator[Condition]:
+    """Give the parts of a match that look at one place alone."""
     if match.name is not None:
+        # All globs in one regular expression: a large model has thousands of names to try.
         globs = re.compile("|".join(map(translate, match.name)))
         yield lambda place, tied: globs.match(place.name) is not None
     if match.regex is not None:
@@ -115,32 +147,23 @@ def _conditions(match: Match) -> Iterator[Condition]:
     if match.ndim is not None:
         yield lambda place, tied: place.parameter.ndim == match.ndim
     if match.depth is not None:
-        levels = match.depth
-        yield (
-            lambda place, tied: (
-                place.depth is not None and any(level.holds(place.depth) for level in levels)
-            )
-        )
-    if match.any_ is not None:
-        choices = [condition(part) for part in match.any_]
-        yield lambda place, tied: any(part(place, tied) for part in choices)
-    if match.all_ is not None:
-        parts = [condition(part) for part in match.all_]
-        yield lambda place, tied: all(part(place, tied) for part in parts)
-    if match.not_ is not None:
-        excluded = condition(match.not_)
-        yield lambda place, tied: not any(excluded(other, tied) for other in tied)
+        ranges = match.depth
+        yield lambda place, tied: place.depth is not None and _within(place.depth, ranges)
+
+
+def _within(depth: Depth, ranges: Sequence[DepthRange]) -> bool:
+    return any(depth in each for each in ranges)
 
 
 def family_or_glob(word: str) -> Condition:
-    """Return the condition for a member of ``no_decay``: norm, bias, embedding, or a glob."""
+    """Return the condition of a word in ``no_decay``: norm, bias, embedding, or a glob."""
     if word in FAMILY_WORDS:
         return lambda place, tied: word in place.families
     return condition(Match.model_validate(word))
 
 
 def asks_depth(match: Match | None) -> bool:
-    """Tell whether a match needs to know how deep a parameter lies."""
+    """Tell whether a match asks how deep a parameter is."""
     if match is None:
         return False
     parts = [*(match.any_ or ()), *(match.all_ or ()), match.not_]
@@ -148,24 +171,26 @@ def asks_depth(match: Match | None) -> bool:
 
 
 def _is_type(place: Place, word: str) -> bool:
-    """Tell whether the owning module is of a family, or a module around is of a class so named."""
+    """Tell whether the owner is of this family, or any module around of a class of this name."""
     return word in (place.families if word in FAMILIES else place.classes)
 
 
 def suggestion(match: Match | None, model: nn.Module) -> str:
-    """Return "; did you mean ...?" for a match that holds nowhere, or an empty string."""
+    """Return "; did you mean ...?" for a match that holds for no parameter, or an empty text."""
     if match is None:
         return ""
+    # Of several names none was found, so that the first is as good as any to guess by.
     if match.name is not None:
         return _quoted(nearest(match.name[0], _globs(model)))
     if match.type is not None:
+        # Not nn.Module and object: nobody means these.
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}
         return _quoted(nearest(match.type[0], sorted(classes | FAMILIES.keys())))
     return ""
 
 
 def _globs(model: nn.Module) -> list[str]:
-    """Return globs that someone may have meant."""
+    """Return globs that match something, and that someone may have meant."""
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     paths = [name.split(".") for name in names]
     prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}

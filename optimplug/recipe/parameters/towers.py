@@ -1,14 +1,15 @@
-"""The towers of a model: its lists of blocks, found by what they hold."""
+"""The towers of a model: its stacks of layers, found by what its lists of modules contain."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from optimplug._core.internals import children_by_name, parameters_by_name
 from optimplug.recipe.parameters.forward import used
 from optimplug.recipe.parameters.kinds import is_norm
 
@@ -17,19 +18,21 @@ __all__ = ["Tower", "forward_ranks", "towers"]
 Tower = tuple[tuple[str, ...], ...]
 """The paths of the modules of each layer, lowest layer first."""
 
-_BARE, _COMPOSED, _BLOCK = range(3)
-"""A layer such as Linear; a module of modules; one with weights and a norm around them."""
+# How much a module looks like a layer of a network: a single operation, such as Linear; a module
+# made of modules; or a block, which has weights and a norm between them.
+_SINGLE, _COMPOSED, _BLOCK = range(3)
 
 
 @dataclass(frozen=True)
 class _LayerList:
-    """A list of modules that follow each other."""
+    """Modules that follow each other in a list or by numbered names: layers, perhaps."""
 
     parent: str
+    """The path of the module around them, without the list itself."""
     elements: Mapping[str, nn.Module]
     """By their full names; those without parameters are left out."""
     is_list: bool
-    """An nn.ModuleList, rather than a Sequential or attributes with numbers."""
+    """Whether they are an nn.ModuleList, not a Sequential or attributes with numbers."""
 
     @property
     def first(self) -> str:
@@ -37,40 +40,45 @@ class _LayerList:
 
     @property
     def uniform(self) -> bool:
-        """One class, and mostly the same parameters: not attention, then an MLP in equal shells."""
+        """Whether they are of one class and have mostly the same parameters.
+
+        The class alone does not tell: attention and MLP may be wrapped in one class, in turns.
+        """
         first, *others = self.elements.values()
         return all(type(first) is type(other) and _alike(first, other) for other in others)
 
     def is_part_of(self, path: str) -> bool:
-        """Tell whether this is the module of that name, or a child of it."""
+        """Tell whether this is the module of that path, or a child of it."""
         return path in (self.parent, self.first.rpartition(".")[0])
 
     def inside(self, other: _LayerList) -> bool:
+        """Tell whether this is somewhere in an element of the other."""
         return any(self.first.startswith(f"{element}.") for element in other.elements)
+
+
+_LayerLists = Mapping[str, _LayerList]
+"""By their paths."""
 
 
 def towers(model: nn.Module) -> list[Tower]:
     """Return the towers of a model, in the order in which it registers them.
 
     A tower is a list of blocks (nn.ModuleList, nn.Sequential, or attributes such as layer1 and
-    layer2), or several under one parent that follow each other and are of a kind. A block holds
-    weights and a norm; where no list does so, lists of any modules serve. The blocks of stages
-    (Swin, ResNet) count one by one.
+    layer2), or several lists under one parent that follow each other and have similar blocks. A
+    block has weights and a norm; where no list has such, lists of any modules are taken. The blocks
+    of stages (Swin, ResNet) count one by one.
     """
     layer_lists = dict(_layer_lists(model))
     grades = {
         path: max(map(_grade, layers.elements.values())) for path, layers in layer_lists.items()
     }
-    grade = max(grades.values(), default=_BARE)
+    grade = max(grades.values(), default=_SINGLE)
     best = {path: layers for path, layers in layer_lists.items() if grades[path] == grade}
-    tops = {path: layers for path, layers in best.items() if _may_stand_alone(layers, grade, best)}
-    if isinstance(model, nn.Sequential) and (grade == _BARE or not tops):
+    candidates = _candidates(best, grade)
+    if isinstance(model, nn.Sequential) and (grade == _SINGLE or not candidates):
         return [tuple((name,) for name in _elements(model, ""))]
-    if grade < _BLOCK:  # one module in a list is a tower only if nothing else is
-        tops = {path: layers for path, layers in tops.items() if len(layers.elements) > 1} or tops
-    outermost = [s for s in tops.values() if not any(s.inside(other) for other in tops.values())]
     by_parent: dict[str, list[_LayerList]] = defaultdict(list)
-    for layers in outermost:
+    for layers in _outermost(candidates):
         by_parent[layers.parent].append(layers)
     return [
         tower
@@ -79,15 +87,32 @@ def towers(model: nn.Module) -> list[Tower]:
     ]
 
 
-def forward_ranks(module: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """Number a module's own parts and parameters as ``forward`` uses them.
+def _candidates(best: _LayerLists, grade: int) -> _LayerLists:
+    """Return the lists that are towers unless they are inside another."""
+    found = {path: layers for path, layers in best.items() if _may_be_tower(layers, grade, best)}
+    if grade == _BLOCK:
+        return found
+    # A list of one block is a tower of one layer. A list of one Linear hardly is, so that it counts
+    # only where there is nothing longer.
+    return {path: layers for path, layers in found.items() if len(layers.elements) > 1} or found
 
-    Where it does not name all of ``names``, they are numbered as they are registered.
+
+def _outermost(candidates: _LayerLists) -> list[_LayerList]:
+    found = list(candidates.values())
+    return [layers for layers in found if not any(layers.inside(other) for other in found)]
+
+
+def forward_ranks(module: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Number the children and parameters of a module in the order in which ``forward`` uses them.
+
+    If its code does not name all of ``names``, all are numbered as they are registered.
     """
     order = used(type(module))  # type: ignore[arg-type]  # a class is hashable
     if all(name in order for name in names):
         return order
-    return {name: i for i, name in enumerate([*module._parameters, *module._modules])}
+    return {
+        name: i for i, name in enumerate([*parameters_by_name(module), *children_by_name(module)])
+    }
 
 
 def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
@@ -96,7 +121,7 @@ def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
         if isinstance(module, nn.ModuleList | nn.Sequential):
             is_list = isinstance(module, nn.ModuleList)
             if not is_list and any(_grade(element) == _BLOCK for element in elements.values()):
-                # A stem and a head may stand in one Sequential with the blocks.
+                # A stem and a head may be in one Sequential with the blocks: they are no layers.
                 elements = {p: e for p, e in elements.items() if _grade(e) == _BLOCK}
             if elements:
                 yield path, _LayerList(path.rpartition(".")[0], elements, is_list)
@@ -106,8 +131,10 @@ def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
 
 
 def _elements(module: nn.Module, path: str) -> dict[str, nn.Module]:
-    children = module._modules.items()  # named_children leaves out one that is there twice
+    # named_children() would leave out a module that is there twice; it is two layers all the same.
+    children = children_by_name(module).items()
     prefix = f"{path}." if path else ""
+    # What has no parameters, an activation or dropout, is nothing to learn at a rate.
     return {
         f"{prefix}{name}": child
         for name, child in children
@@ -120,43 +147,50 @@ def _numbered(elements: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Modul
     found: dict[tuple[str, type], dict[str, nn.Module]] = defaultdict(dict)
     for path, module in elements.items():
         stem = re.sub(r"\d+$", "", path)
+        # Without children, as fc1 and fc2, they are steps of one layer rather than layers.
         if stem != path and any(True for _ in module.children()):
             found[stem, type(module)][path] = module
     return {stem: modules for (stem, _), modules in found.items() if len(modules) > 1}
 
 
 def _alike(one: nn.Module, other: nn.Module, share: float = 0.5) -> bool:
+    """Tell whether two modules have this share of the names of their parameters in common."""
     names, others = ({name for name, _ in m.named_parameters()} for m in (one, other))
     return len(names & others) >= share * len(names | others)
 
 
 def _grade(module: nn.Module) -> int:
     if isinstance(module, nn.ModuleList):
-        return max(map(_grade, module), default=_BARE)
+        return max(map(_grade, module), default=_SINGLE)
     if not any(True for _ in module.children()):
-        return _BARE
+        return _SINGLE
     has_norm = any(is_norm(part) for part in module.modules())
     return _BLOCK if has_norm and _weights(module) > 1 else _COMPOSED
 
 
 def _weights(module: nn.Module) -> int:
+    """Count the weights of a module; what has one dimension is a bias or a norm's."""
     return sum(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def _may_stand_alone(layers: _LayerList, grade: int, best: Mapping[str, _LayerList]) -> bool:
-    """Tell whether a list is a tower unless it lies within another."""
+def _may_be_tower(layers: _LayerList, grade: int, best: _LayerLists) -> bool:
     if layers.uniform:
-        return len(layers.elements) > 1 or (layers.is_list and grade > _BARE)
-    # Blocks of several classes, in a hybrid model; but not whole models, with towers in them.
+        return len(layers.elements) > 1 or (layers.is_list and grade > _SINGLE)
+    # In a hybrid model, blocks of several classes alternate. But whole models may be in one list
+    # too, with towers in them: those are the towers then.
     return (
         len(layers.elements) > 1
         and all(_grade(element) == _BLOCK for element in layers.elements.values())
-        and not any(
-            other.uniform
-            and other.inside(layers)
-            and not any(other.is_part_of(element) for element in layers.elements)
-            for other in best.values()
-        )
+        and not any(_is_tower_within(other, layers) for other in best.values())
+    )
+
+
+def _is_tower_within(other: _LayerList, layers: _LayerList) -> bool:
+    """Tell whether a list is a tower of its own in an element of the other, not just its parts."""
+    return (
+        other.uniform
+        and other.inside(layers)
+        and not any(other.is_part_of(element) for element in layers.elements)
     )
 
 
@@ -171,35 +205,48 @@ def _in_forward_order(parent: nn.Module, layer_lists: list[_LayerList]) -> list[
 def _towers_under(
     parent: nn.Module, layer_lists: list[_LayerList], inner: list[_LayerList]
 ) -> list[Tower]:
-    """Return the towers that lists under one parent make."""
-    blocks = {
-        layers.first: _blocks_of(layers, inner) for layers in _in_forward_order(parent, layer_lists)
-    }
-    lists = {layers.first: layers for layers in layer_lists}
-    staged = [first for first in blocks if blocks[first].keys() != lists[first].elements.keys()]
-    # A list as long as that of the stages is a part of each stage.
-    firsts = [
-        first
-        for first in blocks
-        if first in staged or not any(_beside(lists[first], lists[other]) for other in staged)
+    """Return the towers that lists under one parent make.
+
+    Args:
+        parent: the module around the lists.
+        layer_lists: the lists.
+        inner: all lists of the model with such modules, among which are those in stages.
+    """
+    ordered = _in_forward_order(parent, layer_lists)
+    blocks = [_blocks_of(layers, inner) for layers in ordered]
+    stages = [
+        layers
+        for layers, found in zip(ordered, blocks, strict=True)
+        if found.keys() != layers.elements.keys()
     ]
-    halves = [lists[first] for first in firsts]
-    if len(halves) > 1 and not staged and all(_beside(halves[0], half) for half in halves[1:]):
+    # A list as long as that of the stages belongs to them one by one: downsamplers, say.
+    kept = [
+        (layers, found)
+        for layers, found in zip(ordered, blocks, strict=True)
+        if layers in stages or not any(_are_halves(layers, other) for other in stages)
+    ]
+    halves = [layers for layers, _ in kept]
+    if len(halves) > 1 and not stages and all(_are_halves(halves[0], h) for h in halves[1:]):
         return [tuple(zip(*(half.elements for half in halves), strict=True))]
+    return _joined([found for _, found in kept])
+
+
+def _joined(lists: Sequence[Mapping[str, nn.Module]]) -> list[Tower]:
+    """Return towers of lists of blocks: a list goes on with an earlier one of similar blocks."""
     found: list[dict[str, nn.Module]] = []
-    for first in firsts:
-        block = next(iter(blocks[first].values()))
-        below = (tower for tower in found if _alike(next(iter(tower.values())), block, 0.25))
+    for blocks in lists:
+        first = next(iter(blocks.values()))
+        below = (tower for tower in found if _alike(next(iter(tower.values())), first, 0.25))
         tower = next(below, None)
         if tower is None:
-            found.append(dict(blocks[first]))
+            found.append(dict(blocks))
         else:
-            tower.update(blocks[first])
+            tower.update(blocks)
     return [tuple((path,) for path in tower) for tower in found]
 
 
-def _beside(one: _LayerList, other: _LayerList) -> bool:
-    """Tell whether two lists are halves of the same layers: attentions, and as many MLPs."""
+def _are_halves(one: _LayerList, other: _LayerList) -> bool:
+    """Tell whether two lists may be halves of the same layers: attentions, and as many MLPs."""
     if not (one.is_list and other.is_list and len(one.elements) == len(other.elements)):
         return False
     kinds, others = ({type(element) for element in s.elements.values()} for s in (one, other))
@@ -207,12 +254,12 @@ def _beside(one: _LayerList, other: _LayerList) -> bool:
 
 
 def _blocks_of(layers: _LayerList, inner: list[_LayerList]) -> dict[str, nn.Module]:
-    """Return the blocks of a list: its elements, or those of its stages."""
+    """Return the blocks of a list: its elements, or, where these are stages, the blocks in them."""
     found: dict[str, nn.Module] = {}
     for path, element in layers.elements.items():
         within = [other for other in inner if other.uniform and other.is_part_of(path)]
         parts = {p: block for other in within for p, block in other.elements.items()}
-        # Where a list holds less than half, it is a part of a block.
+        # A list with less than half of the weights is only a part of a block.
         is_stage = 2 * sum(map(_weights, parts.values())) > _weights(element)
         if not is_stage:
             found[path] = element

@@ -1,4 +1,4 @@
-"""Factors over time: what a phase does to a hyperparameter, and a sequence of phases as a curve."""
+"""Factors over time: each phase multiplies a hyperparameter by one, and phases make a curve."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Metrics = Mapping[str, Any]
 
 
 class Factor:
-    """A factor as a function of the time that it counts in, from the start of its phase.
+    """A factor as a function of steps, epochs or validations since the start of its phase.
 
     Args:
-        label: what it is, with its arguments.
-        every: "step", "epoch" or "validation".
-        factor: from that time to the factor.
+        label: its scheduler or preset, with the arguments.
+        every: what it counts: "step", "epoch" or "validation".
+        factor: from that count to the factor.
     """
 
     def __init__(self, label: str, every: str, factor: Callable[[int], float]) -> None:
@@ -38,18 +38,31 @@ class Factor:
         return self._factor(times[self.every])
 
     def check(self, metrics: Metrics) -> None:
-        """Raise ArgumentError if it needs a metric that is not there."""
+        """Check that the metrics have what it follows; this one follows none.
+
+        Raises:
+            ArgumentError: they have not.
+        """
 
     def validated(self, metrics: Metrics) -> None:
-        """Count a validation."""
+        """Take note of a validation; :meth:`check` comes first.
+
+        Args:
+            metrics: of the validation, by name.
+        """
         self._validations += 1
 
     def state(self) -> dict[str, Any]:
-        """Return what no function of time can know."""
+        """Return what it remembers, as plain values."""
+        # Not steps and epochs, which the scheduler counts and passes in.
         return {"validations": self._validations}
 
     def check_state(self, state: Any) -> None:
-        """Raise StateError unless this is what :meth:`state` returns of such a factor."""
+        """Check a state before it is loaded.
+
+        Raises:
+            StateError: :meth:`state` of such a factor returns no such value.
+        """
         keys = self.state().keys()
         if not isinstance(state, Mapping) or state.keys() != keys:
             raise StateError(f"the state of {self.label} must have {sorted(keys)} (got {state!r})")
@@ -57,7 +70,7 @@ class Factor:
             raise StateError(f"validations must be an int >= 0 (got {state['validations']!r})")
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a state that :meth:`check_state` has let pass."""
         self._validations = state["validations"]
 
 
@@ -65,9 +78,9 @@ class PlateauFactor(Factor):
     """A factor that follows a metric.
 
     Args:
-        label: what it is, with its arguments.
+        label: its scheduler, with the arguments.
         monitor: the name of the metric.
-        plateau: the scheduler, on an optimizer of its own whose rate is 1.
+        plateau: the scheduler, on an optimizer made for it, whose rate is 1.
     """
 
     def __init__(self, label: str, monitor: str, plateau: ReduceLROnPlateau) -> None:
@@ -76,43 +89,52 @@ class PlateauFactor(Factor):
         self._plateau = plateau
 
     def check(self, metrics: Metrics) -> None:
-        """Raise ArgumentError if the metric is not there or no number."""
+        """Check that the metric is there, and a number.
+
+        Raises:
+            ArgumentError: it is not.
+        """
         self._plateau._check_next(require_metric(self.monitor, metrics))
 
     def validated(self, metrics: Metrics) -> None:
-        """Count a validation, and take its metric."""
+        """Take note of a validation, and of its metric."""
         super().validated(metrics)
         self._plateau.step(metrics[self.monitor])
 
     def state(self) -> dict[str, Any]:
-        """Return what no function of time can know."""
+        """Return what it remembers, the state of the plateau among it."""
         return {**super().state(), "plateau": self._plateau.state_dict()}
 
     def check_state(self, state: Any) -> None:
-        """Raise StateError unless this is what :meth:`state` returns of such a plateau."""
+        """Check a state before it is loaded.
+
+        Raises:
+            StateError: :meth:`state` of such a plateau returns no such value.
+        """
         super().check_state(state)
         self._plateau._check_state(self._plateau._completed(state["plateau"]))
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from a state that :meth:`check_state` has let pass."""
         super().load(state)
         self._plateau.load_state_dict(state["plateau"])
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the run: ``steps`` updates from ``start`` on."""
+    """A part of a run: ``steps`` updates from ``start`` on."""
 
     name: str
     start: int
     steps: int
     factors: tuple[Factor, ...]
-    """Their factors are multiplied."""
+    """They act together: what they are at a time is multiplied."""
     steps_per_epoch: int | None = None
 
     def __call__(self, t: int) -> float:
         """Return the factor after ``t`` updates of the run."""
         length = self.steps_per_epoch
+        # Epochs begin where those of the run do, though the phase may begin within one.
         epochs = t // length - self.start // length if length else 0
         return math.prod(factor(t - self.start, epochs) for factor in self.factors)
 
@@ -126,8 +148,8 @@ class Phase:
 class Curve:
     """The factor on every group's own value, as a function of the number of updates taken.
 
-    All groups keep their ratios. Past the last phase, its last value holds. Factors that count
-    validations or follow a metric remember what :meth:`validated` told them.
+    A factor leaves groups their ratios. Past the last phase, its last value holds. Factors that
+    count validations or follow a metric remember what :meth:`validated` was given.
 
     Args:
         phases: the phases in order; none for a factor of 1 throughout.
@@ -136,6 +158,7 @@ class Curve:
     def __init__(self, phases: Sequence[Phase]) -> None:
         self.phases = tuple(phases)
         self.end = phases[-1].start + phases[-1].steps if phases else 0
+        # `for: 0` leaves a phase without steps, and so does a rest of which nothing is left.
         self._acting = [phase for phase in phases if phase.steps > 0]
         self._starts = [phase.start for phase in self._acting]
 
@@ -150,17 +173,21 @@ class Curve:
             yield from phase.factors
 
     def factors_at(self, t: int) -> tuple[Factor, ...]:
-        """Return what acts after ``t`` updates."""
+        """Return the factors that act after ``t`` updates."""
         phase = self._at(t)
         return phase.factors if phase else ()
 
     def check(self, t: int, metrics: Metrics) -> None:
-        """Raise ArgumentError if what acts after ``t`` updates needs a metric not there."""
+        """Check that the metrics of a validation after ``t`` updates are enough.
+
+        Raises:
+            ArgumentError: a factor that acts then needs another one.
+        """
         for factor in self.factors_at(t):
             factor.check(metrics)
 
     def validated(self, t: int, metrics: Metrics) -> None:
-        """Tell what acts after ``t`` updates of a validation."""
+        """Let the factors that act after ``t`` updates take note of a validation."""
         for factor in self.factors_at(t):
             factor.validated(metrics)
 

@@ -1,4 +1,4 @@
-"""What a phase says, checked without a horizon, and the factor that it means over one."""
+"""One phase: checks of its arguments, and its factor once the horizon is known."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
-from optimplug.recipe.resolve import blame
+from optimplug.recipe.resolve import refusals
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.presets import PRESETS
 from optimplug.recipe.schedule.vocabulary import (
@@ -24,6 +24,7 @@ from optimplug.recipe.schedule.vocabulary import (
     scheduler_of,
 )
 from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
 
 __all__ = ["build_factor", "factor_problems"]
@@ -39,34 +40,37 @@ def factor_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
         yield from error.problems
         return
     wrong = [*_unit_problems(spec, path), *_argument_problems(spec, known, path)]
+    # A scheduler's own complaint about an unknown argument would repeat these in worse words.
     yield from wrong or _value_problems(spec, path)
 
 
 def build_factor(spec: PhaseSpec, steps: int, horizon: Horizon, base: float) -> Factor:
-    """Return the factor that a phase of so many steps means.
+    """Return the factor of a phase of so many steps.
 
     Args:
-        spec: one that :func:`factor_problems` has nothing to say of.
+        spec: one in which :func:`factor_problems` finds nothing wrong.
         steps: the length of the phase in updates.
         horizon: of the run.
-        base: the value of what is scheduled, of the whole optimizer; presets may need it.
+        base: the optimizer's own value of what is scheduled, for presets with an absolute end.
 
     Raises:
         ArgumentError: a value does not fit the length.
         ValueError: a duration needs what the horizon lacks; ``for`` or the argument is named first.
     """
-    arguments = _in_its_time(spec, steps, horizon)
+    arguments = _counted(spec, steps, horizon)
     name = scheduler_of(spec)
     if name is None:
         return _preset_factor(spec, arguments, base)
     row = row_of(spec)
     if spec.floor is not None and row.minimum is not None:
         arguments[row.minimum] = spec.floor
+    # On an optimizer whose rate is 1, the rates of a scheduler are factors for any group.
     unit = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = scheduler_class(name, "")(unit, **arguments, **row.fixed)
     label = f"{name}({_listed(arguments)})"
     if isinstance(scheduler, ReduceLROnPlateau):
         return PlateauFactor(f"{label} of {spec.monitor}", spec.monitor or "", scheduler)
+    # OneCycleLR raises past its end, where every other keeps its last rate.
     last = scheduler.total_steps - 1 if isinstance(scheduler, OneCycleLR) else None
     return Factor(label, spec.every or "step", partial(_rate, scheduler, last))
 
@@ -80,7 +84,7 @@ def _preset_factor(spec: PhaseSpec, arguments: Arguments, base: float) -> Factor
     if "lr" in inspect.signature(preset).parameters:
         arguments = {**arguments, "lr": base}
     factor: Callable[[int], float] = partial(preset, **arguments)
-    for t in (0, arguments["total"]):  # so that a value that does not fit is found now
+    for t in (0, arguments["total"]):  # presets check their values as they are called
         factor(t)
     return Factor(f"{spec.preset}({_listed(arguments)})", spec.every or "step", factor)
 
@@ -89,8 +93,8 @@ def _listed(arguments: Arguments) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in sorted(arguments.items()))
 
 
-def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
-    """Return the arguments, with every duration as a count of what the phase counts in."""
+def _counted(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
+    """Return the arguments with every duration as a number of what the phase counts: steps, ..."""
     arguments = dict(spec.model_extra or {})
     count = partial(_count, every=spec.every or "step", horizon=horizon)
     length = count(Duration(Fraction(steps), "steps"))
@@ -112,7 +116,7 @@ def _in_its_time(spec: PhaseSpec, steps: int, horizon: Horizon) -> Arguments:
 def _count(duration: Duration, every: str, horizon: Horizon) -> int:
     """Return a duration in steps, validations or, rounded up, in epochs.
 
-    A bare number counts what the phase counts in.
+    A bare number is one of what the phase counts already.
     """
     if every != "epoch" or duration.bare:
         return duration.steps(horizon)
@@ -153,26 +157,32 @@ def _argument_problems(
     spec: PhaseSpec, known: Mapping[str, inspect.Parameter], path: str
 ) -> Iterator[Problem]:
     row, given = row_of(spec), spec.model_extra or {}
-    valid = [*(key for key in known if key != row.minimum), "for"]
-    valid += ["floor"] if row.minimum else []
     for key, value in given.items():
-        if key == row.minimum:
-            yield Problem(
-                f"{path}.{key}", "is absolute; use 'floor', a ratio of each group's own lr"
-            )
-        elif key in ELSEWHERE:
-            yield Problem(f"{path}.{key}", ELSEWHERE[key])
-        elif key not in known:
-            yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
-        elif key in row.counts:
-            yield from _duration_problems(value, f"{path}.{key}", key == "milestones")
-        elif message := _unfit(value, known[key].default):
-            yield Problem(f"{path}.{key}", f"{message} (got {value!r})")
+        yield from _key_problems(spec, known, key, value, f"{path}.{key}")
     for key, parameter in known.items():
         needed = parameter.default is inspect.Parameter.empty
         if needed and key not in given and key not in (row.minimum, row.length):
             yield Problem(f"{path}.{key}", "is required, but missing")
     yield from _floor_problems(spec, path)
+
+
+def _key_problems(
+    spec: PhaseSpec, known: Mapping[str, inspect.Parameter], key: str, value: Any, path: str
+) -> Iterator[Problem]:
+    """Check one argument of a phase."""
+    row = row_of(spec)
+    if key == row.minimum:
+        yield Problem(path, "is absolute; use 'floor', a ratio of each group's own lr")
+    elif key in ELSEWHERE:
+        yield Problem(path, ELSEWHERE[key])
+    elif key not in known:
+        valid = [*(key for key in known if key != row.minimum), "for"]
+        valid += ["floor"] if row.minimum else []
+        yield Problem(path, f"unknown key{did_you_mean(key, valid)}")
+    elif key in row.counts:
+        yield from _duration_problems(value, path, key == "milestones")
+    elif message := _unfit(value, known[key].default):
+        yield Problem(path, f"{message} (got {value!r})")
 
 
 def _floor_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
@@ -190,16 +200,16 @@ def _duration_problems(value: Any, path: str, several: bool) -> Iterator[Problem
     if several and not isinstance(value, list):
         yield Problem(path, f"must be a list of durations (got {value!r})")
         return
+    wrong = Problems()
     for i, one in enumerate(value if several else [value]):
-        try:
+        with wrong.caught(f"{path}[{i}]" if several else path):
             if Duration.parse(one).unit == "rest":
                 raise ValueError("must be a length of its own; for the rest leave it out")
-        except ValueError as error:
-            yield Problem(f"{path}[{i}]" if several else path, str(error))
+    yield from wrong
 
 
 def _unfit(value: Any, default: Any) -> str | None:
-    """Say what an argument must be, if it is not of the kind of its default."""
+    """Return what an argument must be, if it is not of the kind of its default."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "must be true or false"
     if isinstance(default, str):
@@ -209,7 +219,10 @@ def _unfit(value: Any, default: Any) -> str | None:
 
 
 def _value_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
-    """Let the scheduler itself judge the values, over a run of a hundred steps."""
+    """Construct the scheduler for a run of a hundred steps or more, and return what it refuses.
+
+    Durations whose length is not known yet are replaced by 1, and so are not judged.
+    """
     given, counts = dict(spec.model_extra or {}), row_of(spec).counts
     unknown = {key for key in counts if not _is_bare(given.get(key, 0))}
     rest = {key: value for key, value in given.items() if key not in unknown}
@@ -219,14 +232,15 @@ def _value_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
         long = max([100, *(v for k, v in arguments.items() if k in counts and _is_int(v))])
         tried = {**_required(spec, given), **needed, **arguments}
         same = {"name": spec.name, "preset": spec.preset, "monitor": spec.monitor}
+        # Without validation, which has passed already and would refuse part of the arguments.
         bare = PhaseSpec.model_construct(None, **same, floor=spec.floor, **tried)
         build_factor(bare, long, Horizon(long, long), base=math.inf)
 
-    yield from blame(path, attempt, rest)
+    yield from refusals(path, attempt, rest)
 
 
 def _required(spec: PhaseSpec, given: Arguments) -> Arguments:
-    """Return the arguments without which there is no scheduler to try another one on."""
+    """Return the arguments that are needed whenever another one is tried by itself."""
     known = arguments_of(spec, "")
     empty = inspect.Parameter.empty
     return {k: v for k, v in given.items() if k in known and known[k].default is empty}
@@ -237,5 +251,5 @@ def _is_int(value: object) -> bool:
 
 
 def _is_bare(value: object) -> bool:
-    """Tell whether a count is in steps already."""
+    """Tell whether a count is a number, or several, without a unit."""
     return all(map(_is_int, value)) if isinstance(value, list) else _is_int(value)

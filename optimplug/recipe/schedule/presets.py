@@ -1,4 +1,4 @@
-"""Schedules with a name: the Hugging Face Trainer's ``lr_scheduler_type``, as functions of time.
+"""Presets: the schedules of the Hugging Face Trainer's ``lr_scheduler_type``, as functions of time.
 
 Each takes the step ``t`` (from 0), the steps of its ``warmup`` and of the whole, ``total``, and
 returns the factor on a group's own rate. Names, arguments and values are those of
@@ -64,7 +64,7 @@ def cosine_with_restarts(t: int, *, warmup: int, total: int, num_cycles: int = 1
 def polynomial(
     t: int, *, warmup: int, total: int, lr: float, lr_end: float = 1e-7, power: float = 1.0
 ) -> float:
-    """Return a power of the way that is left, down to the rate ``lr_end``, after a linear rise."""
+    """Return a power of the share of steps left, down to the rate ``lr_end``, after a rise."""
     if not lr > lr_end:
         raise ArgumentError(f"lr_end must be below the optimizer's lr, {lr} (got {lr_end})")
     if t < warmup:
@@ -77,7 +77,7 @@ def inverse_sqrt(t: int, *, warmup: int, total: int, timescale: int | None = Non
     """Return one over the root of time after a linear rise."""
     if t < warmup:
         return _rise(t, warmup)
-    scale = timescale or warmup or 10_000
+    scale = timescale or warmup or 10_000  # the last is transformers' choice, without a warmup
     return 1.0 / math.sqrt((t + scale - warmup) / scale)
 
 
@@ -112,7 +112,7 @@ def cosine_warmup_with_min_lr(
     """Return a cosine down to a minimum, after a rise that begins above 0."""
     least = _minimum(lr, min_lr, min_lr_rate)
     if t < warmup:
-        if warmup_lr_rate is None:
+        if warmup_lr_rate is None:  # as transformers, this one counts from 1
             return (t + 1) / warmup
         return warmup_lr_rate + (1 - warmup_lr_rate) * t / max(1, warmup - 1)
     return _above(least, _cosine(_progress(t + 1, warmup, total), num_cycles))
@@ -131,9 +131,7 @@ def warmup_stable_decay(
     num_cycles: float = 0.5,
 ) -> float:
     """Return a rise, then 1, then a decay, each of its own length and form."""
-    for name, form in (("warmup_type", warmup_type), ("decay_type", decay_type)):
-        if form not in ("linear", "cosine", "1-sqrt"):
-            raise ArgumentError(f"{name} must be linear, cosine or 1-sqrt (got {form!r})")
+    _check_shapes(warmup_type=warmup_type, decay_type=decay_type)
     stable = total - warmup - num_decay_steps if num_stable_steps is None else num_stable_steps
     if stable < 0:
         raise ArgumentError(
@@ -147,9 +145,19 @@ def warmup_stable_decay(
     if t >= warmup + stable + num_decay_steps:
         return min_lr_ratio
     progress = (t - warmup - stable) / num_decay_steps
-    if decay_type == "cosine":
-        return _above(min_lr_ratio, _cosine(progress, num_cycles))
-    return _above(min_lr_ratio, 1 - (progress if decay_type == "linear" else math.sqrt(progress)))
+    return _above(min_lr_ratio, _decay(decay_type, progress, num_cycles))
+
+
+def _check_shapes(**shapes: str) -> None:
+    for name, shape in shapes.items():
+        if shape not in ("linear", "cosine", "1-sqrt"):
+            raise ArgumentError(f"{name} must be linear, cosine or 1-sqrt (got {shape!r})")
+
+
+def _decay(shape: Shape, progress: float, num_cycles: float) -> float:
+    if shape == "cosine":
+        return _cosine(progress, num_cycles)
+    return 1 - (progress if shape == "linear" else math.sqrt(progress))
 
 
 _RISES: dict[str, Callable[[float], float]] = {
@@ -164,6 +172,7 @@ def _rise(t: int, warmup: int) -> float:
 
 
 def _progress(t: int, warmup: int, total: int) -> float:
+    # A warmup as long as the run leaves nothing to divide by.
     return (t - warmup) / max(1, total - warmup)
 
 
@@ -172,6 +181,7 @@ def _cosine(progress: float, num_cycles: float) -> float:
 
 
 def _wave(progress: float, num_cycles: float) -> float:
+    # Rounded, a cosine may come out a bit below 0, which is no rate.
     return max(0.0, _cosine(progress, num_cycles))
 
 

@@ -58,7 +58,7 @@ class ScheduledOptimizer:
 
     @property
     def closed(self) -> bool:
-        """Whether it is over: :meth:`close` has undone what was put in place."""
+        """Whether :meth:`close` has undone what was put in place."""
         return self._closed
 
     @property

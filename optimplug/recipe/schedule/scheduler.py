@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from optimplug._core.arguments import require_count
+from optimplug._core.internals import forget_steps
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
@@ -212,10 +213,8 @@ class RecipeScheduler(LRScheduler):
 
     def close(self) -> None:
         """Take from the optimizer what this scheduler has put there; rates stay as they are."""
-        if self._noted is not None:
-            self._noted.remove()
-            vars(self.optimizer).pop("_opt_called", None)
-            self._noted = None
+        forget_steps(self.optimizer, self._noted)
+        self._noted = None
         self._freeze.close()
 
 

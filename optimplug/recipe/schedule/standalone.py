@@ -1,4 +1,4 @@
-"""A schedule without the rest of a recipe, for an optimizer of one's own."""
+"""A schedule without the rest of a recipe, for an optimizer that someone has already."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import ValidationError
 
 from optimplug._core.arguments import owner_of
-from optimplug.errors import RecipeError
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import (
     RunSchedule,
@@ -18,8 +16,10 @@ from optimplug.recipe.schedule.timeline import (
     target_problems,
 )
 from optimplug.recipe.text.durations import Horizon
-from optimplug.recipe.text.problems import as_in, problems
-from optimplug.recipe.text.schema import PhaseSpec, ScheduleSpec
+from optimplug.recipe.text.form import validated
+from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.schema import ScheduleSpec
+from optimplug.recipe.text.written import Written
 
 __all__ = ["Schedule", "build_scheduler"]
 
@@ -52,20 +52,14 @@ def build_scheduler(
         >>> scheduler.get_last_lr()
         [0.75]
     """
+    # A wrapper, as accelerate's, does not own the groups.
     owner = owner_of(optimizer)
-    content = {"schedule": schedule}
-    with as_in(content):
-        phases = _phases(content)
-        wrong = schedule_problems(phases)
-        wrong += target_problems(phases, owner.defaults, type(owner).__name__)
-        if wrong:
-            raise RecipeError(wrong)
+    written = Written({"schedule": schedule})
+    with written.located():
+        phases = validated(ScheduleSpec, written.content).schedule
+        wrong = Problems()
+        wrong.extend(schedule_problems(phases))
+        wrong.extend(target_problems(phases, owner.defaults, type(owner).__name__))
+        wrong.raise_if_any()
         curves = compile_schedule(phases, horizon, owner.defaults)
     return RecipeScheduler(owner, RunSchedule(curves))
-
-
-def _phases(content: Mapping[str, Any]) -> list[PhaseSpec]:
-    try:
-        return ScheduleSpec.model_validate(content).schedule
-    except ValidationError as error:
-        raise RecipeError(list(problems(error))) from None

@@ -1,4 +1,4 @@
-"""Phases -> curves over the run."""
+"""Phases, which have lengths -> curves, which have a value for every update of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import build_factor, factor_problems
 from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
+from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import PhaseSpec
 
@@ -39,10 +40,11 @@ class RunSchedule:
     """
 
     shared: Curves
+    """The recipe's own."""
     own: Mapping[RuleId, Curves] = field(default_factory=dict)
-    """By the rule that says so."""
+    """Those of rules, for the groups that name one."""
     frozen_until: Mapping[RuleId, int] = field(default_factory=dict)
-    """By the rule that says so, the number of updates."""
+    """The number of updates for which a rule freezes the groups that name it."""
 
     def curves_of(self, rule: RuleId | None) -> Curves:
         """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
@@ -61,29 +63,36 @@ class RunSchedule:
 
 
 def _text(before: str, curves: Curves) -> str:
+    # It is part of what a checkpoint is compared by, so that any change here refuses older ones.
     named = (f"{'' if of == 'lr' else f'{of}: '}{curve}" for of, curve in curves.items())
     return before + ", ".join(named)
 
 
-def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> list[Problem]:
-    """Check names and arguments of phases as far as that needs no horizon."""
-    wrong: list[Problem] = []
+def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> Iterator[Problem]:
+    """Check names and arguments of phases, as far as that needs no horizon."""
     last = {phase.of: i for i, phase in enumerate(phases)}
     for i, phase in enumerate(phases):
         here = f"{path}[{i}]"
         if i != last[phase.of] and (phase.for_ is None or phase.for_.unit == "rest"):
             message = "only the last phase can take the rest; give a length"
-            wrong.append(Problem(f"{here}.for", message))
+            yield Problem(f"{here}.for", message)
         for where, part in _factors(phase, here):
-            wrong += factor_problems(part, where)
-    return wrong
+            yield from factor_problems(part, where)
 
 
 def target_problems(
     phases: Sequence[PhaseSpec], bases: Mapping[str, Any], owner: str, path: str = "schedule"
 ) -> Iterator[Problem]:
-    """Check that what is scheduled is a number, or several, of each group of the optimizer."""
+    """Check that what is scheduled is a number of the optimizer's groups, or a tuple of numbers.
+
+    Args:
+        phases: which name hyperparameters under ``of``.
+        bases: the optimizer's hyperparameters.
+        owner: the optimizer's name.
+        path: where the phases stand in the recipe.
+    """
     numbers = {name for name, value in bases.items() if _is_numeric(value)}
+    # The norm is that of all gradients together, so that no group has one of its own.
     valid = ["lr", *sorted(numbers - {"max_grad_norm", "lr"})]
     for i, phase in enumerate(phases):
         if phase.of is not None and phase.of not in valid:
@@ -100,32 +109,36 @@ def compile_schedule(
     """Resolve every duration and return the curve of each hyperparameter, of ``lr`` always.
 
     Args:
-        phases: what :func:`schedule_problems` has nothing to say of.
+        phases: such that :func:`schedule_problems` finds nothing wrong.
         horizon: of the run.
-        bases: the optimizer's values of what is scheduled.
+        bases: the optimizer's own values of what is scheduled.
         path: where the phases stand in the recipe.
 
     Raises:
         RecipeError: a duration needs what the horizon lacks, the phases do not fit into the run, or
-            a length is none that its scheduler takes.
+            a scheduler does not take the length of its phase.
     """
-    wrong: list[Problem] = []
+    wrong = Problems()
     curves = {}
     for of in dict.fromkeys(["lr", *(phase.of or "lr" for phase in phases)]):
         own = {f"{path}[{i}]": p for i, p in enumerate(phases) if (p.of or "lr") == of}
+        # Presets with an absolute end need one number; a tuple of betas has none.
         base = bases.get(of)
         curves[of] = _sequence(own, horizon, base if isinstance(base, int | float) else 1.0, wrong)
         total = horizon.total_steps
         if not wrong and total is not None and curves[of].end > total:
             message = f"the phases take {curves[of].end} steps, but the run has only {total}"
-            wrong.append(Problem(path, message))
-    if wrong:
-        raise RecipeError(wrong)
+            wrong.add(path, message)
+    wrong.raise_if_any()
     return curves
 
 
 def until(duration: Duration, horizon: Horizon, path: str) -> int:
-    """Return how many updates it takes from the start of the run."""
+    """Return how many updates a duration takes from the start of the run.
+
+    Raises:
+        RecipeError: it needs what the horizon lacks, or is longer than the run.
+    """
     try:
         return math.ceil(_length(duration, Fraction(0), horizon))
     except ValueError as error:
@@ -133,35 +146,45 @@ def until(duration: Duration, horizon: Horizon, path: str) -> int:
 
 
 def _sequence(
-    specs: Mapping[str, PhaseSpec], horizon: Horizon, base: float, wrong: list[Problem]
+    specs: Mapping[str, PhaseSpec], horizon: Horizon, base: float, wrong: Problems
 ) -> Curve:
-    """Lay phases one after the other; what does not fit goes to the list of what is wrong."""
+    """Return a curve of phases one after the other; those that do not fit are left out of it."""
     phases: list[Phase] = []
     start, exact = 0, Fraction(0)
     for path, spec in specs.items():
-        parts, at = [], f"{path}.for"
-        try:
-            # Each boundary is rounded by itself, so that parts of a step do not add up.
+        with wrong.caught(f"{path}.for"):
+            # Each boundary is rounded by itself: rounded lengths would add up to another total.
             exact += _length(spec.for_, exact, horizon)
-            steps = math.ceil(exact) - start
-            for where, part in _factors(spec, path) if steps > 0 else ():
-                at = f"{where}.{length_argument(part)}"
-                parts.append(build_factor(part, steps, horizon, base))
-            name = " x ".join(part.name or part.preset or "" for _, part in _factors(spec, path))
-            phase = Phase(name, start, steps, tuple(parts), horizon.steps_per_epoch)
-            _check_finite(phase)
-            start += steps
+            phase = _phase(spec, path, start, math.ceil(exact) - start, horizon, base)
+            start += phase.steps
             phases.append(phase)
-        except ArgumentError as error:
-            wrong.append(Problem(path, str(error)))
-        except ValueError as error:
-            wrong.append(Problem(at, str(error)))
     return Curve(phases)
 
 
-def _check_finite(phase: Phase) -> None:
-    """Refuse a factor that grows beyond all numbers; those that grow are largest at the end."""
+def _phase(
+    spec: PhaseSpec, path: str, start: int, steps: int, horizon: Horizon, base: float
+) -> Phase:
+    """Return a phase of so many updates, from one on."""
+    factors, at = [], f"{path}.for"
     try:
+        # A phase without steps is never asked, and many schedulers refuse such a length.
+        for where, part in _factors(spec, path) if steps > 0 else ():
+            at = f"{where}.{length_argument(part)}"
+            factors.append(build_factor(part, steps, horizon, base))
+        name = " x ".join(part.name or part.preset or "" for _, part in _factors(spec, path))
+        phase = Phase(name, start, steps, tuple(factors), horizon.steps_per_epoch)
+        _check_finite(phase)
+    except ArgumentError as error:  # several values do not fit together
+        raise RecipeError.at(path, str(error)) from None
+    except ValueError as error:  # a duration has no length over this horizon
+        raise RecipeError.at(at, str(error)) from None
+    return phase
+
+
+def _check_finite(phase: Phase) -> None:
+    """Refuse a factor that grows beyond all numbers."""
+    try:
+        # What grows at all is largest at the end, so that the steps between need no look.
         ends = [phase(phase.start), phase(phase.start + phase.steps)]
     except OverflowError:
         ends = [math.inf]
@@ -170,7 +193,7 @@ def _check_finite(phase: Phase) -> None:
 
 
 def _factors(phase: PhaseSpec, path: str) -> list[tuple[str, PhaseSpec]]:
-    """Return what acts in a phase, each with its path in the recipe."""
+    """Return what acts in a phase: itself, or the parts under ``together``; each with its path."""
     if phase.together is None:
         return [(path, phase)]
     return [(f"{path}.together[{i}]", part) for i, part in enumerate(phase.together)]

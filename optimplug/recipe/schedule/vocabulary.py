@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from optimplug.errors import RecipeError, did_you_mean
 from optimplug.optim import lr_scheduler
 from optimplug.optim.lr_scheduler import LRScheduler
-from optimplug.recipe.resolve import parameters_of
+from optimplug.recipe.resolve import keywords_of
 from optimplug.recipe.schedule.presets import PRESETS
 from optimplug.recipe.text.schema import PhaseSpec
 
@@ -159,12 +159,12 @@ def arguments_of(spec: PhaseSpec, path: str) -> Mapping[str, inspect.Parameter]:
     name = scheduler_of(spec)
     if name is not None:
         cls = scheduler_class(name, f"{path}.name")
-        return parameters_of(cls, without=[*_NOT_ARGUMENTS, *ELSEWHERE])
+        return keywords_of(cls, without=[*_NOT_ARGUMENTS, *ELSEWHERE])
     preset = PRESETS.get(spec.preset or "")
     if preset is None:
         hint = did_you_mean(spec.preset or "", preset_names())
         raise RecipeError.at(f"{path}.preset", f"no preset {spec.preset!r}{hint}")
-    return parameters_of(preset, without=("t", "warmup", "total", "lr"))
+    return keywords_of(preset, without=("t", "warmup", "total", "lr"))
 
 
 def vocabulary(spec: PhaseSpec) -> Vocabulary:

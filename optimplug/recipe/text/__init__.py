@@ -1,1 +1,1 @@
-"""What a recipe says: reads it, checks its form, and points at what is wrong in it."""
+"""The text of a recipe: how it is read, what form it has, and where in it something is wrong."""

@@ -1,4 +1,4 @@
-"""How long a phase takes: "6%", "500 steps", "2 epochs", rest -> optimizer steps."""
+"""Durations: "6%", "500 steps", "2 epochs", rest -> a number of optimizer steps."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ class Horizon:
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of time in a unit: ``steps``, ``epochs``, ``%`` of the run, or the ``rest``.
+    """A length of time in a unit: ``steps``, ``epochs``, ``%`` of the run, or the ``rest`` of it.
 
     Example:
         >>> Duration.parse("6%").steps(Horizon(total_steps=1000))
         60
     """
 
+    # A fraction, because lengths are rounded up: the error of a float could add a step.
     amount: Fraction
     unit: str
     bare: bool = False
-    """Whether it was a number alone, which in a phase counts what that phase counts in."""
+    """Whether it was a number alone. In a phase that counts epochs, that is a number of epochs."""
 
     @classmethod
     def parse(cls, value: object) -> Duration:
         """Read a duration.
 
         Raises:
-            ValueError: it is none of the forms; the message names the nearest one.
+            ValueError: it is in none of these forms; the message names the nearest.
         """
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return cls(Fraction(value), "steps", bare=True)
@@ -85,7 +86,11 @@ class Duration:
         return math.ceil(self.exact(horizon))
 
     def exact(self, horizon: Horizon) -> Fraction:
-        """Return the length in optimizer steps and parts of steps; raises as :meth:`steps`."""
+        """Return the length in optimizer steps, and parts of a step.
+
+        Raises:
+            ValueError: the horizon lacks what the unit needs, or ``rest`` is asked for.
+        """
         if self.unit == "steps":
             return self.amount
         if self.unit == "epochs":

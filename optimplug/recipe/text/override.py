@@ -1,4 +1,4 @@
-"""Single values of a recipe, said over it: ``optimizer.lr=1e-4``."""
+"""Changes to single values of a recipe, as a command line has them: ``optimizer.lr=1e-4``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["override"]
 
 
 def override(content: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
-    """Return a copy of a recipe's content with single values put in.
+    """Return a copy of a recipe's content with single values changed.
 
     Args:
         content: the recipe, as it is written.
-        changes: by path, what stands there then, as YAML. A path has keys between dots, and the
+        changes: the new values, as YAML, by their paths. A path has keys between dots, and the
             number of a rule or phase as ``groups[1]`` or ``groups.1``.
 
     Raises:
-        RecipeError: a path leads through something that is not there, or a value is not YAML.
+        RecipeError: a path leads into something that has no such part, or a value is not YAML.
 
     Example:
         >>> recipe = {"optimizer": {"name": "AdamW"}, "groups": [{"layer_decay": 0.8}]}
@@ -31,9 +31,11 @@ def override(content: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str
     """
     changed = copy.deepcopy(dict(content))
     for path, text in changes.items():
-        *way, last = re.findall(r"[^.\[\]]+", path) or [""]
+        *parents, last = re.findall(r"[^.\[\]]+", path) or [""]
         node: Any = changed
-        for key in way:
+        for key in parents:
+            # Keys may be new, as `optimizer.betas` may. Rules and phases must be there: the number
+            # of a new one would decide where in their order it comes.
             node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, path)
         if isinstance(node, dict):
             node[last] = value_of(text, path)
@@ -44,7 +46,7 @@ def override(content: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str
 
 
 def _item(node: Any, key: str, path: str) -> Any:
-    """Return an entry of a list."""
+    """Return an item of a list, by its number."""
     if not isinstance(node, list):
         raise RecipeError.at(path, f"{key!r} cannot be set in {node!r}")
     if not (key.isdecimal() and int(key) < len(node)):

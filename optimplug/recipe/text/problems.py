@@ -1,124 +1,69 @@
-"""What pydantic finds wrong with a recipe, by the reader's own key paths."""
+"""Problems of a recipe, collected so that one error reports them all."""
 
 from __future__ import annotations
 
-import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from optimplug.errors import Problem, RecipeError
 
-from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
-from optimplug.recipe.text.schema import FORMS, MisspeltError, RecipeSpec
-
-__all__ = ["as_in", "as_written", "path_of", "problems"]
+__all__ = ["Problems"]
 
 
-def as_written(path: str, content: Mapping[str, Any]) -> str:
-    """Return the path as the recipe has it, where it leaves out what goes without saying.
+class Problems:
+    """The problems found so far.
 
     Example:
-        >>> as_written("schedule[0].preset", {"schedule": "cosin"})
-        'schedule'
-        >>> as_written("groups[1].match.name[0]", {"groups": [{}, {"match": ["*.bias"]}]})
-        'groups[1].match[0]'
+        >>> wrong = Problems()
+        >>> with wrong.caught():
+        ...     raise RecipeError.at("optimizer.lr", "must be a number")
+        >>> with wrong.caught("schedule[0].for"):
+        ...     raise ValueError("is too long")
+        >>> wrong.raise_if_any()
+        Traceback (most recent call last):
+        optimplug.errors.RecipeError: optimizer.lr: must be a number
+        schedule[0].for: is too long
     """
-    node: Any = content
-    found: list[str | int] = []
-    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-        part = key or int(index)
-        implied = part == 0 if isinstance(part, int) else part in ("name", "preset")
-        if implied and node is not _MISSING and not _has_form_of(node, part):
-            continue
-        found.append(part)
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._found)
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, path: str, message: str) -> None:
+        """Add a problem.
+
+        Args:
+            path: of the key that it is about.
+            message: what must hold instead.
+        """
+        self._found.append(Problem(path, message))
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Add several problems."""
+        self._found.extend(problems)
+
+    @contextmanager
+    def caught(self, path: str | None = None) -> Iterator[None]:
+        """Add what a RecipeError in the block says, and go on after the block.
+
+        Args:
+            path: of the key that a plain ValueError in the block is about; None to let it pass.
+        """
         try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            node = _MISSING  # it is not there, so nothing is to be said of its form
-    return path_of(found)
+            yield
+        except RecipeError as error:
+            self.extend(error.problems)
+        except ValueError as error:
+            if path is None:  # then it is a bug, and no problem of the recipe
+                raise
+            self.add(path, str(error))
 
-
-@contextmanager
-def as_in(content: Mapping[str, Any]) -> Iterator[None]:
-    """Write the paths of problems as the recipe has them."""
-    try:
-        yield
-    except RecipeError as error:
-        found = [Problem(as_written(p.path, content), p.message) for p in error.problems]
-        raise RecipeError(found, error.source) from None
-
-
-_MISSING = object()
-
-
-def _has_form_of(node: object, part: str | int) -> bool:
-    return isinstance(node, list) if isinstance(part, int) else isinstance(node, Mapping)
-
-
-def problems(error: ValidationError) -> Iterable[Problem]:
-    """Turn what pydantic found into one line each, by the path of the recipe's own keys."""
-    errors: list[dict[str, Any]] = [
-        {**found, "loc": tuple(part for part in found["loc"] if part not in FORMS)}
-        for found in error.errors()
-    ]
-    misspelt = {
-        (*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1])))
-        for loc in (found["loc"] for found in errors if found["type"] == "extra_forbidden")
-    }
-    for found in errors:
-        kind, loc = found["type"], found["loc"]
-        if kind == "extra_forbidden":
-            message = f"unknown key{did_you_mean(loc[-1], _keys_at(loc[:-1]))}"
-        elif kind == "missing":
-            if loc in misspelt:
-                continue  # its misspelling is reported already
-            close = nearest(loc[-1], map(str, found["input"]))
-            if close:  # taken for a hyperparameter
-                yield Problem(
-                    path_of((*loc[:-1], close)), f"unknown key; did you mean {loc[-1]!r}?"
-                )
-                continue
-            message = "is required, but missing"
-        elif kind == "value_error":
-            cause = found["ctx"]["error"]
-            message = str(cause)
-            loc = (*loc, cause.key) if isinstance(cause, MisspeltError) else loc
-        elif kind.startswith("model_"):
-            message = f"must be a mapping (got {found['input']!r})"
-        else:
-            message = f"{_lower_first(found['msg'])} (got {found['input']!r})"
-        yield Problem(path_of(loc), message)
-
-
-def path_of(loc: Iterable[int | str]) -> str:
-    """Write a location as in code.
-
-    Example:
-        >>> path_of(("groups", 2, "match"))
-        'groups[2].match'
-    """
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return "".join(parts).removeprefix(".")
-
-
-def _keys_at(loc: Iterable[int | str]) -> list[str]:
-    """Return the keys that the model at a location knows."""
-    model: type[BaseModel] = RecipeSpec
-    for part in loc:
-        if isinstance(part, str):
-            fields = {field.alias or name: field for name, field in model.model_fields.items()}
-            model = next(_models_in(fields[part].annotation))
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from _models_in(argument)
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    def raise_if_any(self) -> None:
+        """Raise a RecipeError with all problems, if there are any."""
+        if self._found:
+            raise RecipeError(self._found)

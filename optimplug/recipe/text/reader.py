@@ -1,4 +1,4 @@
-"""A recipe's source -> plain dicts and lists. Reading runs no code from it."""
+"""A recipe's source -> plain dicts and lists. Reading a file runs no code from it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import yaml
 
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import RecipeError
+from optimplug.recipe.text.written import Written
 
 __all__ = ["Source", "is_text", "read", "value_of"]
 
-_REPLACED = ("int", "float", "timestamp")  # how PyYAML reads these is not how YAML 1.2 does
+_REPLACED = ("int", "float", "timestamp")  # PyYAML reads these otherwise than YAML 1.2 has them
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """A path to a YAML file, YAML itself, or a mapping: a dict, an OmegaConf node, ...
@@ -34,18 +35,22 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
     if isinstance(source, Mapping):
         try:
             return _plain(source), None
-        except Exception as error:  # a node's own code: OmegaConf's interpolations, say
+        except Exception as error:  # a mapping runs code of its own: OmegaConf interpolates
             message = f"cannot read the mapping: {type(error).__name__}: {error}"
             raise RecipeError.at("", message) from error
     if is_text(source):
-        return _parsed(source, None), None
+        return _parsed(source), None
     name = os.fspath(source)
+    with Written(source=name).located():
+        return _parsed(_text_of(name)), name
+
+
+def _text_of(name: str) -> str:
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise RecipeError([Problem("", f"cannot read the recipe: {reason}")], name) from None
-    return _parsed(text, name), name
+        raise RecipeError.at("", f"cannot read the recipe: {reason}") from None
 
 
 def is_text(source: object) -> TypeGuard[str]:
@@ -60,19 +65,19 @@ def is_text(source: object) -> TypeGuard[str]:
     return "\n" in source or ": " in source or source.lstrip().startswith("{")
 
 
-def _parsed(text: str, name: str | None) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
     try:
         loaded = yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
     except yaml.YAMLError as error:
-        raise RecipeError([Problem("", _yaml_message(error))], name) from None
+        raise RecipeError.at("", _yaml_message(error)) from None
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
-        # What PyYAML lets through: a tag that does not fit its value, nesting without end.
+        # PyYAML lets these through: for a tag that does not fit its value, for endless nesting.
         message = f"not valid YAML: {type(error).__name__}: {error}"
-        raise RecipeError([Problem("", message)], name) from None
+        raise RecipeError.at("", message) from None
     if not isinstance(loaded, dict):
         given = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         message = f"a recipe must be a mapping with the key 'optimizer' (got {given})"
-        raise RecipeError([Problem("", message)], name)
+        raise RecipeError.at("", message)
     return loaded
 
 
@@ -89,7 +94,7 @@ def value_of(text: str, path: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Copy a value into plain dicts and lists (an OmegaConf node resolves as it is walked)."""
+    """Copy a value into plain dicts and lists; that resolves the interpolations of OmegaConf."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -100,19 +105,22 @@ def _plain(value: Any) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, with YAML 1.2's numbers, no dates, and no key twice.
 
-    In YAML 1.1, which PyYAML reads, ``1e-3`` is text, ``010`` is 8 and ``1:30`` is 90.
+    In YAML 1.1, which PyYAML reads, ``1e-3`` is text, ``010`` is 8 and ``1:30`` is 90. Of a key
+    given twice, PyYAML takes the last without a word.
     """
 
+    # A dict of this class's own: PyYAML's is shared by all loaders of the process.
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc] # the stubs have it per instance
         first: [(tag, form) for tag, form in resolvers if tag.rpartition(":")[2] not in _REPLACED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse keys that are not text, and keys given twice."""
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # what a merge brings in may be said again
+                continue  # `<<: *base` may come twice, and keys may be given again beside it
             key = self.construct_object(key_node, deep=True)
             problem = None
             if not isinstance(key, str):
@@ -125,6 +133,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Read a number as YAML 1.2 has it."""
         text = self.construct_scalar(node).lower()
         if node.tag.endswith(":int"):
             return int(text) if text.lstrip("+-").isdigit() else int(text, 0)
@@ -144,6 +153,6 @@ for _tag, _form in (
 def _yaml_message(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "not valid YAML"
-    if "an alias" in str(getattr(error, "context", "")):  # so YAML takes a glob
+    if "an alias" in str(getattr(error, "context", "")):  # which is how YAML takes a glob
         problem = "what begins with * must be in quotes"
     return f"line {mark.line + 1}: {problem}" if mark else str(problem)

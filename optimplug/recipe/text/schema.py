@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,14 +14,14 @@ from pydantic import (
     Field,
     InstanceOf,
     Tag,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from optimplug.errors import nearest
+from optimplug.recipe.text.depth_range import Depths
 from optimplug.recipe.text.durations import Duration
-from optimplug.recipe.text.levels import Levels
+from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
     "FORMS",
@@ -45,26 +45,8 @@ Words = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
 """One string, or a list of which any may apply."""
 
 
-def _as_levels(value: Any) -> list[Levels]:
-    return [Levels.parse(item) for item in (value if isinstance(value, list) else [value])]
-
-
-_DEPTH = {
-    "anyOf": [
-        {"type": "integer"},
-        {"type": "string", "pattern": r"^\s*(\d+\s*-\s*\d+|[<>]=\s*-?\d+)\s*$"},
-    ]
-}
-Depths = Annotated[
-    list[InstanceOf[Levels]],
-    BeforeValidator(_as_levels),
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [*_DEPTH["anyOf"], {"type": "array", "items": _DEPTH}]}),
-]
-"""A depth, a range of depths, or a list of which any may apply."""
-
-
 class _Spec(BaseModel):
+    # strict: "1e-3" in quotes is a text, and so a mistake. frozen: what was checked stays so.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -93,6 +75,8 @@ class Match(_Spec):
 
     @model_validator(mode="after")
     def _some_condition(self) -> Match:
+        # What was written, not what it came to: `type:` without a value is no missing condition,
+        # but a mistake, and would match everything.
         if not self.model_fields_set:
             raise ValueError("must give at least one condition; for all parameters leave it out")
         for name, field in type(self).model_fields.items():
@@ -103,7 +87,7 @@ class Match(_Spec):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
-        try:
+        try:  # here, where the key is known, and not when it is used on a model
             re.compile(value or "")
         except re.error as error:
             raise ValueError(f"is not a regular expression: {error}") from None
@@ -121,6 +105,7 @@ class Match(_Spec):
 class OptimizerSpec(_Spec):
     """The optimizer and its hyperparameters; those not given keep the class's defaults."""
 
+    # Which others there may be depends on the class: resolve.py checks them.
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
@@ -140,6 +125,7 @@ FORMS = ("<value>", "<mapping>")
 """What layer_decay and freeze may be; the errors told are of the form that was meant."""
 
 
+# Without it, pydantic would try both forms and report what is wrong with each.
 def _form(value: Any) -> str:
     return FORMS[isinstance(value, dict | BaseModel)]
 
@@ -183,6 +169,7 @@ class RuleSpec(_Spec):
 
     @model_validator(mode="after")
     def _says_something(self) -> RuleSpec:
+        # YAML reads `weight_decay:` without a value as null.
         given = {*self.model_fields_set, *(self.model_extra or {})}
         empty = sorted(name for name in given if getattr(self, name) is None)
         if empty:
@@ -238,19 +225,26 @@ class PhaseSpec(_Spec):
         given = [key for key in ("name", "preset", "together") if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"must give one of name, preset and together (got {given})")
-        extra = [*(self.model_extra or {})]
         if not given:
-            for key in extra:
+            # Any key may be an argument, so that `nam: LinearLR` is no unknown one for pydantic.
+            for key in self.model_extra or {}:
                 close = nearest(key, ("name", "preset", "together"))
                 if close:
                     raise MisspeltError(key, close)
             raise ValueError("must give a name, a preset or phases together")
-        if self.together is not None:
-            wrong = self.model_fields_set - {"together", "for_", "of"} | {*extra}
-            if wrong:
-                raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
-            if any({"together", "for_", "of"} & part.model_fields_set for part in self.together):
-                raise ValueError("phases under together have no together, for or of of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _together_alone(self) -> PhaseSpec:
+        if self.together is None:
+            return self
+        # They act at the same time and on the same hyperparameter, or there were no product.
+        shared = {"together", "for_", "of"}
+        wrong = self.model_fields_set - shared | {*(self.model_extra or {})}
+        if wrong:
+            raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
+        if any(shared & part.model_fields_set for part in self.together):
+            raise ValueError("phases under together have no together, for or of of their own")
         return self
 
 
@@ -271,6 +265,19 @@ class RecipeSpec(_Spec):
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
     schedule: Phases = []
+
+    def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
+        """Walk the recipe's schedule and those of its rules, each with its rule and its path."""
+        yield None, "schedule", self.schedule
+        for i, rule in enumerate(self.groups):
+            if rule.schedule is not None:
+                yield RuleId(i), f"{RuleId(i).path}.schedule", rule.schedule
+
+    def freezes(self) -> Iterator[tuple[RuleId, Duration]]:
+        """Walk the rules that freeze parameters for a time."""
+        for i, rule in enumerate(self.groups):
+            if isinstance(rule.freeze, FreezeSpec):
+                yield RuleId(i), rule.freeze.until
 
 
 class ScheduleSpec(_Spec):

@@ -5,54 +5,52 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
+from optimplug.recipe.plan import Plan
 from optimplug.show.page.chart import draw, shade_color
+from optimplug.show.summary import summary, title
 
 __all__ = ["render"]
 
+_POINTS = 480  # one for two pixels of the chart, as every group has a curve in the page
 
-def render(
-    plan: Mapping[str, Any],
-    title: str,
-    notes: Sequence[str],
-    steps: Sequence[int],
-    curves: Sequence[Sequence[float]],
-    shades: Sequence[float],
-) -> str:
+
+def render(plan: Plan) -> str:
     """Return the page.
 
     Whatever the recipe or the model named is escaped, and the page's policy lets no script run but
     its own, and nothing be fetched.
 
     Args:
-        plan: what :meth:`optimplug.recipe.Plan.to_dict` gives.
-        title: the heading.
-        notes: lines that stand below it.
-        steps: where the curves were computed; none if there are no curves.
-        curves: the learning rates of each group at these steps.
-        shades: each group's place between the bottom of the model (0) and its top (1).
+        plan: what is shown.
     """
-    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    colors = [shade_color(shade) for shade in shades]
-    phases = [(phase["name"], phase["start"]) for phase in plan["phases"]]
+    content = plan.to_dict()
+    colors = [shade_color(shade) for shade in plan.shades()]
     body = [
-        f"<h1>{escape(title)}</h1>",
-        *(f'<p class="warning">{escape(_warning(w))}</p>' for w in plan["warnings"]),
-        *(f'<p class="note">{escape(note)}</p>' for note in notes),
-        draw(steps, curves, colors, phases) if steps else "",
-        *_table(plan["groups"], colors),
-        *_list("Frozen", plan["frozen"]),
-        *_list("Tied", [" = ".join(names) for names in plan["tied"]]),
-        *(_about(i, group) for i, group in enumerate(plan["groups"])),
+        f"<h1>{escape(title(plan))}</h1>",
+        *(f'<p class="warning">{escape(_warning(w))}</p>' for w in content["warnings"]),
+        *(f'<p class="note">{escape(note)}</p>' for note in summary(plan)),
+        _chart(plan, colors),
+        *_table(content["groups"], colors),
+        *_list("Frozen", content["frozen"]),
+        *_list("Tied", [" = ".join(names) for names in content["tied"]]),
+        *(_about(i, group) for i, group in enumerate(content["groups"])),
         '<div id="tip" role="tooltip"></div>',
     ]
+    return _document(title(plan), body)
+
+
+def _document(title: str, body: Iterable[str]) -> str:
+    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
+    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    # The browser runs the script of this hash alone: should a name ever get past the escaping, what
+    # is in it is not run.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     return "\n".join(
         [
             "<!doctype html>",
@@ -68,6 +66,14 @@ def render(
     )
 
 
+def _chart(plan: Plan, colors: Sequence[str]) -> str:
+    steps = plan.sample(_POINTS)
+    if steps[-1] == 0:  # neither the run nor any phase has a length, so there is no time to draw
+        return ""
+    phases = [(phase.name, phase.start) for phase in plan.curve.phases]
+    return draw(steps, plan.traces(steps), colors, phases)
+
+
 def _warning(warning: Mapping[str, str]) -> str:
     return f"{warning['path']}: {warning['message']}"
 
@@ -79,19 +85,23 @@ def _table(groups: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> Iterat
     yield "".join(f"<th>{escape(column)}</th>" for column in columns)
     yield "</tr></thead><tbody>"
     for i, (group, color) in enumerate(zip(groups, colors, strict=True)):
-        cells = [
-            group["tensors"],
-            f"{group['parameters']:,}",
-            *(f"{group['lr'][when]:.3g}" for when in ("start", "peak", "end")),
-            _cell(group["weight_decay"]),
-            *(_cell(group["settings"].get(key)) for key in others),
-            ", ".join(re.sub(r"groups\[(\d+)\]", r"\1", rule) for rule in group["rules"]),
-        ]
+        # tabindex: the tooltip can be reached with the keyboard too.
         dot = f'<span class="dot" style="background:{color}"></span>'
         yield f'<tr data-group="{i}" tabindex="0"><td>{dot}{escape(group["name"])}</td>'
-        yield "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+        yield "".join(f"<td>{escape(str(cell))}</td>" for cell in _cells(group, others))
         yield "</tr>"
     yield "</tbody></table>"
+
+
+def _cells(group: Mapping[str, Any], others: Sequence[str]) -> list[object]:
+    return [
+        group["tensors"],
+        f"{group['parameters']:,}",
+        *(f"{rate:.3g}" for rate in group["lr"].values()),
+        _cell(group["weight_decay"]),
+        *(_cell(group["settings"].get(key)) for key in others),
+        ", ".join(re.sub(r"groups\[(\d+)\]", r"\1", rule) for rule in group["rules"]),
+    ]
 
 
 def _cell(value: object) -> str:
@@ -99,7 +109,7 @@ def _cell(value: object) -> str:
 
 
 def _about(i: int, group: Mapping[str, Any]) -> str:
-    """Return what the tooltip of a group says, out of sight until then."""
+    """Return what the tooltip of a group shows. In the page itself it is hidden."""
     rates = ", ".join(f"{when} {rate:.3g}" for when, rate in group["lr"].items())
     count = f"{group['tensors']} tensors, {group['parameters']:,} parameters"
     members = "".join(f"<li>{escape(name)}</li>" for name in group["members"])

@@ -8,10 +8,11 @@ from support.labels import label
 from support.tensors import descend, parameters, same_bits
 
 from optimplug._core.optim.executions import compiled
+from optimplug._core.optim.executions.compiler import compiler
 from optimplug.optim import SGD, Adam, AdamW
 
 pytestmark = pytest.mark.skipif(
-    compiled.compiler() is None, reason="there is no C compiler that torch's threads can serve"
+    compiler() is None, reason="there is no C compiler that torch's threads can serve"
 )
 
 LARGE = [(300, 400), (70_000,), (3,), (0,), (50, 50)]
@@ -27,13 +28,13 @@ CASES = [
 def kernels(monkeypatch):
     """How often a compiled rule has run."""
     ran = []
-    original = compiled.Bound.run
+    original = compiled.ReadyCompiled.run
 
-    def watched(self, scale):
-        original(self, scale)
+    def watched(self, scale, found_inf):
+        original(self, scale, found_inf)
         ran.append(True)
 
-    monkeypatch.setattr(compiled.Bound, "run", watched)
+    monkeypatch.setattr(compiled.ReadyCompiled, "run", watched)
     return ran
 
 
@@ -165,7 +166,7 @@ def test_an_address_is_not_taken_for_the_tensor_that_was_there_before():
     address = p.data_ptr()
     p.data = torch.zeros(1000)  # what was there is still held, so this lies elsewhere
     assert p.data_ptr() != address
-    assert ours._layout.memos[0]["memory"].held[0][0].data_ptr() == address
+    assert ours._layout.layouts[0].memo["memory"].held[0][0].data_ptr() == address
 
 
 def test_a_maximum_keeps_what_is_not_a_number(kernels):
@@ -302,7 +303,7 @@ def test_where_there_is_a_compiler_it_serves(kernels):
 class TestCompiler:
     @pytest.fixture(autouse=True)
     def _forget(self):
-        caches = compiled.compiler, compiled._update, compiled._squares
+        caches = compiler, compiled._update_library, compiled._squares_kernel
         for cache in caches:
             cache.cache_clear()
         yield
@@ -335,7 +336,7 @@ class TestCompiler:
     @pytest.mark.parametrize("command", ["", "no-such-compiler"])
     def test_there_may_be_none(self, monkeypatch, command, kernels):
         monkeypatch.setenv("CC", command)
-        assert compiled.compiler() is None
+        assert compiler() is None
         self.check()
         assert kernels == []
 
@@ -347,7 +348,7 @@ class TestCompiler:
 
     def test_a_command_may_have_arguments(self, monkeypatch, kernels):
         monkeypatch.setenv("CC", "cc -g0")
-        assert compiled.compiler() == ("cc", "-g0")
+        assert compiler() == ("cc", "-g0")
         self.check()
         assert kernels == [True] * 3
 

@@ -8,16 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
+from support.optimizers import TABLE, executions, torchs
 from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
-from optimplug._core.optim.executions import compiled
-from optimplug._core.optim.executions import loop as execution
+from optimplug._core.optim.executions import compiled, foreach
 from optimplug.optim import SGD, Adam, AdamW
 
-CLASSES = [SGD, Adam, AdamW]
-TORCHS = {SGD: torch.optim.SGD, Adam: torch.optim.Adam, AdamW: torch.optim.AdamW}
+CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
 LR = {"lr": 0.05}
 
@@ -36,7 +35,7 @@ def pair(cls, params, **options):
         torch.nn.Parameter(p.detach().clone(memory_format=torch.preserve_format)) for p in params
     ]
     loop = {k: v for k, v in options.items() if k not in ("foreach", "fused", "max_grad_norm")}
-    return cls(params, **options), TORCHS[cls](copies, **loop, foreach=False)
+    return cls(params, **options), torchs(cls)(copies, **loop, foreach=False)
 
 
 def flat(optimizer):
@@ -61,12 +60,13 @@ class TestTorchsOwnTable:
 
     ROWS = {info.optim_cls.__name__: info for info in optim_db}
 
-    @pytest.mark.parametrize("choice", CHOICES, ids=label)
+    @pytest.mark.parametrize(
+        ("cls", "choice"), [(cls, way) for cls in TABLE for way in executions(cls)], ids=label
+    )
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=label)
-    @pytest.mark.parametrize("cls", CLASSES)
     def test_inputs(self, cls, dtype, choice):
         for row in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
-            options = {**(LR if cls is SGD else {}), **row.kwargs, **choice}
+            options = {**TABLE[cls].required, **row.kwargs, **choice}
             if (
                 choice.get("foreach")
                 and isinstance(options.get("lr"), torch.Tensor)
@@ -78,14 +78,14 @@ class TestTorchsOwnTable:
                 step_both(ours, theirs, [torch.randn_like(p) for p in flat(ours)])
             assert_close(ours, theirs)
 
-    @pytest.mark.parametrize("cls", CLASSES)
+    @pytest.mark.parametrize("cls", TABLE)
     def test_error_inputs(self, cls):
         found = self.ROWS[cls.__name__].optim_error_inputs_func(device="cpu", dtype=torch.float32)
         assert len(found) >= 6
         for error in found:
             row = error.optimizer_error_input
             params = [torch.nn.Parameter(torch.randn(2, 3))] if row.params is None else row.params
-            options = {**(LR if cls is SGD else {}), **row.kwargs}
+            options = {**TABLE[cls].required, **row.kwargs}
             if issubclass(error.error_type, Warning):
                 with pytest.warns(error.error_type, match=error.error_regex):
                     cls(params, **options)
@@ -187,7 +187,7 @@ def test_any_layout_in_memory_is_right(cls, layout, choice):
     value, grad = LAYOUTS[layout]()
     p = torch.nn.Parameter(value)
     reference = torch.nn.Parameter(value.clone())
-    ours, theirs = cls([p], **LR, **choice), TORCHS[cls]([reference], **LR, foreach=False)
+    ours, theirs = cls([p], **LR, **choice), torchs(cls)([reference], **LR, foreach=False)
     for _ in range(3):
         p.grad, reference.grad = grad, grad.clone()
         ours.step()
@@ -492,15 +492,15 @@ class TestScratch:
     @pytest.mark.parametrize("cls", CLASSES)
     @pytest.mark.parametrize("clip", [None, 1.0])
     def test_no_part_of_a_step_is_larger_than_its_share_of_the_cap(self, monkeypatch, cls, clip):
-        monkeypatch.setattr(execution, "SCRATCH_BYTES", 3000)
+        monkeypatch.setattr(foreach, "SCRATCH_BYTES", 3000)
         largest = []
-        original = execution.TensorList
+        original = foreach.TensorList
 
         def watched(tensors):
             largest.append(sum(t.nbytes for t in tensors))
             return original(tensors)
 
-        monkeypatch.setattr(execution, "TensorList", watched)
+        monkeypatch.setattr(foreach, "TensorList", watched)
         shapes = [(100,), (40, 40), (30,), (5,), (0,), (2000,)]
         options = {**LR, "weight_decay": 0.1, "foreach": True, "max_grad_norm": clip}
         ours, theirs = pair(cls, parameters(shapes), **options)
@@ -521,7 +521,7 @@ class TestScratch:
     )
     @pytest.mark.parametrize("clip", [None, 1.0])
     def test_a_step_allocates_less_than_the_cap(self, monkeypatch, cls, options, clip):
-        monkeypatch.setattr(execution, "SCRATCH_BYTES", 2**20)
+        monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
         shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
         ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
         descend(ours, 1, skip=False)

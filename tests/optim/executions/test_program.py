@@ -7,7 +7,14 @@ import torch
 from support.labels import label
 from support.tensors import parameters
 
-from optimplug._core.optim.executions.program import trace
+from optimplug._core.optim.executions.program import (
+    Constant,
+    Input,
+    Result,
+    Scalar,
+    Step,
+    trace,
+)
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.rules.adam import AdamRule
 from optimplug._core.optim.rules.sgd import SGDRule
@@ -23,31 +30,50 @@ RULES = [
 
 def test_a_trace_reads_as_the_rule():
     program = trace(SGDRule(), [SGDRule().coefficients(SGD, 1)])
-    assert program.lines == (
-        ("t0", "x_p * k_weight_decay"),
-        ("t1", "x_g + t0"),
-        ("t2", "t1 * k_minus_lr"),
-        ("t3", "x_p + t2"),
+    assert program.steps == (
+        Step("mul", (Input("p"), Scalar("weight_decay"))),
+        Step("add", (Input("g"), Result(0))),
+        Step("mul", (Result(1), Scalar("minus_lr"))),
+        Step("add", (Input("p"), Result(2))),
     )
-    assert program.results == (("p", "t3"),)
+    assert program.outputs == (("p", Result(3)),)
+
+
+def run(program, operands, k):
+    """Follow a program by Tensor's own operations."""
+    done = []
+
+    def value_of(argument):
+        match argument:
+            case Input(name):
+                return operands[name]
+            case Scalar(name):
+                return k[name]
+            case Constant(value):
+                return value
+            case Result(step):
+                return done[step]
+
+    for step in program.steps:
+        x, *others = map(value_of, step.arguments)
+        done.append(getattr(x, step.operation)(*others))
+    return {name: value_of(end) for name, end in program.outputs}
 
 
 @pytest.mark.parametrize(("rule", "hyper"), RULES, ids=label)
 def test_running_a_trace_is_running_the_rule(rule, hyper):
     k = rule.coefficients(hyper, 2)
     p, g, *kept = (x.detach().abs() for x in parameters([(3,)] * 5, torch.float64))
-    state = dict(zip(rule.state, kept, strict=False))
-    program = trace(rule, [k])
-    known = {
-        **{"x_p": p.clone(), "x_g": g, **{f"x_{n}": s.clone() for n, s in state.items()}},
-        **{f"k_{name}": value for name, value in k.items()},
-        **{"root": torch.sqrt, "larger": torch.maximum, "number": float, "blend": torch.lerp},
-    }
-    for name, value in program.lines:
-        known[name] = eval(value, dict(known))  # noqa: S307 # it is no literal
+    state = dict(zip(rule.state_names, kept, strict=False))
+    copies = {name: tensor.clone() for name, tensor in {"p": p, **state}.items()}
+    found = run(trace(rule, [k]), {"g": g, **copies}, k)
     rule.update(p, g, state, k)
-    for name, end in program.results:
-        torch.testing.assert_close(known[end], {"p": p, **state}[name], rtol=1e-14, atol=0)
+    for name, end in found.items():
+        torch.testing.assert_close(end, {"p": p, **state}[name], rtol=1e-14, atol=0)
+
+
+def test_names_of_different_kinds_are_not_taken_for_each_other():
+    assert len({Input("lr"), Scalar("lr"), Result(1), Constant(1.0)}) == 4
 
 
 def test_a_branch_is_taken_if_any_cell_needs_it():
@@ -55,8 +81,9 @@ def test_a_branch_is_taken_if_any_cell_needs_it():
     rest = AdamRule().coefficients(ADAM, 1)
     rule = AdamRule(decoupled=True)
     both, none = [{**rest, **with_decay}, {**rest, **without}], [{**rest, **without}]
-    assert ("t0", "x_p * k_decay") in trace(rule, both).lines
-    assert ("t0", "x_p * k_decay") not in trace(rule, none).lines
+    decay = Step("mul", (Input("p"), Scalar("decay")))
+    assert decay in trace(rule, both).steps
+    assert decay not in trace(rule, none).steps
     assert trace(rule, both).suits(both)
     assert not trace(rule, both).suits(none)
 
@@ -79,10 +106,11 @@ class Branching(Rule):
     [
         (lambda k: k + 1, "branch on nothing but whether"),
         (lambda k: k == "x", "compared with a number alone"),
+        (lambda k: k.cosh(), "'cosh' is no step of a program; add it to OPERATIONS"),
     ],
 )
 def test_a_rule_that_branches_on_anything_else_is_refused(question, message):
     rule = Branching()
     rule.question = question
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises((TypeError, AttributeError), match=message):
         trace(rule, [rule.coefficients({}, 1)])

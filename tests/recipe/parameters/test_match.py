@@ -7,7 +7,7 @@ from torch import nn
 from optimplug import RecipeError
 from optimplug.recipe.parameters import match
 from optimplug.recipe.parameters.depth import depths
-from optimplug.recipe.text.levels import Levels
+from optimplug.recipe.text.depth_range import DepthRange
 
 
 def matched(model, match):
@@ -52,7 +52,7 @@ def test_depth_among_other_conditions(given):
 @pytest.mark.parametrize("value", ["x", "1-", "3-1", ">2", True, 1.5, None, "-3--1"])
 def test_a_bad_depth_is_refused(value):
     with pytest.raises(ValueError, match=r"must be a depth|must go from low to high"):
-        Levels.parse(value)
+        DepthRange.parse(value)
 
 
 def test_a_depth_that_the_model_does_not_have_is_told():

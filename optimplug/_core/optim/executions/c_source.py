@@ -1,14 +1,22 @@
-"""A traced rule as C source."""
+"""A program as C source."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
-from optimplug._core.optim.executions.program import Program
+from optimplug._core.optim.executions.ops import OPERATIONS
+from optimplug._core.optim.executions.program import (
+    Argument,
+    Constant,
+    Input,
+    Program,
+    Result,
+    Scalar,
+    Step,
+)
 
 __all__ = ["C_TYPES", "squares_source", "update_source"]
 
@@ -88,14 +96,6 @@ static inline int64_t find(const int64_t *starts, int64_t count, int64_t at) {{
 """
 
 _UPDATE = """
-/* Two cache lines at each address; one that is no longer anything does no harm. */
-void prefetch(int64_t count, const uintptr_t *addresses) {{
-    for (int64_t i = 0; i < count; i++) {{
-        __builtin_prefetch((const char *)addresses[i]);
-        __builtin_prefetch((const char *)addresses[i] + 64);
-    }}
-}}
-
 static void elements({pointers}, int64_t start, int64_t stop, const double *k, work scale) {{
 {scalars}
     for (int64_t i = start; i < stop; i++) {{
@@ -148,8 +148,8 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
     types = dict(zip(operands, (C_TYPES[dtype] for dtype in dtypes), strict=True))
     body = [f"work x_{name} = load_{kind}(at_{name}[i]);" for name, kind in types.items()]
     body += ["x_g = x_g * scale;"]
-    body += [f"const work {name} = {value};" for name, value in _contracted(program)]
-    body += [f"at_{name}[i] = store_{types[name]}({end});" for name, end in program.results]
+    body += [f"const work t{i} = {_text(step)};" for i, step in _with_fused_sums(program)]
+    body += [f"at_{n}[i] = store_{types[n]}({_name(end)});" for n, end in program.outputs]
     scalars = [f"const work k_{name} = k[{i}];" for i, name in enumerate(program.coefficients)]
     return _head(dtypes) + _UPDATE.format(
         pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
@@ -171,21 +171,49 @@ def _head(dtypes: Sequence[torch.dtype]) -> str:
     return _HEAD.format(work=work, root=f"__builtin_sqrt{end}", fma=f"__builtin_fma{end}")
 
 
-def _contracted(program: Program) -> list[tuple[str, str]]:
-    """Return the lines with every sum that a product goes into alone as one operation."""
-    uses = Counter(word for _, value in program.lines for word in re.findall(r"\w+", value))
-    uses.update(end for _, end in program.results)
+_FUSED_SUM = "mad({0}, {1}, {2})"
+
+
+def _text(step: Step) -> str:
+    """Return a step as a C expression."""
+    form = OPERATIONS[step.operation].c if step.operation != "mad" else _FUSED_SUM
+    assert form is not None  # a program has no other steps
+    return form.format(*map(_name, step.arguments))
+
+
+def _name(argument: Argument) -> str:
+    match argument:
+        case Input(name):
+            return f"x_{name}"
+        case Scalar(name):
+            return f"k_{name}"
+        case Result(step):
+            return f"t{step}"
+        case Constant(value):
+            return f"number({value!r})"
+
+
+def _with_fused_sums(program: Program) -> list[tuple[int, Step]]:
+    """Return the numbered steps, with every product that goes into one sum alone inside that sum.
+
+    A fused multiply-add rounds once instead of twice. It is written out here, and not left to the
+    compiler, for the reason that stands beside ``mad``.
+    """
+    uses = Counter(argument for step in program.steps for argument in step.arguments)
+    uses.update(end for _, end in program.outputs)
     products = {
-        name: value.split(" * ")
-        for name, value in program.lines
-        if " * " in value and uses[name] == 1
+        Result(i): step.arguments
+        for i, step in enumerate(program.steps)
+        if step.operation == "mul" and uses[Result(i)] == 1
     }
-    lines, taken = [], set()
-    for name, value in program.lines:
-        one, _, other = value.partition(" + ")
-        product, rest = (other, one) if other in products else (one, other)
-        if rest and product in products:
-            taken.add(product)
-            value = f"mad({', '.join(products[product])}, {rest})"
-        lines.append((name, value))
-    return [line for line in lines if line[0] not in taken]
+    steps: list[tuple[int, Step]] = []
+    inside = set()
+    for i, step in enumerate(program.steps):
+        if step.operation == "add":
+            one, other = step.arguments
+            product, rest = (other, one) if other in products else (one, other)
+            if product in products:
+                inside.add(product)
+                step = Step("mad", (*products[product], rest))
+        steps.append((i, step))
+    return [(i, step) for i, step in steps if Result(i) not in inside]

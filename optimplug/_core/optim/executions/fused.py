@@ -1,66 +1,53 @@
-"""The execution that does a whole rule in one pass over the memory.
+"""The execution that does a whole rule in one pass over the memory, by an operator of torch's.
 
-For now the pass is an operator of torch's, called once for each cell of a batch. Where it would be
-wrong, :func:`can_fuse` and :func:`same_strides` say so and the batch takes another way: on the CPU
-the operators read memory in order whatever the strides, so a gradient laid out unlike its parameter
-would be applied to the wrong elements, without a word.
+It is called once for each cell of a batch. On the CPU these operators read memory in order whatever
+the strides, so a gradient laid out unlike its parameter would be applied to the wrong elements,
+without a word: :func:`same_strides` is what keeps such a batch away from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.rule import FusedCall, Rule
+from optimplug._core.optim.executions.memory_layout import same_strides
+from optimplug._core.optim.rule import FusedCall
 
-__all__ = ["FUSED_DEVICES", "can_fuse", "fused", "same_strides"]
+__all__ = ["FUSED_DEVICES", "Fused", "ReadyFused"]
 
 FUSED_DEVICES = ("cpu", "cuda")
 
 
-def can_fuse(rule: Rule, p: Tensor) -> bool:
-    """Tell whether the rule has a fused operator that is right for tensors like this one."""
-    return p.device.type in FUSED_DEVICES and p.dtype in rule.fused_dtypes
+class Fused:
+    """One operator of torch's for each cell, for rules and types that have one."""
+
+    def prepare(self, batch: Batch) -> ReadyFused | None:
+        """Take a batch for which the operator is right."""
+        p = batch.params[0]
+        has_operator = p.device.type in FUSED_DEVICES and p.dtype in batch.rule.fused_dtypes
+        fits = has_operator and batch.goes_together and same_strides(batch)
+        return ReadyFused(batch) if fits else None
 
 
-def same_strides(batch: Batch) -> bool:
-    """Tell whether every parameter, its gradient and its state lie in memory the same way."""
-    columns = [batch.params, batch.grads, *batch.states.values()]
-    if any(map(torch.Tensor.is_neg, chain.from_iterable(columns))):
-        return False  # a negative was taken, and its sign is yet to be changed
-    if all(map(torch.Tensor.is_contiguous, chain.from_iterable(columns))):
-        return True
-    return all(_is_dense(row[0]) and _strides_agree(row) for row in zip(*columns, strict=True))
+@dataclass
+class ReadyFused:
+    """A batch to be updated by one call for each cell."""
 
+    batch: Batch
 
-def fused(batch: Batch, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
-    """Run each cell through one operator; for the arguments see :class:`FusedCall`."""
-    device = batch.params[0].device
-    scale = None if grad_scale is None else grad_scale.to(device)
-    found = None if found_inf is None else found_inf.to(device)
-    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
-        part = cell.part
-        states = {name: tensors[part] for name, tensors in batch.states.items()}
-        own = batch.params[part], batch.grads[part], states, hyper, batch.steps[part]
-        batch.rule.fused(FusedCall(*own, cell.first, scale, found))
+    def squares(self) -> None:
+        """Leave the norm to torch's operators."""
 
-
-def _strides_agree(row: Sequence[Tensor]) -> bool:
-    return all(tensor.stride() == row[0].stride() for tensor in row)
-
-
-def _is_dense(p: Tensor) -> bool:
-    """Tell whether the elements fill their memory without gaps or overlaps, in any order."""
-    axes = sorted(
-        (stride, size) for stride, size in zip(p.stride(), p.shape, strict=True) if size > 1
-    )
-    filled = 1
-    for stride, size in axes:
-        if stride != filled:
-            return False
-        filled *= size
-    return True
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update every cell in place; the operator itself looks at ``found_inf``."""
+        batch = self.batch
+        device = batch.params[0].device
+        grad_scale = None if scale is None else (1.0 / scale).to(device)
+        found = None if found_inf is None else found_inf.to(device)
+        for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
+            part = cell.part
+            states = {name: tensors[part] for name, tensors in batch.states.items()}
+            own = batch.params[part], batch.grads[part], states, hyper, batch.steps[part]
+            batch.rule.fused(FusedCall(*own, cell.first, grad_scale, found))

@@ -1,18 +1,70 @@
-"""A rule written down as arithmetic on one element, by running it once on symbols."""
+"""A rule written down as a program for one element, by running it once on symbols."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from optimplug._core.optim.executions.functional import Functional
+from optimplug._core.optim.executions.operands import Functional
+from optimplug._core.optim.executions.ops import OPERATIONS
 from optimplug._core.optim.rule import Rule
 
-__all__ = ["Coefficient", "Decision", "Numbers", "Program", "Value", "trace"]
+__all__ = [
+    "Argument",
+    "Constant",
+    "Decision",
+    "Input",
+    "Numbers",
+    "Program",
+    "Result",
+    "Scalar",
+    "Step",
+    "Symbol",
+    "trace",
+]
 
 Numbers = Sequence[Mapping[str, float]]
 """The scalars of each cell of a batch."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """An operand as it was before the update: ``p``, ``g``, or a state."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One of the rule's coefficients."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number that stands in the rule itself."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step of the program has computed."""
+
+    step: int
+
+
+Argument: TypeAlias = "Input | Scalar | Constant | Result"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation, a row of :data:`.ops.OPERATIONS`, on what is known by then."""
+
+    operation: str
+    arguments: tuple[Argument, ...]
 
 
 class Decision(NamedTuple):
@@ -23,23 +75,22 @@ class Decision(NamedTuple):
     differs: bool
 
     def holds(self, numbers: Numbers) -> bool:
+        """Tell whether these scalars lead to the same branch."""
         return any(k[self.name] != self.constant for k in numbers) == self.differs
 
 
-class Program(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Program:
     """What a rule does to one element.
 
-    Operands are ``x_p``, ``x_g`` and after :attr:`Rule.state`, as in ``x_exp_avg``; coefficients
-    begin with ``k_``. Beside ``+ - * /`` the lines use ``number(1.5)``, a constant, ``root(x)``,
-    the square root, ``larger(x, y)``, which keeps NaN, and ``blend(x, y, w)``, which is
-    :func:`torch.lerp`.
+    It is known by its identity: a step looks its compiled form up, and must not compare programs.
     """
 
-    lines: tuple[tuple[str, str], ...]
-    """Each a new name and its value, in order."""
-    results: tuple[tuple[str, str], ...]
-    """The operands that change, and the names of what they change to."""
+    steps: tuple[Step, ...]
+    outputs: tuple[tuple[str, Argument], ...]
+    """The operands that change, and what they change to."""
     coefficients: tuple[str, ...]
+    """The names of all scalars, in the order in which they are passed."""
     decisions: tuple[Decision, ...]
     """Under which it is right: another outcome needs another trace."""
 
@@ -50,13 +101,15 @@ class Program(NamedTuple):
 
 @dataclass
 class _Record:
+    """The program so far."""
+
     numbers: Numbers
-    lines: list[tuple[str, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     decisions: dict[Decision, None] = field(default_factory=dict)
 
-    def value(self, text: str) -> Value:
-        self.lines.append((f"t{len(self.lines)}", text))
-        return Value(self, self.lines[-1][0])
+    def step(self, operation: str, *operands: Any) -> Symbol:
+        self.steps.append(Step(operation, tuple(map(_argument, operands))))
+        return Symbol(self, Result(len(self.steps) - 1))
 
     def differs(self, name: str, constant: float) -> bool:
         outcome = any(k[name] != constant for k in self.numbers)
@@ -64,52 +117,48 @@ class _Record:
         return outcome
 
 
-class Value:
-    """A number that is not known yet: arithmetic on it is recorded."""
+class Symbol:
+    """A number that is not known yet: every operation on it becomes a step of the program."""
 
-    def __init__(self, record: _Record, text: str) -> None:
+    def __init__(self, record: _Record, stands_for: Argument) -> None:
         self.record = record
-        self.text = text
+        self.stands_for = stands_for
 
-    def __neg__(self) -> Value:
-        return self.record.value(f"-{self.text}")
+    def __neg__(self) -> Symbol:
+        return self.record.step("neg", self)
 
-    def __add__(self, other: Value | float) -> Value:
-        return self._with("+", other)
+    def __add__(self, other: Any) -> Symbol:
+        return self.record.step("add", self, other)
 
-    def __sub__(self, other: Value | float) -> Value:
-        return self._with("-", other)
+    def __sub__(self, other: Any) -> Symbol:
+        return self.record.step("sub", self, other)
 
-    def __mul__(self, other: Value | float) -> Value:
-        return self._with("*", other)
+    def __mul__(self, other: Any) -> Symbol:
+        return self.record.step("mul", self, other)
 
-    def __truediv__(self, other: Value | float) -> Value:
-        return self._with("/", other)
+    def __truediv__(self, other: Any) -> Symbol:
+        return self.record.step("div", self, other)
 
-    def sqrt(self) -> Value:
-        return self.record.value(f"root({self.text})")
-
-    def lerp(self, end: Value, weight: Value) -> Value:
-        return self.record.value(f"blend({self.text}, {end.text}, {weight.text})")
-
-    def maximum(self, other: Value) -> Value:
-        return self.record.value(f"larger({self.text}, {other.text})")
+    def __getattr__(self, operation: str) -> Any:
+        if operation not in OPERATIONS or OPERATIONS[operation].c is None:
+            raise AttributeError(f"{operation!r} is no step of a program; add it to OPERATIONS")
+        return lambda *others: self.record.step(operation, self, *others)
 
     def __bool__(self) -> bool:
         raise TypeError("a rule may branch on nothing but whether a coefficient is a given number")
 
-    def _with(self, sign: str, other: Value | float) -> Value:
-        text = other.text if isinstance(other, Value) else f"number({float(other)!r})"
-        return self.record.value(f"{self.text} {sign} {text}")
 
-
-class Coefficient(Value):
+class _Coefficient(Symbol):
     """A scalar of the rule, of which a rule may ask whether it is a given number."""
 
     __hash__ = None  # type: ignore[assignment] # equality is a question to the record
 
+    def __init__(self, record: _Record, name: str) -> None:
+        super().__init__(record, Scalar(name))
+        self.name = name
+
     def __ne__(self, other: object) -> bool:
-        return self.record.differs(self.text.removeprefix("k_"), _number(other))
+        return self.record.differs(self.name, _number(other))
 
     def __eq__(self, other: object) -> bool:
         return not self != other
@@ -121,17 +170,21 @@ def trace(rule: Rule, numbers: Numbers) -> Program:
     Where cells differ in whether a coefficient is a given number, the rule is told that it is not.
     """
     record = _Record(numbers)
-    operands = {name: Functional(_symbol(record, name)) for name in ("p", "g", *rule.state)}
-    state = {name: operands[name] for name in rule.state}
-    k = {name: Coefficient(record, f"k_{name}") for name in numbers[0]}
-    rule.update(operands["p"], operands["g"], state, k)
-    ends: dict[str, Any] = {name: operand.tensor for name, operand in operands.items()}
-    results = tuple((name, end.text) for name, end in ends.items() if end.text != f"x_{name}")
-    return Program(tuple(record.lines), results, tuple(k), tuple(record.decisions))
+    inputs = {name: Functional(Symbol(record, Input(name))) for name in _operands(rule)}
+    state = {name: inputs[name] for name in rule.state_names}
+    k = {name: _Coefficient(record, name) for name in numbers[0]}
+    rule.update(inputs["p"], inputs["g"], state, k)
+    ends = {name: value.tensor.stands_for for name, value in inputs.items()}
+    outputs = tuple((name, end) for name, end in ends.items() if end != Input(name))
+    return Program(tuple(record.steps), outputs, tuple(k), tuple(record.decisions))
 
 
-def _symbol(record: _Record, name: str) -> Any:
-    return Value(record, f"x_{name}")
+def _operands(rule: Rule) -> tuple[str, ...]:
+    return ("p", "g", *rule.state_names)
+
+
+def _argument(operand: Any) -> Argument:
+    return operand.stands_for if isinstance(operand, Symbol) else Constant(float(operand))
 
 
 def _number(given: object) -> float:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.optimizer import Optimizer, check_rate
-from optimplug._core.optim.rule import FusedCall, Hyper, Rule, T
-from optimplug.errors import ArgumentError
+from optimplug._core.internals import fused_adam, fused_adamw
+from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
 
@@ -26,13 +27,14 @@ class AdamRule(Rule):
     decoupled: bool = False
     """Whether weight decay acts on the parameter, apart from the gradient."""
 
+    variant_state: ClassVar = ("max_exp_avg_sq",)
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    late_state: ClassVar = ("max_exp_avg_sq",)
 
-    @property
-    def state(self) -> tuple[str, ...]:
-        names = ("exp_avg", "exp_avg_sq")
-        return (*names, "max_exp_avg_sq") if self.amsgrad else names
+    @cached_property
+    def state(self) -> tuple[StateSpec, ...]:
+        moments = StateSpec("exp_avg"), StateSpec("exp_avg_sq")
+        largest = (StateSpec("max_exp_avg_sq", late=True),) if self.amsgrad else ()
+        return (*moments, *largest)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -46,7 +48,9 @@ class AdamRule(Rule):
             "minus_step_size": -(lr / (1 - beta1**t)),
         }
 
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         if self.maximize:
             g = g.neg()
@@ -63,7 +67,7 @@ class AdamRule(Rule):
 
     def fused(self, call: FusedCall) -> None:
         hyper = call.hyper
-        operator = torch._fused_adamw_ if self.decoupled else torch._fused_adam_
+        operator = fused_adamw if self.decoupled else fused_adam
         operator(
             call.params,
             call.grads,
@@ -180,30 +184,8 @@ class Adam(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
-        if not hyper["eps"] >= 0.0:
-            raise ArgumentError(f"Invalid epsilon value: {hyper['eps']}; must be >= 0")
-        if not hyper["weight_decay"] >= 0.0:
-            raise ArgumentError(
-                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
-            )
-        _check_betas(hyper)
-
-
-def _check_betas(hyper: Hyper) -> None:
-    betas = hyper["betas"]
-    if len(betas) != 2:
-        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
-    if len({isinstance(beta, Tensor) for beta in betas}) == 2:
-        raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor) and beta.numel() != 1:
-            raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
-        if not 0.0 <= beta < 1.0:
-            raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
-        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper["capturable"]:
-            raise ArgumentError(
-                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-            )
+        check_not_negative(hyper, eps="epsilon value", weight_decay="weight_decay value")
+        check_betas(hyper)
 
 
 class AdamW(Adam):

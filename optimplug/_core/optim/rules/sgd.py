@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from optimplug._core.optim.optimizer import Optimizer, check_rate
-from optimplug._core.optim.rule import FusedCall, Hyper, Rule, T
+from optimplug._core.internals import fused_sgd
+from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
 
 __all__ = ["SGD", "SGDRule"]
@@ -28,13 +30,13 @@ class SGDRule(Rule):
 
     counts_steps: ClassVar = False
     takes_sparse: ClassVar = True
-    late_state: ClassVar = ("momentum_buffer",)
+    variant_state: ClassVar = ("momentum_buffer",)
     # In bfloat16 torch's operator rounds at every step of its arithmetic: 5 times the error.
     fused_dtypes: ClassVar = (torch.float32, torch.float64)
 
-    @property
-    def state(self) -> tuple[str, ...]:
-        return ("momentum_buffer",) if self.momentum else ()
+    @cached_property
+    def state(self) -> tuple[StateSpec, ...]:
+        return (StateSpec("momentum_buffer", late=True),) if self.momentum else ()
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         first = t == 1  # the buffer starts as the gradient itself, undampened
@@ -46,7 +48,9 @@ class SGDRule(Rule):
             "minus_lr": -hyper["lr"],
         }
 
-    def update(self, p: T, g: T, state: Mapping[str, T], k: Mapping[str, Any]) -> None:
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
         if self.maximize:
             g = g.neg()
         if k["weight_decay"] != 0:
@@ -58,7 +62,7 @@ class SGDRule(Rule):
 
     def fused(self, call: FusedCall) -> None:
         hyper = call.hyper
-        torch._fused_sgd_(
+        fused_sgd(
             call.params,
             call.grads,
             call.state.get("momentum_buffer", []),
@@ -163,12 +167,7 @@ class SGD(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
-        if not hyper["momentum"] >= 0.0:
-            raise ArgumentError(f"Invalid momentum value: {hyper['momentum']}; must be >= 0")
-        if not hyper["weight_decay"] >= 0.0:
-            raise ArgumentError(
-                f"Invalid weight_decay value: {hyper['weight_decay']}; must be >= 0"
-            )
+        check_not_negative(hyper, momentum="momentum value", weight_decay="weight_decay value")
         if hyper["nesterov"] and (hyper["momentum"] <= 0 or hyper["dampening"] != 0):
             raise ArgumentError(
                 "Nesterov momentum requires a momentum and zero dampening "

@@ -1,0 +1,87 @@
+"""Which execution takes a batch. It is decided here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.compiled import Compiled
+from optimplug._core.optim.executions.execution import Execution, Ready
+from optimplug._core.optim.executions.foreach import Foreach
+from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused
+from optimplug._core.optim.executions.loop import Differentiable, Loop
+from optimplug.errors import ArgumentError
+
+__all__ = ["CHOICES", "check_choices", "devices_asked_for", "may_fuse", "prepare"]
+
+Choices = Mapping[str, Any]
+"""An optimizer's defaults, among them what the user has chosen of :data:`CHOICES`."""
+
+CHOICES = ("foreach", "fused", "capturable", "differentiable")
+"""The arguments by which a user chooses: for all groups together, and for this process alone."""
+
+
+def prepare(batch: Batch, choices: Choices) -> Ready:
+    """Make a batch ready in the first way that takes it; all that can fail fails here."""
+    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
+    for execution in _in_order(*asked):
+        ready = execution.prepare(batch)
+        if ready is not None:
+            return ready
+    raise AssertionError("the loop takes every batch")
+
+
+def may_fuse(choices: Choices) -> bool:
+    """Tell whether a whole rule may run in one pass, which reads step counts where it runs."""
+    return _may_fuse(*(choices.get(name) for name in ("foreach", "fused", "differentiable")))
+
+
+def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | None) -> bool:
+    return foreach is None and not differentiable if fused is None else fused
+
+
+@lru_cache
+def _in_order(
+    foreach: bool | None, fused: bool | None, differentiable: bool | None
+) -> tuple[Execution, ...]:
+    """Return the executions to try, the fastest that the user allows first."""
+    if differentiable:
+        return (Differentiable(),)
+    one_pass: tuple[Execution, ...] = (
+        (Compiled(), Fused()) if _may_fuse(foreach, fused, differentiable) else ()
+    )
+    return (*one_pass, Loop()) if foreach is False else (*one_pass, Foreach(), Loop())
+
+
+def devices_asked_for(choices: Choices) -> tuple[str, tuple[str, ...]] | None:
+    """Return the choice that binds parameters to some devices, and these; None if there is none."""
+    if choices.get("capturable"):
+        return "capturable", ("cuda",)
+    return ("fused", FUSED_DEVICES) if choices.get("fused") else None
+
+
+def check_choices(choices: Choices) -> None:
+    """Refuse choices that contradict each other, as torch does.
+
+    Raises:
+        ArgumentError: they do, or one is none of True, False and None.
+        RuntimeError: where torch raises that.
+    """
+    fuse, many = choices.get("fused"), choices.get("foreach")
+    for key in CHOICES:
+        if not isinstance(choices.get(key), bool | None):
+            raise ArgumentError(f"{key} must be True, False or None (got {choices[key]!r})")
+    if fuse and choices.get("differentiable"):
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fuse and many:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    if many and choices.get("differentiable"):
+        raise ArgumentError("foreach=True does not support differentiable=True; leave it out")
+    if choices.get("capturable") and (fuse is False or many is not None):
+        raise ArgumentError(
+            "capturable=True needs the fused execution; leave foreach and fused out"
+        )
+    if choices.get("capturable") and choices.get("differentiable"):
+        raise ArgumentError("capturable=True does not support differentiable=True")

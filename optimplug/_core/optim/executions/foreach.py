@@ -1,0 +1,89 @@
+"""The execution that updates all tensors together, through ``torch._foreach_*``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.operands import TensorList
+
+__all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
+
+SCRATCH_BYTES = 64 * 2**20
+"""The temporaries of a step stay under this."""
+
+
+class Foreach:
+    """All tensors together, in parts that keep temporaries small."""
+
+    def prepare(self, batch: Batch) -> ReadyForeach | None:
+        """Compute the scalars of the next update; None where torch has no operator for these."""
+        return ReadyForeach(batch, batch.numbers(ahead=1)) if batch.goes_together else None
+
+
+@dataclass
+class ReadyForeach:
+    """A batch to be updated by one call for each operation."""
+
+    batch: Batch
+    numbers: list[dict[str, float]]
+    """The scalars of each cell."""
+
+    def squares(self) -> None:
+        """Leave the norm to torch's operators."""
+
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update all tensors in place."""
+        if must_skip(found_inf):
+            return
+        batch, per_cell = self.batch, self.numbers
+        # A scalar that is the same for all goes in as one number, which is quicker than a list.
+        shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
+        cell_of = [i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]]
+        # One more than the rule's own is the scaled gradient; a sixteenth is left for small things.
+        limit = SCRATCH_BYTES * 15 // 16 // (batch.rule.temporaries + 1)
+        for pieces, owners in _parts(batch, limit):
+            k = {
+                name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
+                for name, same in shared.items()
+            }
+            params, grads, *states = (TensorList(column) for column in pieces)
+            if scale is not None:
+                grads = grads.scaled(scale.to(grads.tensors[0].device))
+            batch.rule.update(params, grads, dict(zip(batch.states, states, strict=True)), k)
+
+
+def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[int]]]:
+    """Walk all columns (parameters, gradients, states) in parts of at most ``limit`` bytes.
+
+    Yields:
+        The columns of a part, and for each of its tensors the place that it has in the batch.
+    """
+    columns: Sequence[Sequence[Tensor]] = [batch.params, batch.grads, *batch.states.values()]
+    part: list[list[Tensor]] = [[] for _ in columns]
+    owners: list[int] = []
+    size = 0
+    for i, row in enumerate(zip(*columns, strict=True)):
+        for pieces in _split(row, limit) if batch.rule.scope == "element" else (row,):
+            if owners and size + pieces[0].nbytes > limit:
+                yield part, owners
+                part, owners, size = [[] for _ in columns], [], 0
+            for column, piece in zip(part, pieces, strict=True):
+                column.append(piece)
+            owners.append(i)
+            size += pieces[0].nbytes
+    yield part, owners
+
+
+def _split(row: Sequence[Tensor], limit: int) -> Iterator[Sequence[Any]]:
+    """Cut a tensor and what belongs to it into flat views, if it is too large and they allow it."""
+    if row[0].nbytes <= limit or not all(t.is_contiguous() for t in row):
+        return iter([row])
+    length = max(1, limit // row[0].element_size())
+    return zip(*(torch.split(t.view(-1), length) for t in row), strict=True)

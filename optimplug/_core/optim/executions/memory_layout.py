@@ -1,0 +1,46 @@
+"""Whether the tensors of a batch stand in memory so that a kernel may read them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain, pairwise
+
+from torch import Tensor
+
+from optimplug._core.optim.batch import Batch
+
+__all__ = ["overlap", "same_strides"]
+
+
+def same_strides(batch: Batch) -> bool:
+    """Tell whether every parameter, its gradient and its state have their elements in one order."""
+    columns = [batch.params, batch.grads, *batch.states.values()]
+    if any(map(Tensor.is_neg, chain.from_iterable(columns))):
+        return False  # a negative was taken, and its sign is yet to be changed
+    if all(map(Tensor.is_contiguous, chain.from_iterable(columns))):
+        return True
+    return all(_is_dense(row[0]) and _strides_agree(row) for row in zip(*columns, strict=True))
+
+
+def overlap(columns: Sequence[Sequence[Tensor]]) -> bool:
+    """Tell whether tensors share memory: threads would write there at the same time."""
+    tensors = chain.from_iterable(columns)
+    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
+    return any(start < stop for (_, stop), (start, _) in pairwise(spans))
+
+
+def _strides_agree(row: Sequence[Tensor]) -> bool:
+    return all(tensor.stride() == row[0].stride() for tensor in row)
+
+
+def _is_dense(p: Tensor) -> bool:
+    """Tell whether the elements fill their memory without gaps or overlaps, in any order."""
+    axes = sorted(
+        (stride, size) for stride, size in zip(p.stride(), p.shape, strict=True) if size > 1
+    )
+    filled = 1
+    for stride, size in axes:
+        if stride != filled:
+            return False
+        filled *= size
+    return True

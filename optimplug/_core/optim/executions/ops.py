@@ -1,0 +1,86 @@
+"""The operations that a rule may use: one row each, with every form that an execution needs.
+
+A rule calls them by Tensor's own names, ``mul`` or, in place, ``mul_``. To add one, add a row:
+the loop has it from Tensor, foreach from ``torch._foreach_*``, the compiled execution from its C.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from optimplug._core.internals import foreach_operator
+
+__all__ = ["OPERATIONS", "Operation"]
+
+Lists = Callable[..., Any]
+"""A function on lists of tensors."""
+
+
+class Operation(NamedTuple):
+    """What one operation is in each execution. In the loop it is Tensor's method of that name."""
+
+    formula: Callable[..., Any] | None = None
+    """What it returns for single values, in operators and other operations, which makes it
+    differentiable and lets it be written down. None: it is a step of a program by itself."""
+    c: str | None = None
+    """The C expression of such a step. Its operands, ``{0}``, ``{1}``, are names or numbers of the
+    type ``work``; ``root``, ``blend`` and ``larger`` are functions of :mod:`.c_source`."""
+    foreach: tuple[Lists, Lists] | None = None
+    """Its form on lists of tensors, and the same in place, where torch's would not do."""
+
+    def on_lists(self, name: str) -> tuple[Lists, Lists]:
+        """Return its form on lists of tensors, and the same in place."""
+        return self.foreach or (foreach_operator(name), foreach_operator(f"{name}_"))
+
+
+def _add(x: Any, y: Any, *, alpha: Any = 1) -> Any:
+    # A coefficient that is a symbol must not be compared: that would be taken for a branch.
+    return x + (y if type(alpha) is int and alpha == 1 else y * alpha)
+
+
+def _foreach_add(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> list[Tensor]:
+    if isinstance(alpha, Sequence):  # torch has no overload with one alpha for each tensor
+        found: list[Tensor] = foreach_operator("mul")(y, alpha)
+        foreach_operator("add_")(found, x)
+        return found
+    added: list[Tensor] = foreach_operator("add")(x, y, **_alpha(y, alpha))
+    return added
+
+
+def _foreach_add_(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> None:
+    if isinstance(alpha, Sequence):
+        foreach_operator("add_")(x, foreach_operator("mul")(y, alpha))
+    else:
+        foreach_operator("add_")(x, y, **_alpha(y, alpha))
+
+
+def _alpha(y: Any, alpha: Any) -> dict[str, Any]:
+    """Return ``alpha`` where torch takes it: beside tensors, not beside numbers."""
+    return {"alpha": alpha} if isinstance(y, list) and isinstance(y[0], Tensor) else {}
+
+
+def _lerp(x: Any, end: Any, weight: Any) -> Any:
+    if isinstance(weight, Tensor):
+        weight = weight.to(end.dtype)
+    return x.lerp(end, weight)
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "neg": Operation(operator.neg, c="-{0}"),
+    "sqrt": Operation(c="root({0})"),
+    "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
+    "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
+    "sub": Operation(operator.sub, c="{0} - {1}"),
+    "mul": Operation(operator.mul, c="{0} * {1}"),
+    "div": Operation(operator.truediv, c="{0} / {1}"),
+    "lerp": Operation(_lerp, c="blend({0}, {1}, {2})"),
+    "maximum": Operation(c="larger({0}, {1})"),
+    "clamp_min": Operation(lambda x, least: x.maximum(least)),
+    "addcmul": Operation(lambda x, a, b, *, value: x + a * value * b),
+    "addcdiv": Operation(lambda x, a, b, *, value: x + a * value / b),
+}
+"""By Tensor's name, without the ``_`` of the form in place."""

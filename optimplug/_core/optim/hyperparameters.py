@@ -1,0 +1,55 @@
+"""What the hyperparameters of an optimizer must be, and the errors, which begin as torch's do."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from optimplug._core.optim.rule import Hyper
+from optimplug.errors import ArgumentError
+
+__all__ = ["check_betas", "check_not_negative", "check_rate"]
+
+
+def check_rate(hyper: Hyper) -> None:
+    """Raise ArgumentError unless ``lr`` is what every optimizer here takes."""
+    lr = hyper["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
+        if hyper["foreach"] and not hyper.get("capturable", True):
+            raise ArgumentError(
+                "lr as a Tensor is not supported for capturable=False and foreach=True"
+            )
+    if not lr >= 0.0:
+        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
+
+
+def check_not_negative(hyper: Hyper, **names: str) -> None:
+    """Raise ArgumentError unless these are numbers >= 0; each key comes with torch's words for it.
+
+    Example:
+        >>> check_not_negative({"eps": -1.0}, eps="epsilon value")
+        Traceback (most recent call last):
+        optimplug.errors.ArgumentError: Invalid epsilon value: -1.0; must be >= 0
+    """
+    for key, words in names.items():
+        if not hyper[key] >= 0.0:
+            raise ArgumentError(f"Invalid {words}: {hyper[key]}; must be >= 0")
+
+
+def check_betas(hyper: Hyper) -> None:
+    """Raise ArgumentError unless ``betas`` are two numbers in [0, 1), or two tensors of one."""
+    betas = hyper["betas"]
+    if len(betas) != 2:
+        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
+    if len({isinstance(beta, Tensor) for beta in betas}) == 2:
+        raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor) and beta.numel() != 1:
+            raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
+        if not 0.0 <= beta < 1.0:
+            raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
+        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper.get("capturable", False):
+            raise ArgumentError(
+                f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
+            )

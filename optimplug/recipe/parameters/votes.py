@@ -1,0 +1,231 @@
+"""What each rule says of each parameter. Of several rules the last one wins, key by key."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from optimplug.errors import Problem
+from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.match import (
+    FAMILY_WORDS,
+    Condition,
+    Place,
+    asks_depth,
+    condition,
+    family_or_glob,
+    places,
+    suggestion,
+)
+from optimplug.recipe.text.depth_range import Depth
+from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.rule_id import RuleId
+from optimplug.recipe.text.schema import Match, RuleSpec
+
+__all__ = ["ParameterVotes", "Vote", "collect_votes"]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """The value that one rule gives to one key of one parameter."""
+
+    value: Any
+    rule: int
+    """The rule's place under ``groups``."""
+    names: frozenset[str]
+    """The names of the parameter for which the rule holds: several, perhaps, if it is tied."""
+    by: str
+    """The rule's own key. It may be another than the vote's: ``no_decay`` sets ``weight_decay``."""
+
+
+@dataclass(frozen=True)
+class ParameterVotes:
+    """A parameter of the model, and all votes on its settings."""
+
+    parameter: nn.Parameter
+    names: tuple[str, ...]
+    """All its names. A tied one has several; its group lists it by the first."""
+    votes: Mapping[str, Sequence[Vote]]
+    """By key, in the order of the rules; the last vote wins."""
+    distance: int
+    """How many layers it is below the top; 0 where no rule asks for depth."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value that wins, for each key that any rule gives."""
+        return {key: votes[-1].value for key, votes in self.votes.items()}
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a rule or the model itself keeps it from being trained."""
+        return self.values.get("freeze") is True or not self.parameter.requires_grad
+
+
+@dataclass(frozen=True)
+class _Clause:
+    """A part of a rule: for which parameters it holds, and the values that it gives to them.
+
+    The rule's hyperparameters are one clause, each word of its ``no_decay`` is another.
+    """
+
+    rule: int
+    holds: Condition
+    values: Mapping[str, Any]
+    unmatched: Callable[[], Problem]
+    """Returns the problem that there is if it holds for no parameter."""
+    by: str | None = None
+    """The rule's key, where it is another than those of ``values``."""
+
+
+_Votes = dict[str, list[Vote]]
+
+
+def collect_votes(
+    model: nn.Module, rules: Sequence[RuleSpec], rule_settings: Sequence[Mapping[str, Any]]
+) -> list[ParameterVotes]:
+    """Let every rule vote on every parameter for which it holds.
+
+    Args:
+        model: whose parameters these are.
+        rules: the recipe's rules, in order.
+        rule_settings: the hyperparameters that each rule sets.
+
+    Returns:
+        Every parameter, in the model's order.
+
+    Raises:
+        RecipeError: a rule holds for no parameter, depth cannot be found, or rules give different
+            values to a tied parameter under different names.
+    """
+    wrong = Problems()
+    everywhere = places(model, _depths(model, rules, wrong))
+    all_votes: list[_Votes] = [defaultdict(list) for _ in everywhere]
+    for clause in _clauses(model, rules, rule_settings, skip_depth=bool(wrong)):
+        if not _vote(clause, everywhere, all_votes):
+            wrong.extend([clause.unmatched()])
+    # After all rules, because a later one may settle what two before it contradict each other in.
+    for votes in all_votes:
+        wrong.extend(_contradictions(votes))
+    wrong.raise_if_any()
+    return [_parameter_votes(*each) for each in zip(everywhere, all_votes, strict=True)]
+
+
+def _parameter_votes(named: Sequence[Place], votes: _Votes) -> ParameterVotes:
+    first = named[0]
+    distance = first.depth.below_top if first.depth else 0
+    return ParameterVotes(first.parameter, tuple(place.name for place in named), votes, distance)
+
+
+def _depths(
+    model: nn.Module, rules: Sequence[RuleSpec], wrong: Problems
+) -> dict[str, Depth] | None:
+    """Return every parameter's depth, if a rule needs it."""
+    asking = [
+        f"groups[{i}].{'match' if asks_depth(rule.match) else 'layer_decay'}"
+        for i, rule in enumerate(rules)
+        if rule.layer_decay is not None or asks_depth(rule.match)
+    ]
+    if asking:
+        with wrong.caught(asking[0]):
+            return find_depths(model)
+    return None
+
+
+def _clauses(
+    model: nn.Module,
+    rules: Sequence[RuleSpec],
+    rule_settings: Sequence[Mapping[str, Any]],
+    skip_depth: bool,
+) -> Iterator[_Clause]:
+    """Give the clauses of all rules, in order.
+
+    With ``skip_depth``, those of rules that match by depth are left out: it was not found, which is
+    reported already, so they would match nothing.
+    """
+    for i, (rule, settings) in enumerate(zip(rules, rule_settings, strict=True)):
+        if not (skip_depth and asks_depth(rule.match)):
+            holds = condition(rule.match)
+            yield _own_clause(i, rule, holds, settings, model)
+            yield from _no_decay_clauses(i, rule, holds, model)
+
+
+def _own_clause(
+    i: int, rule: RuleSpec, holds: Condition, settings: Mapping[str, Any], model: nn.Module
+) -> _Clause:
+    scales = {"layer_decay": rule.layer_decay, "lr_scale": rule.lr_scale}
+    values: dict[str, Any] = {key: value for key, value in scales.items() if value is not None}
+    # Of these a group only learns which rule it is: the scheduler holds the curves and times.
+    if rule.schedule is not None:
+        values["schedule"] = RuleId(i)
+    if rule.freeze is not None:
+        values["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else RuleId(i)
+    # Whether the guess is needed is known later, and to guess a name takes a while.
+    unmatched = partial(_unmatched, f"groups[{i}].match", f"{rule.match}", rule.match, model)
+    return _Clause(i, holds, {**values, **settings}, unmatched)
+
+
+def _no_decay_clauses(
+    i: int, rule: RuleSpec, holds: Condition, model: nn.Module
+) -> Iterator[_Clause]:
+    for word in rule.no_decay or ():
+        what, guess = repr(word), None
+        if rule.match is not None:
+            what += f" within {rule.match}"
+        elif word not in FAMILY_WORDS:
+            guess = Match.model_validate(word)
+        unmatched = partial(_unmatched, f"groups[{i}].no_decay", what, guess, model)
+        both = _both(holds, family_or_glob(word))
+        yield _Clause(i, both, {"weight_decay": 0}, unmatched, by="no_decay")
+
+
+def _unmatched(path: str, what: str, guess: Match | None, model: nn.Module) -> Problem:
+    return Problem(path, f"{what} matches no parameter{suggestion(guess, model)}")
+
+
+def _both(one: Condition, other: Condition) -> Condition:
+    return lambda place, tied: one(place, tied) and other(place, tied)
+
+
+def _vote(
+    clause: _Clause, everywhere: Sequence[Sequence[Place]], all_votes: Sequence[_Votes]
+) -> bool:
+    """Add the votes of a clause; return whether it holds for any parameter."""
+    held = False
+    for named, votes in zip(everywhere, all_votes, strict=True):
+        # For a tied parameter, it is enough that it holds for one of the names.
+        names = frozenset(place.name for place in named if clause.holds(place, named))
+        if names:
+            held = True
+            for key, value in clause.values.items():
+                _add(votes[key], Vote(value, clause.rule, names, clause.by or key))
+    return held
+
+
+def _add(votes: list[Vote], vote: Vote) -> None:
+    """Add a vote; two of one key, as ``no_decay: [norm, bias]`` gives to a norm's bias, are one."""
+    if votes and (votes[-1].rule, votes[-1].by) == (vote.rule, vote.by):
+        vote = replace(vote, names=votes.pop().names | vote.names)
+    votes.append(vote)
+
+
+def _contradictions(all_votes: _Votes) -> Iterator[Problem]:
+    """Find rules that give a tied parameter two values, each by another of its names.
+
+    Then the later rule does not override the earlier one knowingly: who wrote them took the names
+    for two parameters.
+    """
+    for *before, winner in all_votes.values():
+        for vote in before:
+            if vote.value != winner.value and vote.names.isdisjoint(winner.names):
+                # min, because a set has another order in every process.
+                yield Problem(
+                    f"groups[{winner.rule}].{winner.by}",
+                    f"{winner.value!r} for {min(winner.names)} contradicts {vote.value!r} of "
+                    f"groups[{vote.rule}] for {min(vote.names)}: they are one tied parameter; "
+                    "let a single rule speak for it",
+                )

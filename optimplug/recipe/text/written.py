@@ -1,0 +1,88 @@
+"""A recipe as it was written, which is what error messages point into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from optimplug.errors import Problem, RecipeError
+
+__all__ = ["Written", "path_of"]
+
+_ABSENT = object()
+_DEFAULT_KEYS = ("name", "preset")  # what a text alone stands for: a glob's, or a schedule's
+
+
+@dataclass(frozen=True)
+class Written:
+    """What someone wrote, and where.
+
+    A recipe may be written shorter than it is understood: ``schedule: cosine`` is a list of one
+    phase with a preset. Checks speak of what is understood, by paths such as
+    ``schedule[0].preset``. Here those paths become the ones that a reader finds in the file.
+
+    Args:
+        content: the recipe, as plain values.
+        source: the file that it came from, if it came from one.
+    """
+
+    content: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Let every RecipeError name the file, and its keys as they are written there."""
+        try:
+            yield
+        except RecipeError as error:
+            found = [self.problem(path, message) for path, message in error.problems]
+            raise RecipeError(found, self.source) from error.__cause__
+
+    def problem(self, path: str, message: str) -> Problem:
+        """Return a problem with its path as it is written."""
+        return Problem(self.path(path), message)
+
+    def path(self, path: str) -> str:
+        """Return a path without the parts that the content leaves out.
+
+        Example:
+            >>> Written({"schedule": "cosin"}).path("schedule[0].preset")
+            'schedule'
+            >>> recipe = Written({"groups": [{}, {"match": ["*.bias"]}]})
+            >>> recipe.path("groups[1].match.name[0]")
+            'groups[1].match[0]'
+        """
+        node: Any = self.content
+        found: list[str | int] = []
+        for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
+            part = key or int(index)
+            if node is not _ABSENT and _is_left_out(part, node):
+                continue
+            found.append(part)
+            try:
+                node = node[part]
+            except (KeyError, IndexError, TypeError):
+                # A missing key, say. There is nothing to compare the rest of the path with.
+                node = _ABSENT
+        return path_of(found)
+
+
+def _is_left_out(part: str | int, node: object) -> bool:
+    """Tell whether the content goes on without this part: no list around a single item, say."""
+    if isinstance(part, int):
+        return part == 0 and not isinstance(node, list)
+    return part in _DEFAULT_KEYS and not isinstance(node, Mapping)
+
+
+def path_of(parts: Iterable[int | str]) -> str:
+    """Write a path as in code.
+
+    Example:
+        >>> path_of(("groups", 2, "match"))
+        'groups[2].match'
+    """
+    written = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    return "".join(written).removeprefix(".")

@@ -1,0 +1,73 @@
+"""A plan as a table: in colours in a terminal, or as plain text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from optimplug.recipe.parameters.groups import Group as ParameterGroup
+from optimplug.recipe.plan import Plan, Rates
+from optimplug.show.summary import summary, title
+
+__all__ = ["as_text", "render"]
+
+_WIDTH = 10_000  # as text, the table is as wide as it needs: files and pipes have no width
+
+
+def render(plan: Plan) -> RenderableType:
+    """Return what rich prints for a plan: a row for each group, and notes below."""
+    return Group(_table(plan), *_notes(plan))
+
+
+def as_text(plan: Plan) -> str:
+    """Return the same without colours, and without the blanks that fill up lines."""
+    file = io.StringIO()
+    Console(file=file, width=_WIDTH, color_system=None).print(render(plan))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+
+
+def _table(plan: Plan) -> Table:
+    others = _hyperparameters(plan)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title(plan)), title_justify="left")
+    # In a narrow terminal names are folded, and numbers stay whole.
+    table.add_column("group", overflow="fold", min_width=16)
+    for column in ("tensors", "parameters", "lr start", "peak", "end", *others):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("rules")
+    for group, rates in zip(plan.groups, plan.rates(), strict=True):
+        table.add_row(*_row(plan, group, rates, others))
+    return table
+
+
+def _row(
+    plan: Plan, group: ParameterGroup, rates: Rates, others: list[str]
+) -> Iterator[RenderableType]:
+    # A name is wrapped as Text, or rich would take "[bold]" in it for markup.
+    yield Text(group.name)
+    yield str(len(group.parameters))
+    yield f"{group.numel:,}"
+    yield from (f"{rate:.3g}" for rate in rates)
+    yield from (Text(str(plan.setting(group, key))) for key in others)
+    yield ", ".join(map(str, group.rules))
+
+
+def _hyperparameters(plan: Plan) -> list[str]:
+    """Return the hyperparameters with a column: what rules have set, and the weight decay."""
+    found = {key for group in plan.groups for key in group.settings if key != "lr"}
+    return sorted(found | ({"weight_decay"} & plan.defaults.keys()))
+
+
+def _notes(plan: Plan) -> Iterator[Text]:
+    for line in summary(plan):
+        yield Text(f"  {line}")
+    for name in plan.grouping.frozen:
+        yield Text(f"  frozen: {name}")
+    for names in plan.tied:
+        yield Text(f"  tied: {' = '.join(names)}")
+    for warning in plan.warnings:
+        yield Text(f"  warning: {warning}", style="yellow")

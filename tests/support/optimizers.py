@@ -1,0 +1,66 @@
+"""The optimizers under test, as data: what each is compared with, and the options that matter."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from optimplug.optim import SGD, Adam, AdamW, RMSprop
+
+
+class Row(NamedTuple):
+    """One optimizer that torch has as well."""
+
+    options: list[dict[str, Any]]
+    required: dict[str, Any] = {}
+    """What torch's table of inputs leaves out although it must be given."""
+    fused: bool = False
+    """Whether torch has a fused operator for it, and it an argument ``fused``."""
+    foreach_rtol: float = 2e-7
+    """How far ``foreach=True`` may be from the loop: more where it rounds once more."""
+
+
+_ADAM = [
+    {},
+    {"lr": 0.1, "betas": (0.7, 0.95), "eps": 1e-3},
+    {"weight_decay": 0.0},
+    {"weight_decay": 0.3},
+    {"amsgrad": True},
+    {"maximize": True, "weight_decay": 0.2},
+    {"amsgrad": True, "maximize": True, "weight_decay": 0.1, "lr": torch.tensor(0.01)},
+    {"betas": (torch.tensor(0.8), torch.tensor(0.99))},
+]
+_SGD = [
+    {"lr": 0.1},
+    {"lr": torch.tensor(0.1)},
+    {"lr": 0.1, "weight_decay": 0.5},
+    {"lr": 0.1, "momentum": 0.9},
+    {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+    {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    {"lr": 0.1, "momentum": 0.9, "maximize": True, "weight_decay": 0.1},
+]
+_RMSPROP = [
+    {},
+    {"lr": torch.tensor(0.01), "alpha": 0.9, "eps": 1e-3},
+    {"weight_decay": 0.3, "maximize": True},
+    {"momentum": 0.9},
+    {"centered": True, "weight_decay": 0.1},
+    {"centered": True, "momentum": 0.5},
+]
+TABLE = {
+    Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
+    AdamW: Row(_ADAM, fused=True),
+    # A rate of its own for each tensor is multiplied in apart.
+    SGD: Row(_SGD, required={"lr": 0.05}, fused=True, foreach_rtol=2e-6),
+    RMSprop: Row(_RMSPROP, foreach_rtol=2e-6),
+}
+
+
+def torchs(cls):
+    """Torch's class of the same name."""
+    return getattr(torch.optim, cls.__name__)
+
+
+def executions(cls):
+    """The choices of execution that a class takes."""
+    fused = [{"fused": True}] if TABLE[cls].fused else []
+    return [{}, {"foreach": True}, {"foreach": False}, *fused]

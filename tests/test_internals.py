@@ -1,0 +1,74 @@
+"""A canary for each private part of torch that the core uses: it says what is gone, and since when."""
+
+import pytest
+import torch
+from torch import nn
+
+from optimplug._core import internals
+from optimplug._core.optim.executions.ops import OPERATIONS
+
+GONE = f"torch {torch.__version__} has it no longer; mend optimplug/_core/internals.py"
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_on_lists(name):
+    if OPERATIONS[name].foreach is None:
+        for form in (name, f"{name}_"):
+            assert callable(internals.foreach_operator(form)), f"torch._foreach_{form}: {GONE}"
+
+
+@pytest.mark.parametrize("operator", [internals.fused_adam, internals.fused_adamw])
+def test_fused_adam(operator):
+    p, state = torch.ones(1), [[torch.zeros(1)], [torch.zeros(1)], []]
+    settings = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "eps": 0.0}
+    flags = {"amsgrad": False, "maximize": False, "grad_scale": None, "found_inf": None}
+    operator([p], [torch.ones(1)], *state, [torch.ones(())], **settings, **flags)
+    assert p.item() == pytest.approx(0.9), f"torch's fused Adam computes something else: {GONE}"
+
+
+def test_fused_sgd():
+    p = torch.ones(1)
+    settings = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0}
+    flags = {"nesterov": False, "maximize": False, "is_first_step": True}
+    scaling = {"grad_scale": None, "found_inf": None}
+    internals.fused_sgd([p], [torch.ones(1)], [], **settings, **flags, **scaling)
+    assert p.item() == pytest.approx(0.9), f"torch's fused SGD computes something else: {GONE}"
+
+
+def test_hooks_around_loading():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    before = optimizer.register_load_state_dict_pre_hook(print)
+    after = optimizer.register_load_state_dict_post_hook(repr)
+    assert internals.load_pre_hooks(optimizer) == [print], f"load_state_dict's hooks: {GONE}"
+    assert internals.load_post_hooks(optimizer) == [repr], f"load_state_dict's hooks: {GONE}"
+    before.remove()
+    after.remove()
+    assert internals.load_pre_hooks(optimizer) == internals.load_post_hooks(optimizer) == []
+
+
+def test_torchs_schedulers_look_where_steps_are_noted():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    internals.note_steps(optimizer)
+    assert not internals.was_stepped(optimizer)
+    optimizer.step()
+    assert internals.was_stepped(optimizer)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer._opt_called = False
+    optimizer.step()
+    assert internals.was_stepped(optimizer), f"torch's schedulers note steps elsewhere: {GONE}"
+    scheduler.step()  # torch would warn of a scheduler that is stepped first
+
+
+def test_bases_of_modules():
+    convolutions = nn.Conv1d, nn.Conv2d, nn.ConvTranspose3d
+    norms = nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm3d
+    assert all(issubclass(c, internals.EVERY_CONVOLUTION) for c in convolutions), GONE
+    assert all(issubclass(c, internals.EVERY_NORM_BY_BATCH) for c in norms), GONE
+    assert not issubclass(nn.LayerNorm, internals.EVERY_NORM_BY_BATCH), GONE
+
+
+def test_what_a_module_holds_itself():
+    module = nn.Linear(2, 2)
+    module.one = module.other = nn.ReLU()
+    assert list(internals.children_by_name(module)) == ["one", "other"], GONE
+    assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
