@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
 from optimplug.lightning.internals import add_callback, remove_callback
+from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
 from optimplug.lightning.validations import TellsValidations, require_validations
@@ -16,7 +17,7 @@ from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 __all__ = ["RunEvents", "wire"]
 
 
-class RunEvents(TellsValidations):
+class RunEvents(TellsValidations, LeavesAfterFit):
     """Tells a run of a fit's beginning, its validations and its end."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -29,15 +30,9 @@ class RunEvents(TellsValidations):
         """Leave the module with the weights that are validated."""
         self.run.eval()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def leave(self) -> None:
         """Leave the module as it was, but for its weights."""
         self.run.eval()
-        self.run.close()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was, but for its weights."""
         self.run.close()
 
 
