@@ -2,7 +2,9 @@
 
 import torch
 from support.bert import collate, tiny_bert, tiny_rows
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from support.trainers import StopAfter as End
+from support.trainers import arguments
+from transformers import Trainer
 
 from optimplug.huggingface import RecipeTrainer
 
@@ -18,22 +20,6 @@ UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
 
 
 OTHERS = ("optimizers", "optimizer_cls_and_kwargs", "eval_dataset", "compute_metrics")
-
-
-def arguments(folder, arguments_class=TrainingArguments, **changes):
-    # 22 rows in batches of 4 are 6 batches: with accumulation 4, updates of 4 and of 2 batches.
-    settings = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 3,
-        "train_sampling_strategy": "sequential",
-        "use_cpu": True,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "no",
-        "max_grad_norm": 1.0,
-    }
-    return arguments_class(output_dir=str(folder), **{**settings, **changes})
 
 
 def trainer_of(
@@ -64,11 +50,10 @@ class OneWeight(torch.nn.Module):
         return {"loss": (self.weight * input_ids.float().mean() + self.bias).square()}
 
 
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
+class StopAfter(End):
+    """Ends a run after so many updates, with a checkpoint."""
 
     def on_step_end(self, args, state, control, **kwargs):
+        super().on_step_end(args, state, control, **kwargs)
         if state.global_step == self.step:
             control.should_save = True
-            control.should_training_stop = True

@@ -29,7 +29,7 @@ def points(count=22):
     return [{"x": x, "labels": x.sum(0, True)} for x in torch.randn(count, 3, generator=generator)]
 
 
-def arguments(folder, cls=TrainingArguments, **changes):
+def arguments(folder, arguments_class=TrainingArguments, **changes):
     """6 batches of 4 and of 2 rows, in order, for 3 epochs, with nothing saved or logged."""
     settings = {
         "per_device_train_batch_size": 4,
@@ -41,7 +41,7 @@ def arguments(folder, cls=TrainingArguments, **changes):
         "disable_tqdm": True,
         "logging_strategy": "no",
     }
-    return cls(output_dir=str(folder), **{**settings, **changes})
+    return arguments_class(output_dir=str(folder), **{**settings, **changes})
 
 
 RECIPE = {
