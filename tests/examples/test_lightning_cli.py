@@ -65,7 +65,9 @@ def test_a_mistake_ends_it_in_one_line(project):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a run of test has a folder of its own
+@pytest.mark.filterwarnings(
+    "ignore:The dirpath has changed"
+)  # a run of test has a folder of its own
 def test_the_whole_of_it_learns_and_the_plateau_falls(project):
     done = run(project, "fit")
     assert done.returncode == 0, done.stderr
