@@ -8,29 +8,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
 from optimplug.lightning.internals import add_callback, remove_callback
+from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
-from optimplug.lightning.validations import (
-    CompletesValidations,
-    agreed,
-    in_fit,
-    require_validations,
-)
+from optimplug.lightning.validations import TellsValidations, require_validations
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["RunEvents", "wire"]
 
 
-class RunEvents(CompletesValidations):
-    """Tells a run of a fit's validations, puts the weights in place for them, and closes it.
-
-    Args:
-        run: what is told.
-    """
-
-    def __init__(self, run: ScheduledOptimizer) -> None:
-        self.run = run
-        self.counts_validations = run.scheduler.counts_validations
+class RunEvents(TellsValidations, LeavesAfterFit):
+    """Tells a run of a fit's beginning, its validations and its end."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to train, maybe with what a checkpoint has brought."""
@@ -38,36 +26,13 @@ class RunEvents(CompletesValidations):
         self.run.train()
         super().on_train_start(trainer, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the weights in place that are validated."""
-        self.run.eval()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on the metrics that the module has logged, the same on every process.
-
-        Raises:
-            ArgumentError: a plateau is active and the module has not logged its metric.
-        """
-        scheduler = self.run.scheduler
-        # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
-        followed = any(config.scheduler is scheduler for config in trainer.lr_scheduler_configs)
-        if in_fit(trainer) and followed:
-            self.run.validated(agreed(trainer, scheduler.monitors))
-        self.run.train()
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module with the weights that are validated."""
         self.run.eval()
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
+    def leave(self) -> None:
         """Leave the module as it was, but for its weights."""
         self.run.eval()
-        self.run.close()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was, but for its weights."""
         self.run.close()
 
 

@@ -14,8 +14,9 @@ from optimplug.lightning.internals import (
     run_validation,
     validation_is_pending,
 )
+from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
-__all__ = ["CompletesValidations", "agreed", "in_fit", "require_validations"]
+__all__ = ["CompletesValidations", "TellsValidations", "agreed", "in_fit", "require_validations"]
 
 _KEY = "optimplug_validation_due"
 
@@ -55,6 +56,35 @@ class CompletesValidations(Callback):
         if self._pending:
             self._pending = False
             run_validation(trainer)
+
+
+class TellsValidations(CompletesValidations):
+    """Tells a run of every completed validation, and puts the weights in place for it.
+
+    Args:
+        run: what is told.
+    """
+
+    def __init__(self, run: ScheduledOptimizer) -> None:
+        self.run = run
+        self.counts_validations = run.scheduler.counts_validations
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights in place that are validated."""
+        self.run.eval()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass on the metrics that the module has logged, the same on every process.
+
+        Raises:
+            ArgumentError: a plateau is active and the module has not logged its metric.
+        """
+        scheduler = self.run.scheduler
+        # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
+        followed = any(config.scheduler is scheduler for config in trainer.lr_scheduler_configs)
+        if in_fit(trainer) and followed:
+            self.run.validated(agreed(trainer, scheduler.monitors))
+        self.run.train()
 
 
 def require_validations(trainer: Trainer, error: Callable[[str], Exception]) -> None:

@@ -3,10 +3,11 @@ import pickle
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from support.bert import collate, tiny_bert, tiny_rows
 from support.labels import label
+from support.lightning_runs import trainer_of
 from support.tensors import same_weights
 from torch.utils.data import DataLoader
 
@@ -49,21 +50,16 @@ class Overflowing(torch.amp.GradScaler):
         return super().step(optimizer, *args, **kwargs)
 
 
+def batches():
+    return DataLoader(tiny_rows(), 4, collate_fn=collate)
+
+
 def fit(folder, skipped, optimizer):
     trace = LearningRateTrace()
     scaler = Overflowing(skipped)
     module = Module(optimizer)
-    Trainer(
-        default_root_dir=folder,
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        callbacks=[trace],
-        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
-    ).fit(module, DataLoader(tiny_rows(), 4, collate_fn=collate))
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler)]
+    trainer_of(folder, trace, max_epochs=2, plugins=plugins).fit(module, batches())
     assert scaler.update_number == 12
     rates = next(iter(trace.rates.values()), [])
     return rates, module
@@ -105,17 +101,7 @@ class Copying(Callback):
 
 def test_a_copy_of_the_module_knows_nothing_of_the_run(tmp_path):
     copying, module = Copying(), Module({})
-    trainer = Trainer(
-        default_root_dir=tmp_path,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        callbacks=[copying],
-    )
-    trainer.fit(module, DataLoader(tiny_rows(), 4, collate_fn=collate))
+    trainer_of(tmp_path, copying, max_epochs=1).fit(module, batches())
     for one in copying.copies:
         assert one.lr_scheduler_step.__func__ is LightningModule.lr_scheduler_step
         assert one.lr_scheduler_step.__self__ is one

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from optimplug.lightning.configure import take_over
 from optimplug.lightning.events import RunEvents
 from optimplug.lightning.internals import callbacks_of
+from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.validations import CompletesValidations, agreed, in_fit
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.text.reader import Source
@@ -16,7 +17,7 @@ from optimplug.recipe.text.reader import Source
 __all__ = ["MetricCallback", "RecipeCallback"]
 
 
-class RecipeCallback(Callback):
+class RecipeCallback(LeavesAfterFit):
     """Lets a recipe take over a module as it is, whatever its ``configure_optimizers`` says.
 
     Lightning asks that a module has that method before any callback is heard; for a module without
@@ -47,17 +48,8 @@ class RecipeCallback(Callback):
         if stage == "fit":
             self._give_back = take_over(pl_module, self.recipe)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def leave(self) -> None:
         """Leave the module as it was, for other trainers."""
-        self._leave()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the module as it was."""
-        self._leave()
-
-    def _leave(self) -> None:
         if self._give_back is not None:
             self._give_back()
             self._give_back = None

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.errors import ArgumentError, StateError
 from optimplug.lightning.internals import callbacks_of
+from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.validations import (
     CompletesValidations,
     agreed,
@@ -27,7 +28,7 @@ from optimplug.recipe.updates import Updates
 __all__ = ["SchedulerCallback"]
 
 
-class SchedulerCallback(CompletesValidations):
+class SchedulerCallback(CompletesValidations, LeavesAfterFit):
     """Steps any scheduler of torch after updates, epochs or validations.
 
     The module's ``configure_optimizers`` returns its optimizer without it. The scheduler is saved
@@ -130,17 +131,8 @@ class SchedulerCallback(CompletesValidations):
             )
         self._count = here["count"]
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def leave(self) -> None:
         """Listen to the optimizer no longer."""
-        self._leave()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Listen to the optimizer no longer."""
-        self._leave()
-
-    def _leave(self) -> None:
         if self._updates is not None:
             self._updates.close()
 
