@@ -2,11 +2,12 @@ import csv
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from support.labels import label
+from support.lightning_runs import Resumable, batches, trainer_of
 from support.tensors import same_weights
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
@@ -21,32 +22,6 @@ from optimplug.callbacks.lightning import (
 )
 from optimplug.lightning import RecipeMixin
 from optimplug.optim import lr_scheduler as our_schedulers
-
-EPOCH = 6
-
-
-class Resumable:
-    """Batches that go on where a checkpoint found them."""
-
-    def __init__(self):
-        rows = torch.randn(4 * EPOCH, 3, generator=torch.Generator().manual_seed(0))
-        self.batches, self.done, self.resumed = [[row] for row in rows.split(4)], 0, False
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        self.done = self.done % len(self.batches) if self.resumed else 0
-        self.resumed = False
-        while self.done < len(self.batches):
-            self.done += 1
-            yield self.batches[self.done - 1]
-
-    def state_dict(self):
-        return {"done": self.done}
-
-    def load_state_dict(self, state):
-        self.done, self.resumed = state["done"], True
 
 
 class Plain(LightningModule):
@@ -76,20 +51,13 @@ class Plain(LightningModule):
 
 def fit(folder, *callbacks, module=None, ckpt_path=None, **changes):
     trace = LearningRateTrace()
-    settings = {
-        "max_epochs": 3,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-    }
-    trainer = Trainer(
-        default_root_dir=folder, callbacks=[trace, *callbacks], **{**settings, **changes}
-    )
+    trainer = trainer_of(folder, trace, *callbacks, **changes)
     module = module or Plain()
     trainer.fit(
-        module, Resumable(), DataLoader(TensorDataset(torch.zeros(2, 3)), 2), ckpt_path=ckpt_path
+        module,
+        Resumable(batches()),
+        DataLoader(TensorDataset(torch.zeros(2, 3)), 2),
+        ckpt_path=ckpt_path,
     )
     return module, next(iter(trace.rates.values()), []), trainer
 
@@ -368,13 +336,7 @@ class TestRecipeCallback:
 
     def test_validating_needs_no_optimizer(self, tmp_path):
         callback = RecipeCallback({**RECIPE, "groups": [{"match": "none.*", "lr": 1}]})
-        trainer = Trainer(
-            default_root_dir=tmp_path,
-            callbacks=[callback],
-            logger=False,
-            accelerator="cpu",
-            enable_progress_bar=False,
-        )
+        trainer = trainer_of(tmp_path, callback)
         trainer.validate(Plain(), DataLoader(TensorDataset(torch.zeros(2, 3)), 2), verbose=False)
         assert trainer.optimizers == []
 
@@ -415,7 +377,7 @@ class TestOptimizerMonitor:
     def test_the_norm_is_that_before_clipping(self, tmp_path):
         (row,) = self.logged(tmp_path, OptimizerMonitor(), log_every_n_steps=1, max_steps=1)
         module = Plain()
-        module.loss(Resumable().batches[0]).backward()
+        module.loss(next(iter(batches()))).backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
         assert norm > 0.1

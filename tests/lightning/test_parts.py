@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from support.bert import collate, tiny_bert, tiny_rows
+from support.lightning_runs import trainer_of
 from torch.utils.data import DataLoader
 
 from optimplug import Horizon, Recipe, RecipeError
@@ -41,18 +42,7 @@ TOO_LONG = {"name": "LinearLR", "for": "3 epochs"}
 
 def fit(folder, configure=None, cls=Module, module=None, **changes):
     trace = LearningRateTrace()
-    trainer = Trainer(
-        default_root_dir=folder,
-        max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        accelerator="cpu",
-        callbacks=[trace],
-        **changes,
-    )
+    trainer = trainer_of(folder, trace, max_epochs=2, num_sanity_val_steps=0, **changes)
     data = DataLoader(tiny_rows(), 4, collate_fn=collate)
     trainer.fit(module or cls(configure), data, data)
     return trainer.optimizers[0], trace.rates

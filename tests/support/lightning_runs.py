@@ -39,13 +39,15 @@ class Resumable:
     """Batches that go on where a checkpoint found them, which a DataLoader does not."""
 
     def __init__(self, loader):
-        self.batches, self.done = list(loader), 0
+        self.batches, self.done, self.resumed = list(loader), 0, False
 
     def __len__(self):
         return len(self.batches)
 
     def __iter__(self):
-        self.done %= len(self.batches)  # after the last batch nobody asks for another
+        # A checkpoint of an epoch's end holds all of its batches as done.
+        self.done = self.done % len(self.batches) if self.resumed else 0
+        self.resumed = False
         while self.done < len(self.batches):
             self.done += 1
             yield self.batches[self.done - 1]
@@ -54,7 +56,7 @@ class Resumable:
         return {"done": self.done}
 
     def load_state_dict(self, state):
-        self.done = state["done"]
+        self.done, self.resumed = state["done"], True
 
 
 class Tiny(RecipeMixin, LightningModule):
