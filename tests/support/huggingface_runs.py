@@ -1,4 +1,4 @@
-"""Runs of the Trainer that several tests share."""
+"""Runs of the Trainer with a recipe, on a small BERT."""
 
 import torch
 from support.bert import collate, tiny_bert, tiny_rows

@@ -1,4 +1,4 @@
-"""Runs of the Hugging Face Trainer that several tests share."""
+"""Runs of the Trainer on two linear layers: arguments, resuming, stopping and saving."""
 
 import torch
 from support.tensors import same_weights
