@@ -122,7 +122,8 @@ def test_make(tmp_path, command):
     job = SMALL_JOB[command].format(file=file, out=out)
     make = f"{command} -o {sys.prefix}/.installed VENV={sys.prefix} {job}"
     if "ARGS" in command:
-        told = run(f"{make} -n", ROOT, MAKEFLAGS="")
+        # Inside of `make test`, make would also say which folder it enters.
+        told = run(f"{make} -n --no-print-directory", ROOT, MAKEFLAGS="")
         python, script, *arguments = shlex.split(told.stdout)
         assert python == f"{sys.prefix}/bin/python"
         done = commands.run(commands.script(script), *arguments, folder=ROOT)
