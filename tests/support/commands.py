@@ -84,6 +84,8 @@ def _as_in(folder, variables):
         finally:
             os.chdir(before)
             for name in set(sys.modules) - modules:
-                file = getattr(sys.modules[name], "__file__", None) or ""
-                if Path(file).is_relative_to(folder):
+                file = Path(getattr(sys.modules[name], "__file__", None) or "")
+                # This project's folder holds an environment, and the package itself: those stay.
+                stays = file.is_relative_to(sys.prefix) or name.partition(".")[0] == "optimplug"
+                if file.is_relative_to(folder) and not stays:
                     del sys.modules[name]
