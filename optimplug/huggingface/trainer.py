@@ -83,7 +83,9 @@ class _WithRecipe(TrainerEvents):
         if self.lr_scheduler is None:
             horizon = Horizon(num_training_steps, self._steps_per_epoch)
             stepped = self.optimizer if optimizer is None else optimizer
-            scheduler = self._own_run().schedule_over(horizon, stepped)
+            run = self._own_run()
+            run.recipe = self.recipe  # the user may have given another one between two trainings
+            scheduler = run.schedule_over(horizon, stepped)
             if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
             self.lr_scheduler = scheduler

@@ -32,8 +32,10 @@ class RunEvents(TellsValidations, LeavesAfterFit):
 
     def leave(self) -> None:
         """Leave the module as it was, but for its weights."""
-        self.run.eval()
-        self.run.close()
+        try:
+            self.run.eval()
+        finally:  # a device that has failed must not keep the rest from being undone
+            self.run.close()
 
 
 def wire(run: ScheduledOptimizer, module: LightningModule) -> None:

@@ -55,6 +55,7 @@ class Run(ScheduledOptimizer):
     Raises:
         RecipeError: the rules do not fit the model, or the phases the horizon. The model is as it
             was then.
+        ArgumentError: the horizon is no Horizon.
 
     Example:
         >>> from optimplug import Horizon, Recipe
@@ -70,6 +71,8 @@ class Run(ScheduledOptimizer):
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, horizon: Horizon | None = None) -> None:
+        if horizon is not None:
+            _require_horizon(horizon)
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
@@ -97,8 +100,11 @@ class Run(ScheduledOptimizer):
 
         Raises:
             RecipeError: the phases do not fit the horizon. Nothing has changed then.
-            ArgumentError: it is another optimizer than the run's. Nothing has changed then.
+            ArgumentError: it is another optimizer than the run's, or the run is closed. Nothing has
+                changed then.
         """
+        self._check_open()
+        _require_horizon(horizon)
         stepped = self.optimizer if optimizer is None else optimizer
         if owner_of(stepped) is not owner_of(self.optimizer):
             raise ArgumentError(
@@ -111,6 +117,13 @@ class Run(ScheduledOptimizer):
             scheduler.go_to(0)  # the one before may have left the groups at other rates
         self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
         return scheduler
+
+
+def _require_horizon(horizon: object) -> None:
+    if not isinstance(horizon, Horizon):
+        raise ArgumentError(
+            f"horizon must be a Horizon, Horizon(total_steps=1000) say (got {horizon!r})"
+        )
 
 
 def _require_gradients(parameters: Iterable[nn.Parameter]) -> None:

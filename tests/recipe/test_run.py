@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -154,6 +155,15 @@ class TestSteps:
         assert run.updates.take() == 2
         assert not run.updated()
         assert run.scheduler.last_epoch == 0
+
+    def test_without_a_schedule_nothing_moves(self):
+        run = Run(Recipe.load(RECIPE), build())
+        before = copy.deepcopy(dict(run.model.named_parameters()))
+        backward(run, 0)
+        with pytest.raises(ArgumentError, match=r"call run\.schedule_over\(horizon\)"):
+            run.step()
+        assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+        assert not run.optimizer.state
 
 
 class TestValidations:
@@ -309,6 +319,11 @@ class TestTwoPhases:
             run.schedule_over(HORIZON, object())
         assert same(before, what_is(run))
 
+    @pytest.mark.parametrize("given", [10, {"total_steps": 10}])
+    def test_a_horizon_must_be_one(self, given):
+        with pytest.raises(ArgumentError, match=r"horizon must be a Horizon, Horizon\(total"):
+            Recipe.load(RECIPE).start(build(), given)
+
 
 class TestState:
     @pytest.mark.parametrize("recipe", RECIPES)
@@ -375,7 +390,8 @@ class TestState:
         "no mapping": ([], r"\(got list\)"),
         "half of it": ({"optimizer": {}}, r"got the keys \['optimizer'\]"),
         "an empty optimizer": (lambda s: {**s, "optimizer": {}}, "'state'|does not fit"),
-        "no optimizer": (lambda s: {**s, "optimizer": 3}, "does not fit AdamW"),
+        "no optimizer": (lambda s: {**s, "optimizer": 3}, "optimizer in .* must be a dict"),
+        "half of a run": (lambda s: {**s, "scheduler": None}, "scheduler in .* must be a dict"),
         "no groups": (
             lambda s: {**s, "optimizer": {**s["optimizer"], "param_groups": []}},
             "different number of parameter groups",
@@ -533,6 +549,19 @@ class TestClose:
             update(second, t)
             update(fresh, t)
         assert same(what_is(second), what_is(fresh))
+
+    def test_nothing_is_put_in_place_any_more(self):
+        run = started()
+        run.close()
+        for attempt in (lambda: run.schedule_over(HORIZON), lambda: run.on_close(print)):
+            with pytest.raises(ArgumentError, match="the run is closed"):
+                attempt()
+        assert not run.optimizer._optimizer_step_pre_hooks
+
+    @pytest.mark.parametrize("how", [copy.deepcopy, pickle.dumps])
+    def test_a_copy_would_hear_of_nothing_and_is_refused(self, how):
+        with pytest.raises(TypeError, match=r"a Run cannot be copied.* save its state_dict\(\)"):
+            how(started())
 
 
 class TestScheduleAlone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -86,6 +86,7 @@ class ScheduledOptimizer:
             What the optimizer's step returned: the loss of the closure, None without one.
         """
         self._check_open()
+        _ = self.scheduler  # without one, nothing may move: the error comes before the update
         loss: Any = self.optimizer.step(closure)
         self.updated()
         self.optimizer.zero_grad()
@@ -183,6 +184,7 @@ class ScheduledOptimizer:
         Args:
             undo: takes away what was put on the model, the optimizer or a trainer.
         """
+        self._check_open()
         self._undo.callback(undo)
 
     def close(self) -> None:
@@ -191,9 +193,9 @@ class ScheduledOptimizer:
         State can still be read and loaded, but the schedule is not moved on any more.
         """
         self._closed = True
-        if self._scheduler is not None:
-            self._scheduler.close()
-        self._undo.close()
+        with self._undo:  # which undoes the rest even if something here fails
+            if self._scheduler is not None:
+                self._scheduler.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -201,6 +203,12 @@ class ScheduledOptimizer:
                 "the run is closed and moves no schedule any more; start another one: "
                 "recipe.start(model, horizon)"
             )
+
+    def __reduce__(self) -> NoReturn:  # which copy and pickle go by
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled: it listens to one optimizer by "
+            "hooks; save its state_dict(), and load that into another one"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -219,6 +227,10 @@ def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
     given = type(state_dict).__name__
     if isinstance(state_dict, Mapping):
         if {"optimizer", "scheduler"} <= state_dict.keys():
+            for key in ("optimizer", "scheduler"):
+                if not isinstance(state_dict[key], Mapping):
+                    given = repr(state_dict[key])
+                    raise StateError(f"{key} in the state of a run must be a dict (got {given})")
             return state_dict["optimizer"], state_dict["scheduler"]
         if {"state", "param_groups"} <= state_dict.keys():
             return dict(state_dict), None
