@@ -11,15 +11,10 @@ __all__ = ["check_betas", "check_not_negative", "check_rate"]
 
 
 def check_rate(hyper: Hyper) -> None:
-    """Raise ArgumentError unless ``lr`` is what every optimizer here takes."""
+    """Raise ArgumentError unless ``lr`` is a number >= 0, or a tensor of one."""
     lr = hyper["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-        if hyper["foreach"] and not hyper.get("capturable", True):
-            raise ArgumentError(
-                "lr as a Tensor is not supported for capturable=False and foreach=True"
-            )
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
     if not lr >= 0.0:
         raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
 
@@ -49,7 +44,7 @@ def check_betas(hyper: Hyper) -> None:
             raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
-        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper.get("capturable", False):
+        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper.get("capturable", True):
             raise ArgumentError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )

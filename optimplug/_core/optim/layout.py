@@ -117,7 +117,9 @@ class Layout:
                     continue
                 _refuse_part(p, rule)
                 kept, first = _ensure_state(p, rule, state)
-                counter = self._counter(p, kept, count_on_device) if rule.counts_steps else None
+                # Only an operator of torch's reads the count where it runs.
+                there = count_on_device and bool(rule.fused_dtypes)
+                counter = self._counter(p, kept, there) if rule.counts_steps else None
                 types = tuple(kept[name].dtype for name in rule.state_names)
                 # What agrees in all of this can be updated by one call, whatever its group.
                 form = (rule, type(p), p.layout, p.device, p.dtype, self._kinds[place], types)

@@ -114,7 +114,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         # GradScaler lends these two for the time of a step.
         amp_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        # From here to the last of these, whatever fails leaves everything as it was.
+        # What fails while the batches are prepared fails before any of them has moved.
         ready = [prepare(batch, self.defaults) for batch in batches]
         scale = self._gradient_scale(grads, batches, ready, amp_scale)
         skips = self._skips()
@@ -241,14 +241,14 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self.check(hyper)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
-        found = devices_asked_for(self.defaults)
-        if found is not None:
-            self._check_devices(group, where, *found)
         if self.defaults.get("capturable") and not self.rule(hyper).fused_dtypes:
             raise ArgumentError(
                 f"{where}: capturable=True needs an operator of torch's that does the whole update "
                 f"of {type(self).__name__}, and there is none; leave it out"
             )
+        found = devices_asked_for(self.defaults)
+        if found is not None:
+            self._check_devices(group, where, *found)
 
     def _check_devices(
         self, group: dict[str, Any], where: str, asked: str, devices: tuple[str, ...]

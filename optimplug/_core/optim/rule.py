@@ -16,13 +16,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "Scalar", "StateSpec"]
+__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "StateSpec"]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
-
-Scalar: TypeAlias = "float | Sequence[float]"
-"""One number for every tensor of an operand, or one number for each."""
 
 Operand: TypeAlias = Any
 """A Tensor, or anything else that has the operations of a Tensor that stand in the table."""

@@ -14,7 +14,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import compiled, foreach
-from optimplug.optim import SGD, Adam, AdamW
+from optimplug.optim import SGD, Adam, AdamW, Lion, RMSprop
 
 CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -516,6 +516,8 @@ class TestScratch:
             (SGD, {"weight_decay": 0.1}),
             (Adam, {"amsgrad": True, "maximize": True, "weight_decay": 0.1}),
             (AdamW, {}),
+            (RMSprop, {"centered": True, "momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
+            (Lion, {"weight_decay": 0.1, "maximize": True}),
         ],
         ids=label,
     )
@@ -560,3 +562,38 @@ def test_a_run_saved_at_any_step_goes_on_bit_for_bit(setup, choice, stop, skip):
     resumed.load_state_dict(state)
     rest = descend(whole, 4, skip, seed=7), descend(resumed, 4, skip, seed=7)
     assert all(map(same_bits, *rest))
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=label)
+@pytest.mark.parametrize("cls", TABLE)
+def test_clipping_works_in_every_type_and_without_dimensions(cls, dtype, choice):
+    params = parameters([(3, 4), ()], dtype)
+    truth = [torch.nn.Parameter(p.detach().double()) for p in params]
+    options = {} if cls is SGD else {"eps": 1e-3}
+    ours = cls(params, **LR, **options, **choice, max_grad_norm=0.5)
+    theirs = torchs(cls)(truth, **LR, **options, foreach=False)
+    for p, q in zip(params, truth, strict=True):
+        p.grad = torch.full_like(p, 0.5)
+        q.grad = p.grad.double()
+    torch.nn.utils.clip_grad_norm_(truth, 0.5)
+    ours.step()
+    theirs.step()
+    for p, q in zip(params, truth, strict=True):
+        assert p.dtype == dtype
+        torch.testing.assert_close(p.detach().double(), q.detach(), rtol=2e-2, atol=1e-2)
+
+
+def test_a_rule_without_an_operator_steps_on_the_meta_device():
+    p = torch.nn.Parameter(torch.ones(3, device="meta"))
+    p.grad = torch.ones_like(p)
+    ours = RMSprop([p])
+    ours.step()
+    assert ours.state[p]["step"].item() == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_rule_without_an_operator_cannot_be_captured(device):
+    p = torch.nn.Parameter(torch.ones(3, device=device))
+    with pytest.raises(ArgumentError, match="whole update of RMSprop, and there is none; leave it"):
+        RMSprop([p], capturable=True)

@@ -18,7 +18,6 @@ CALLS = {
     "sqrt": lambda x, y, z, k: x(),
     "sign": lambda x, y, z, k: x(),
     "add": lambda x, y, z, k: x(y, alpha=k),
-    "sub": lambda x, y, z, k: x(y),
     "mul": lambda x, y, z, k: x(k),
     "div": lambda x, y, z, k: x(k),
     "lerp": lambda x, y, z, k: x(y, k),

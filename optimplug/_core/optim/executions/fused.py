@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
@@ -44,7 +45,8 @@ class ReadyFused:
         """Update every cell in place; the operator itself looks at ``found_inf``."""
         batch = self.batch
         device = batch.params[0].device
-        grad_scale = None if scale is None else (1.0 / scale).to(device)
+        # The operators read a float32, whatever the gradients' own type.
+        grad_scale = None if scale is None else (1.0 / scale).to(device, torch.float32)
         found = None if found_inf is None else found_inf.to(device)
         for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
             part = cell.part

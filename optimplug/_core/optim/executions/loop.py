@@ -103,4 +103,5 @@ def _in_one_type(
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:
-    return g.mul(scale.to(g.device))
+    # A gradient of no dimension would take the type of the scale.
+    return g.mul(scale.to(g.device)).to(g.dtype)

@@ -41,7 +41,9 @@ class TensorList:
 
     def scaled(self, factor: Tensor) -> TensorList:
         """Return every tensor times the same zero-dimensional tensor."""
-        return TensorList(foreach_operator("mul")(self.tensors, factor))
+        scaled = foreach_operator("mul")(self.tensors, factor)
+        # One of no dimension has taken the type of the factor.
+        return TensorList([s.to(t.dtype) for s, t in zip(scaled, self.tensors, strict=True)])
 
 
 class Functional:

@@ -74,7 +74,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "sqrt": Operation(c="root({0})"),
     "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
-    "sub": Operation(operator.sub, c="{0} - {1}"),
     "mul": Operation(operator.mul, c="{0} * {1}"),
     "div": Operation(operator.truediv, c="{0} / {1}"),
     "lerp": Operation(_lerp, c="blend({0}, {1}, {2})"),

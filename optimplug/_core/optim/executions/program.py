@@ -130,9 +130,6 @@ class Symbol:
     def __add__(self, other: Any) -> Symbol:
         return self.record.step("add", self, other)
 
-    def __sub__(self, other: Any) -> Symbol:
-        return self.record.step("sub", self, other)
-
     def __mul__(self, other: Any) -> Symbol:
         return self.record.step("mul", self, other)
 

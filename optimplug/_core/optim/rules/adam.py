@@ -14,6 +14,7 @@ from optimplug._core.internals import fused_adam, fused_adamw
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
+from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
 
@@ -184,6 +185,10 @@ class Adam(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
+        if isinstance(hyper["lr"], Tensor) and hyper["foreach"] and not hyper["capturable"]:
+            raise ArgumentError(
+                "lr as a Tensor is not supported for capturable=False and foreach=True"
+            )
         check_not_negative(hyper, eps="epsilon value", weight_decay="weight_decay value")
         check_betas(hyper)
 

@@ -25,6 +25,7 @@ class RMSpropRule(Rule):
     maximize: bool = False
 
     variant_state: ClassVar = ("momentum_buffer", "grad_avg")
+    temporaries: ClassVar = 4
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:

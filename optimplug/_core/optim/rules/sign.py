@@ -23,6 +23,7 @@ class LionRule(Rule):
     maximize: bool = False
 
     counts_steps: ClassVar = False
+    temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
