@@ -14,18 +14,22 @@ from ctypes import c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, are_plain
-from optimplug._core.optim.executions.c_source import C_TYPES, squares_source, update_source
 from optimplug._core.optim.executions.compiler import compile_library, compiler
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.memory_layout import overlap, same_strides
-from optimplug._core.optim.executions.program import Program, trace
 from optimplug._core.optim.rule import Rule
+
+if TYPE_CHECKING:
+    from optimplug._core.optim.executions.program import Program
+
+# What writes programs is imported where one is written: who only wants the names of optimplug.optim
+# does not wait for it.
 
 __all__ = ["Compiled", "ReadyCompiled"]
 
@@ -172,6 +176,8 @@ def _still_valid(batch: Batch, memory: _Memory) -> bool:
 
 def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
     """Tell whether these are tensors of one known type and these sizes, none of them a wrapper."""
+    from optimplug._core.optim.executions.c_source import C_TYPES
+
     dtype = column[0].dtype
     alike = dtype in C_TYPES and all(tensor.dtype is dtype for tensor in column)
     return alike and are_plain(column) and [t.numel() for t in column] == sizes
@@ -190,6 +196,8 @@ def _program(rule: Rule, numbers: Sequence[Mapping[str, float]]) -> Program:
     for program in known:
         if program.suits(numbers):
             return program
+    from optimplug._core.optim.executions.program import trace
+
     known.append(trace(rule, numbers))
     return known[-1]
 
@@ -198,6 +206,8 @@ def _program(rule: Rule, numbers: Sequence[Mapping[str, float]]) -> Program:
 def _update_library(
     program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]
 ) -> ctypes.CDLL | None:
+    from optimplug._core.optim.executions.c_source import update_source
+
     library = compile_library(update_source(program, dtypes, ("p", "g", *rule.state_names)))
     if library is not None:
         library.update.argtypes = [c_int64, *[c_void_p] * 4, c_double, c_int]
@@ -207,6 +217,8 @@ def _update_library(
 
 @lru_cache
 def _squares_kernel(dtype: torch.dtype) -> Any:
+    from optimplug._core.optim.executions.c_source import squares_source
+
     library = compile_library(squares_source(dtype))
     if library is None:
         return None
