@@ -43,7 +43,8 @@ class TensorList:
         """Return every tensor times the same zero-dimensional tensor."""
         scaled = foreach_operator("mul")(self.tensors, factor)
         # One of no dimension has taken the type of the factor.
-        return TensorList([s.to(t.dtype) for s, t in zip(scaled, self.tensors, strict=True)])
+        pairs = zip(scaled, self.tensors, strict=True)
+        return TensorList([s if s.dtype is t.dtype else s.to(t.dtype) for s, t in pairs])
 
 
 class Functional:
