@@ -70,11 +70,6 @@ class Grouping:
     parameters: dict[str, ParameterVotes]
     """Every parameter of the model, frozen ones too, by the first of its names."""
 
-    def freeze(self) -> None:
-        """Let frozen parameters require no gradients."""
-        for parameter in self.frozen.values():
-            parameter.requires_grad_(False)
-
 
 @dataclass
 class _Draft:

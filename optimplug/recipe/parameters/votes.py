@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
@@ -54,6 +55,8 @@ class ParameterVotes:
     """By key, in the order of the rules; the last vote wins."""
     distance: int
     """How many layers it is below the top; 0 where no rule asks for depth."""
+    requires_grad: bool
+    """Whether it is trained unless a rule freezes it; what an earlier recipe froze, is."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -63,7 +66,7 @@ class ParameterVotes:
     @property
     def is_frozen(self) -> bool:
         """Whether a rule or the model itself keeps it from being trained."""
-        return self.values.get("freeze") is True or not self.parameter.requires_grad
+        return self.values.get("freeze") is True or not self.requires_grad
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,17 @@ def collect_votes(
     for votes in all_votes:
         wrong.extend(_contradictions(votes))
     wrong.raise_if_any()
-    return [_parameter_votes(*each) for each in zip(everywhere, all_votes, strict=True)]
+    trained = require_gradients(model)
+    return [_parameter_votes(*each, trained) for each in zip(everywhere, all_votes, strict=True)]
 
 
-def _parameter_votes(named: Sequence[Place], votes: _Votes) -> ParameterVotes:
-    first = named[0]
-    distance = first.depth.below_top if first.depth else 0
-    return ParameterVotes(first.parameter, tuple(place.name for place in named), votes, distance)
+def _parameter_votes(
+    named: Sequence[Place], votes: _Votes, trained: Collection[nn.Parameter]
+) -> ParameterVotes:
+    parameter, depth = named[0].parameter, named[0].depth
+    names = tuple(place.name for place in named)
+    distance = depth.below_top if depth else 0
+    return ParameterVotes(parameter, names, votes, distance, parameter in trained)
 
 
 def _depths(
