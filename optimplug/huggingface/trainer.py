@@ -22,6 +22,7 @@ from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler, Run
 from optimplug.recipe.parameters.frozen import require_gradients
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
 
 __all__ = ["RecipeTrainer", "with_recipe"]
@@ -66,7 +67,9 @@ class _WithRecipe(TrainerEvents):
             self.run.close()
         self._resolve_again()
         trained = require_gradients(model)
-        self._trainable = [name for name, p in model.named_parameters() if p in trained]
+        self._trainable = [
+            name for name, p in without_wrappers(model).named_parameters() if p in trained
+        ]
         self.run = Run(self.recipe, model)
         self.optimizer = self.run.optimizer
 

@@ -18,6 +18,7 @@ from optimplug.recipe.parameters.depth import depths
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
@@ -109,7 +110,8 @@ class Recipe:
             rules=self.spec.groups,
             depth=_depths_if_any(model),
             state_bytes=self._state_bytes(grouping),
-            warnings=tuple(self._written.problem(path, message) for path, message in found),
+            absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
+            warnings=tuple(self._written.problem(path, text) for path, text in found),
         )
 
     def build(
@@ -233,7 +235,7 @@ class Recipe:
 
 def _depths_if_any(model: nn.Module) -> dict[str, int]:
     try:
-        return depths(model)
+        return depths(without_wrappers(model))
     except ValueError:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.
