@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -249,7 +250,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _check_group(self, group: dict[str, Any], where: str) -> None:
         for key in group.keys() - self.defaults.keys() - {"params"}:
             meant = nearest(key, self.defaults, cutoff=0.85)
-            if meant is not None:
+            if meant is not None and not _speaks_of(key, meant):
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
         for key in ("max_grad_norm", "skip_nonfinite"):
             if key in group:
@@ -314,3 +315,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+
+
+def _speaks_of(key: object, name: str) -> bool:
+    """Tell whether a key holds a hyperparameter's name as words among others: no_weight_decay."""
+    return re.search(rf"(?<![^\W_]){name}(?![^\W_])", str(key)) is not None
