@@ -28,6 +28,15 @@ def test_fused_adam(operator):
     assert p.item() == pytest.approx(0.9), f"torch's fused Adam computes something else: {GONE}"
 
 
+def test_fused_adagrad():
+    p = torch.ones(1)
+    settings = {"lr": 0.1, "lr_decay": 0.0, "weight_decay": 0.0, "eps": 0.0, "maximize": False}
+    scaling = {"grad_scale": None, "found_inf": None}
+    steps = [torch.ones(())]
+    internals.fused_adagrad([p], [torch.ones(1)], [torch.zeros(1)], steps, **settings, **scaling)
+    assert p.item() == pytest.approx(0.9), f"torch's fused Adagrad computes something else: {GONE}"
+
+
 def test_fused_sgd():
     p = torch.ones(1)
     settings = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0}

@@ -19,6 +19,7 @@ __all__ = [
     "children_by_name",
     "foreach_operator",
     "forget_steps",
+    "fused_adagrad",
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
@@ -34,6 +35,7 @@ __all__ = [
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
 # ``fused=True`` and give no other way to reach them.
+fused_adagrad: Callable[..., None] = torch._fused_adagrad_
 fused_adam: Callable[..., None] = torch._fused_adam_
 fused_adamw: Callable[..., None] = torch._fused_adamw_
 fused_sgd: Callable[..., None] = torch._fused_sgd_

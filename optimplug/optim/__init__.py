@@ -4,10 +4,27 @@ Change one import: ``import optimplug.optim as optim``.
 """
 
 from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.rules.adadelta import Adadelta
+from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
+from optimplug._core.optim.rules.adamax import Adamax
+from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
-from optimplug._core.optim.rules.sign import Lion
+from optimplug._core.optim.rules.sign import Lion, Rprop
 from optimplug.optim import lr_scheduler
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "lr_scheduler"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "lr_scheduler",
+]

@@ -3,17 +3,25 @@
 import pytest
 import torch
 from support.labels import label
+from support.optimizers import torchs
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from optimplug import ArgumentError, GradientError
-from optimplug.optim import SGD, AdamW
+from optimplug.optim import SGD, Adagrad, AdamW
 
 SPARSE = [
     {},
     {"momentum": 0.9},
     {"momentum": 0.9, "nesterov": True},
     {"momentum": 0.9, "dampening": 0.1, "maximize": True},
+]
+
+
+SETUPS = [
+    *((SGD, options) for options in SPARSE),
+    (Adagrad, {}),
+    (Adagrad, {"lr_decay": 0.1, "maximize": True, "initial_accumulator_value": 0.1}),
 ]
 
 
@@ -36,23 +44,25 @@ def train(cls, sparse, clip=None, **options):
     return params
 
 
+# torch's Adagrad makes sparse tensors without saying whether they are to be checked.
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
-@pytest.mark.parametrize("options", SPARSE, ids=label)
-def test_sparse_gradients_step_as_in_torch(options, choice):
+@pytest.mark.parametrize(("cls", "options"), SETUPS, ids=label)
+def test_sparse_gradients_step_as_in_torch(cls, options, choice):
     for p, q in zip(
-        train(SGD, True, **options, **choice),
-        train(torch.optim.SGD, True, **options, foreach=False),
+        train(cls, True, **options, **choice),
+        train(torchs(cls), True, **options, foreach=False),
         strict=True,
     ):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", SPARSE, ids=label)
-def test_sparse_gradients_are_clipped_as_dense_ones(options):
+@pytest.mark.parametrize(("cls", "options"), SETUPS, ids=label)
+def test_sparse_gradients_are_clipped_as_dense_ones(cls, options):
     # torch's clip_grad_norm_ refuses sparse gradients.
     for p, q in zip(
-        train(SGD, True, **options, max_grad_norm=0.5),
-        train(torch.optim.SGD, False, **options, foreach=False, clip=0.5),
+        train(cls, True, **options, max_grad_norm=0.5),
+        train(torchs(cls), False, **options, foreach=False, clip=0.5),
         strict=True,
     ):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

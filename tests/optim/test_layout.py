@@ -58,7 +58,7 @@ def test_a_state_begins_as_its_spec_says():
         ),
     ]
     for spec, expected in specs:
-        found = spec.create(p.detach())
+        found = spec.create(p.detach(), {})
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tensors import descend, parameters, same_bits
 
-from optimplug.optim import AdamW
+from optimplug.optim import Adagrad, AdamW
 
 
 def flat(optimizer):
@@ -154,3 +154,13 @@ class TestLoading:
         assert torch.equal(ours.state[a]["exp_avg"], torch.tensor([0.0, 2.0]))
         assert ours.state[b]["exp_avg"].is_contiguous()
         descend(ours, 1, skip=False)
+
+    def test_adagrad_has_its_state_from_the_beginning_as_in_torch(self):
+        def state(cls):
+            params = [torch.ones(2), torch.ones(3, dtype=torch.complex64)]
+            return cls(params, initial_accumulator_value=0.5).state_dict()["state"]
+
+        ours, theirs = state(Adagrad), state(torch.optim.Adagrad)
+        for i in theirs:
+            assert ours[i].keys() == theirs[i].keys()
+            assert all(same_bits(ours[i][key], theirs[i][key]) for key in ours[i])

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimplug.optim import SGD, Adam, AdamW, RMSprop
+from optimplug.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, RAdam, RMSprop, Rprop
 
 
 class Row(NamedTuple):
@@ -46,12 +46,43 @@ _RMSPROP = [
     {"centered": True, "weight_decay": 0.1},
     {"centered": True, "momentum": 0.5},
 ]
+_ADAMAX = [
+    {},
+    {"lr": torch.tensor(0.01), "betas": (0.7, 0.95), "eps": 1e-3},
+    {"weight_decay": 0.3, "maximize": True},
+]
+_RADAM = [
+    {},
+    {"lr": torch.tensor(0.01), "betas": (0.7, 0.95), "eps": 1e-3},
+    {"betas": (0.8, 0.5), "weight_decay": 0.3, "maximize": True},
+    {"betas": (0.8, 0.9), "weight_decay": 0.3, "decoupled_weight_decay": True},
+]
+_ADADELTA = [
+    {},
+    {"lr": torch.tensor(0.5), "rho": 0.5, "eps": 1e-3},
+    {"weight_decay": 0.3, "maximize": True},
+]
+_ADAGRAD = [
+    {},
+    {"lr": torch.tensor(0.05), "lr_decay": 0.3, "eps": 1e-3},
+    {"initial_accumulator_value": 0.5, "weight_decay": 0.3, "maximize": True},
+]
+_RPROP = [
+    {},
+    {"lr": torch.tensor(0.05), "etas": (0.3, 1.7), "step_sizes": (0.01, 0.2)},
+    {"maximize": True},
+]
 TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
     # A rate of its own for each tensor is multiplied in apart.
     SGD: Row(_SGD, required={"lr": 0.05}, fused=True, foreach_rtol=2e-6),
     RMSprop: Row(_RMSPROP, foreach_rtol=2e-6),
+    Adamax: Row(_ADAMAX),
+    RAdam: Row(_RADAM, foreach_rtol=2e-6),
+    Adadelta: Row(_ADADELTA, foreach_rtol=2e-6),
+    Adagrad: Row(_ADAGRAD, fused=True),
+    Rprop: Row(_RPROP),
 }
 
 

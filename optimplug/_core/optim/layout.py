@@ -130,7 +130,8 @@ class Layout:
         for member in members:
             _refuse_part(member.p, member.rule)
         for member in members:
-            member.kept, member.first = _ensure_state(member.p, member.rule, state)
+            hyper = groups[member.group]
+            member.kept, member.first = _ensure_state(member.p, member.rule, state, hyper)
         counters = _gather(members, count_on)
         self._counters = counters
         self._kinds = _kinds(grads)
@@ -138,7 +139,7 @@ class Layout:
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
         self._params = list(map(id, _flat(groups)))
-        self._owners, self._kept = list(map(id, state)), list(map(id, state.values()))
+        self._owners = list(map(id, state))
         positions = {number: i for i, number in enumerate(self._owners)}
         layouts: dict[Any, _BatchLayout] = {}
         for member in members:
@@ -168,7 +169,6 @@ class Layout:
             and self._kinds == _kinds(grads)
             and self._rules == rules
             and self._owners == list(map(id, state))
-            and self._kept == list(map(id, states))
         )
         if not fits:
             return None
@@ -263,7 +263,7 @@ def _forget(rule: Rule, p: Tensor, state: State) -> None:
         del state[p]
 
 
-def _ensure_state(p: Tensor, rule: Rule, state: State) -> tuple[dict[str, Any], bool]:
+def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[dict[str, Any], bool]:
     """Fill in what the state lacks; tell whether a tensor of it starts with this update."""
     if not rule.counts_steps and not rule.state:
         return {}, False
@@ -275,7 +275,7 @@ def _ensure_state(p: Tensor, rule: Rule, state: State) -> tuple[dict[str, Any], 
         kept["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
-        kept[spec.name] = spec.create(p)
+        kept[spec.name] = spec.create(p, hyper)
     return kept, bool(missing)
 
 

@@ -198,6 +198,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps += skips
         return skips
 
+    def begin_state(self) -> None:
+        """Let every parameter have its state now, and not at its first step.
+
+        For a subclass to call at the end of its constructor, where torch's class does so too.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        rules = [self.rule(group) for group in self.param_groups]
+        count_on = devices_that_count(self.defaults)
+        with torch.no_grad():
+            Layout(self.param_groups, params, rules, self.state, count_on)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``."""
         found = super().state_dict()

@@ -34,7 +34,7 @@ class StateSpec(NamedTuple):
 
     Example:
         >>> rows = StateSpec("row_var", shape=lambda p: (*p.shape[:-1], 1), dtype=torch.float32)
-        >>> rows.create(torch.ones(3, 4, dtype=torch.bfloat16)).shape
+        >>> rows.create(torch.ones(3, 4, dtype=torch.bfloat16), {}).shape
         torch.Size([3, 1])
     """
 
@@ -48,16 +48,23 @@ class StateSpec(NamedTuple):
     """Its type; None for the parameter's own."""
     late: bool = False
     """Whether a checkpoint may lack it: then it begins when the run goes on."""
+    value: Callable[[Hyper], float | Tensor] | None = None
+    """What each of its elements begins with, from the group's hyperparameters; None: ``init`` says
+    so. Of a complex number both parts begin with it."""
 
     def shape_for(self, p: Tensor) -> tuple[int, ...]:
         """Return the shape that it has for a parameter."""
         return tuple(p.shape if self.shape is None else self.shape(p))
 
-    def create(self, p: Tensor) -> Tensor:
-        """Return its first value for a parameter."""
+    def create(self, p: Tensor, hyper: Hyper) -> Tensor:
+        """Return its first value for a parameter of a group with these hyperparameters."""
         if self.shape is not None:
             p = p.new_empty(self.shape_for(p))
-        return self.init(p if self.dtype is None else p.to(self.dtype))
+        start = self.init(p if self.dtype is None else p.to(self.dtype))
+        if self.value is None:
+            return start
+        number = float(self.value(hyper))
+        return start.fill_(complex(number, number) if p.is_complex() else number)
 
 
 class FusedCall(NamedTuple):

@@ -15,18 +15,24 @@ from optimplug._core.optim.rule import Rule, StateSpec
 # How each is called: on x, with the operands y and z, and the number k.
 CALLS = {
     "neg": lambda x, y, z, k: x(),
+    "abs": lambda x, y, z, k: x(),
     "sqrt": lambda x, y, z, k: x(),
+    "reciprocal": lambda x, y, z, k: x(),
     "sign": lambda x, y, z, k: x(),
     "add": lambda x, y, z, k: x(y, alpha=k),
     "mul": lambda x, y, z, k: x(k),
     "div": lambda x, y, z, k: x(k),
     "lerp": lambda x, y, z, k: x(y, k),
     "maximum": lambda x, y, z, k: x(y),
+    "minimum": lambda x, y, z, k: x(y),
     "clamp_min": lambda x, y, z, k: x(y),
+    "clamp_max": lambda x, y, z, k: x(y),
     "addcmul": lambda x, y, z, k: x(y, z, value=k),
     "addcdiv": lambda x, y, z, k: x(y, z, value=k),
 }
 MORE = {
+    "at least a number": ("clamp_min", lambda x, y, z, k: x(k)),
+    "at most a number": ("clamp_max", lambda x, y, z, k: x(k)),
     "a number is added": ("add", lambda x, y, z, k: x(k)),
     "one is added as it is": ("add", lambda x, y, z, k: x(y)),
     "one is multiplied by another": ("mul", lambda x, y, z, k: x(y)),
@@ -39,9 +45,12 @@ def call(case, x, y, z, k, in_place=False):
     return how(getattr(x, name + "_" * in_place), y, z, k)
 
 
-def values():
+def values(case):
     generator = torch.Generator().manual_seed(0)
-    return [[torch.rand(n, generator=generator) + 0.5 for n in (1, 4, 9)] for _ in range(3)]
+    x, *others = [[torch.rand(n, generator=generator) + 0.5 for n in (1, 4, 9)] for _ in range(3)]
+    if CASES[case][0] in ("abs", "neg", "sign"):
+        x = [t * torch.tensor([-1.0, 1.0]).repeat(9)[: len(t)] for t in x]
+    return [x, *others]
 
 
 def test_no_row_is_left_out():
@@ -52,7 +61,7 @@ def test_no_row_is_left_out():
 @pytest.mark.parametrize("scalars", [0.3, [0.1, 0.2, 0.7]], ids=["shared", "one each"])
 @pytest.mark.parametrize("case", CASES)
 def test_on_many_tensors(case, scalars, in_place):
-    x, y, z = values()
+    x, y, z = values(case)
     each = scalars if isinstance(scalars, list) else [scalars] * 3
     expected = [call(case, a, b, c, k) for a, b, c, k in zip(x, y, z, each, strict=True)]
     lists = [TensorList([t.clone() for t in ts]) for ts in (x, y, z)]
@@ -61,13 +70,14 @@ def test_on_many_tensors(case, scalars, in_place):
     for a, b in zip(found.tensors, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-7, atol=0)
     assert all((a is b) is in_place for a, b in zip(found.tensors, before, strict=True))
-    assert torch.equal(torch.cat(before), torch.cat(x)) is not in_place
+    written = torch.cat(expected if in_place else x)
+    torch.testing.assert_close(torch.cat(before), written, rtol=2e-7, atol=0)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_where_autograd_flows(case, in_place):
-    x, y, z = (row[2].double() for row in values())
+    x, y, z = (row[2].double() for row in values(case))
     x.requires_grad_()
 
     def run(x):
@@ -97,7 +107,7 @@ class OneOperation(Rule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", CASES)
 def test_compiled(case, dtype):
-    x, y, z = (row[2].to(dtype) for row in values())
+    x, y, z = (row[2].to(dtype) for row in values(case))
     expected = call(case, x, y, z, 0.3)
     cell = Cell(0, None, False, slice(0, 1))
     batch = Batch(

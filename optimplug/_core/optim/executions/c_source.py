@@ -60,10 +60,12 @@ static inline work mad(work x, work y, work z) {{ return {fma}(x, y, z); }}
 static inline work mad(work x, work y, work z) {{ return x * y + z; }}
 #endif
 static inline work root(work x) {{ return {root}(x); }}
+static inline work magnitude(work x) {{ return {abs}(x); }}
 static inline work blend(work x, work y, work w) {{
     return w < (work)0.5 ? mad(w, y - x, x) : mad(x - y, 1 - w, y);
 }}
 static inline work larger(work x, work y) {{ return x > y || x != x ? x : y; }}
+static inline work smaller(work x, work y) {{ return x < y || x != x ? x : y; }}
 
 /* Which thread this is, and of how many. */
 static inline void place(int64_t *thread, int64_t *of) {{
@@ -168,7 +170,9 @@ def squares_source(dtype: torch.dtype) -> str:
 def _head(dtypes: Sequence[torch.dtype]) -> str:
     wide = torch.float64 in dtypes
     work, end = ("double", "") if wide else ("float", "f")
-    return _HEAD.format(work=work, root=f"__builtin_sqrt{end}", fma=f"__builtin_fma{end}")
+    functions = {"root": "sqrt", "fma": "fma", "abs": "fabs"}
+    named = {name: f"__builtin_{function}{end}" for name, function in functions.items()}
+    return _HEAD.format(work=work, **named)
 
 
 _FUSED_SUM = "mad({0}, {1}, {2})"

@@ -28,7 +28,7 @@ class Operation(NamedTuple):
     differentiable and lets it be written down. None: it is a step of a program by itself."""
     c: str | None = None
     """The C expression of such a step. Its operands, ``{0}``, ``{1}``, are names or numbers of the
-    type ``work``; ``root``, ``blend`` and ``larger`` are functions of :mod:`.c_source`."""
+    type ``work``; ``root``, ``blend`` and the like are functions of :mod:`.c_source`."""
     foreach: tuple[Lists, Lists] | None = None
     """Its form on lists of tensors, and the same in place, where torch's would not do."""
 
@@ -69,16 +69,28 @@ def _lerp(x: Any, end: Any, weight: Any) -> Any:
     return x.lerp(end, weight)
 
 
+def _clamp_min(x: Any, least: Any) -> Any:
+    return x.clamp_min(least) if isinstance(x, Tensor) else x.maximum(least)
+
+
+def _clamp_max(x: Any, most: Any) -> Any:
+    return x.clamp_max(most) if isinstance(x, Tensor) else x.minimum(most)
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "neg": Operation(operator.neg, c="-{0}"),
+    "abs": Operation(c="magnitude({0})"),
     "sqrt": Operation(c="root({0})"),
+    "reciprocal": Operation(c="1 / {0}"),
     "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
     "mul": Operation(operator.mul, c="{0} * {1}"),
     "div": Operation(operator.truediv, c="{0} / {1}"),
     "lerp": Operation(_lerp, c="blend({0}, {1}, {2})"),
     "maximum": Operation(c="larger({0}, {1})"),
-    "clamp_min": Operation(lambda x, least: x.maximum(least)),
+    "minimum": Operation(c="smaller({0}, {1})"),
+    "clamp_min": Operation(_clamp_min),
+    "clamp_max": Operation(_clamp_max),
     "addcmul": Operation(lambda x, a, b, *, value: x + a * value * b),
     "addcdiv": Operation(lambda x, a, b, *, value: x + a * value / b),
 }

@@ -1,4 +1,4 @@
-"""Lion: steps along the sign of a running mean of the gradient."""
+"""Optimizers that use the sign of a direction alone: Lion, and Rprop with steps of its own size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug.errors import ArgumentError
 
-__all__ = ["Lion", "LionRule"]
+__all__ = ["Lion", "LionRule", "Rprop", "RpropRule"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class LionRule(Rule):
         m.mul_(k["beta2"]).add_(g, alpha=k["one_minus_beta2"])
 
 
-_rule = lru_cache(LionRule)  # asked for at every step, for every group
+_lion_rule = lru_cache(LionRule)  # asked for at every step, for every group
 
 
 class Lion(Optimizer):
@@ -128,10 +129,138 @@ class Lion(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> LionRule:
-        return _rule(bool(hyper["maximize"]))
+        return _lion_rule(bool(hyper["maximize"]))
 
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
         check_betas(hyper)
         check_not_negative(hyper, weight_decay="weight_decay value")
+
+
+def _first_size(hyper: Hyper) -> float:
+    return float(hyper["lr"])
+
+
+@dataclass(frozen=True)
+class RpropRule(Rule):
+    """The math of :class:`Rprop`, with its variants."""
+
+    maximize: bool = False
+
+    temporaries: ClassVar = 6
+    state: ClassVar = (StateSpec("prev"), StateSpec("step_size", value=_first_size))
+
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        (eta_minus, eta_plus), (least, most) = hyper["etas"], hyper["step_sizes"]
+        return {"eta_minus": eta_minus, "eta_plus": eta_plus, "least": least, "most": most}
+
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
+        prev, size = state["prev"], state["step_size"]
+        if self.maximize:
+            g = g.neg()
+        # Of these three, one is 1 and the others are 0, for each element.
+        sign = g.mul(prev).sign_()
+        turned, same = sign.neg().clamp_min_(0.0), sign.clamp_min_(0.0)
+        neither = turned.add(same).neg_().add_(1.0)
+        factor = same.mul_(k["eta_plus"]).add_(turned, alpha=k["eta_minus"]).add_(neither)
+        size.mul_(factor).clamp_min_(k["least"]).clamp_max_(k["most"])
+        # Where the sign has turned, nothing moves, and the next sign is compared with none.
+        prev.mul_(0.0).add_(turned.neg_().add_(1.0).mul_(g))
+        p.addcmul_(prev.sign(), size, value=-1.0)
+
+
+_rprop_rule = lru_cache(RpropRule)  # asked for at every step, for every group
+
+
+class Rprop(Optimizer):
+    r"""Rprop: every element has a step size, that grows while the gradient keeps its sign.
+
+    .. math::
+        \eta_t &= \begin{cases}
+            \min(\eta_{t-1}\, \eta_+,\; \eta_{max}) & \text{where } g_{t-1} g_t > 0 \\
+            \max(\eta_{t-1}\, \eta_-,\; \eta_{min}),\; g_t \leftarrow 0
+                & \text{where } g_{t-1} g_t < 0 \\
+            \eta_{t-1} & \text{else} \end{cases} \\
+        \theta_t &= \theta_{t-1} - \eta_t\, \mathrm{sign}(g_t)
+
+    with :math:`\eta_0` = ``lr``, :math:`(\eta_-, \eta_+)` = ``etas``,
+    :math:`(\eta_{min}, \eta_{max})` = ``step_sizes``, :math:`g_t` the gradient (its negative with
+    ``maximize``). It is for gradients of all data at once: those of batches change their sign by
+    chance.
+
+    ``lr`` is where the sizes begin, and nothing after: a schedule of it has no effect on a
+    parameter that has stepped. State of each parameter: ``step``, ``prev``, ``step_size``.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
+        lr: the first step size, >= 0; a number or a tensor of one element.
+        etas: what a size is multiplied by where the sign turns, in (0, 1), and where it stays, > 1.
+        step_sizes: the smallest and the largest size.
+        capturable: refused: there is no operator that does the whole update on the device.
+        foreach: as in :class:`~optimplug.optim.Adam`.
+        maximize: ascend instead of descend.
+        differentiable: autograd flows through the step.
+        max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping. The
+            sign stays, so only what becomes 0 is changed by it.
+        skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+
+    Raises:
+        ArgumentError: a value breaks its rule.
+        GradientError: at a step, a gradient is sparse.
+
+    Example:
+        >>> import torch
+        >>> from optimplug.optim import Rprop
+        >>> w = torch.tensor([1.0], requires_grad=True)
+        >>> optimizer = Rprop([w], lr=0.1)
+        >>> (3 * w).sum().backward()
+        >>> optimizer.step()
+        >>> w
+        tensor([0.9000], requires_grad=True)
+
+    Source: Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
+    RPROP algorithm", https://doi.org/10.1109/ICNN.1993.298623.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50),
+        *,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "etas": etas,
+            "step_sizes": step_sizes,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+        super().__init__(
+            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+        )
+
+    @staticmethod
+    def rule(hyper: Hyper) -> RpropRule:
+        return _rprop_rule(bool(hyper["maximize"]))
+
+    @staticmethod
+    def check(hyper: Hyper) -> None:
+        check_rate(hyper)
+        if not 0.0 < hyper["etas"][0] < 1.0 < hyper["etas"][1]:
+            raise ArgumentError(
+                f"Invalid eta values: {hyper['etas'][0]}, {hyper['etas'][1]}; "
+                "must be in (0, 1) and > 1"
+            )
