@@ -132,6 +132,17 @@ def test_a_state_that_lost_a_part_is_completed(lost):
     assert ours.state[params[0]].keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
+def test_a_state_that_is_taken_out_begins_anew_and_leaves_the_others():
+    params, ours = stepped(SGD, {"momentum": 0.9})
+    for p, value in zip(params, (1.0, 2.0, 3.0), strict=True):
+        ours.state[p]["momentum_buffer"].fill_(value)
+    del ours.state[params[0]]
+    give_gradients(params)
+    ours.step()
+    buffers = [ours.state[p]["momentum_buffer"][0, 0].item() for p in params]
+    assert buffers == pytest.approx([1.0, 2.8, 3.7])
+
+
 @pytest.mark.parametrize("package", [torch.optim, optimplug.optim], ids=["torch", "ours"])
 @pytest.mark.parametrize(("cls", "options"), CHOICES[:4], ids=label)
 def test_a_parameter_that_moves_to_another_device_alone_is_torchs_error(package, cls, options):
