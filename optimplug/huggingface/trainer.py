@@ -21,6 +21,8 @@ from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Recipe, RecipeScheduler, Run
+from optimplug.recipe.parameters.frozen import require_gradients
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
 
 __all__ = ["RecipeTrainer", "with_recipe"]
@@ -64,8 +66,10 @@ class _WithRecipe(TrainerEvents):
         if self.run is not None:
             self.run.close()
         self._resolve_again()
-        # Later, what the recipe freezes cannot be told from what was frozen before it.
-        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+        trained = require_gradients(model)
+        self._trainable = [
+            name for name, p in without_wrappers(model).named_parameters() if p in trained
+        ]
         self.run = Run(self.recipe, model)
         self.optimizer = self.run.optimizer
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from optimplug._core.arguments import are_floats, owner_of, require_count, warn
-from optimplug._core.internals import (
+from optimplug._core.lr_scheduler.internals import (
     calls_by_accelerate,
     note_steps,
     torchs_warning,

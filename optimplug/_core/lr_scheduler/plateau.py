@@ -15,7 +15,7 @@ from optimplug._core.arguments import (
     require_rates,
     warn,
 )
-from optimplug._core.internals import torchs_warning
+from optimplug._core.lr_scheduler.internals import torchs_warning
 from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.forgotten import forget_watch
 from optimplug._core.lr_scheduler.groups import own_rate, set_rate
