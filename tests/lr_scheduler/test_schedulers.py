@@ -501,3 +501,34 @@ def test_the_optimizer_is_listened_to_once_however_many_schedulers_it_has():
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="list is not an Optimizer"):
         ours.LinearLR([])
+
+
+class TestAChainOfSchedulersThatHaveTakenSteps:
+    """It begins where the furthest of them is, with all of them there."""
+
+    LEAVES = {
+        "linear": lambda o: ours.LinearLR(o, 0.1, 1.0, 9),
+        "exponential": lambda o: ours.ExponentialLR(o, 0.8),
+        "lambda": lambda o: ours.LambdaLR(o, lambda t: 1 / (1 + t)),
+        "restarts": lambda o: ours.CosineAnnealingWarmRestarts(o, 4, 2),
+        "product": lambda o: ours.MultiplicativeLR(o, lambda t: 0.5 if t == 3 else 1.0),
+        "torch's": lambda o: torchs.StepLR(o, 2, 0.5),
+    }
+
+    @pytest.mark.parametrize("taken", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (3, 7), (7, 3)])
+    @pytest.mark.parametrize("first", ["linear", "lambda"])
+    @pytest.mark.parametrize("second", ["exponential", "restarts", "product", "torch's"])
+    def test_is_the_chain_from_the_start(self, first, second, taken):
+        straight, optimizer = optimizer_of(), optimizer_of()
+        names = first, second
+        expected = trace(
+            straight, ours.ChainedScheduler([self.LEAVES[n](straight) for n in names]), 20
+        )
+        children = [self.LEAVES[name](optimizer) for name in names]
+        for child, steps in zip(children, taken, strict=True):
+            for _ in range(steps):
+                optimizer.step()
+                child.step()
+        chain, furthest = ours.ChainedScheduler(children), max(taken)
+        assert [chain.last_epoch, *(c.last_epoch for c in children)] == [furthest] * 3
+        assert_close(trace(optimizer, chain, 20 - furthest), expected[furthest:])

@@ -10,11 +10,6 @@ from typing import Any, ClassVar
 import torch
 
 from optimplug._core.arguments import are_floats, owner_of, require_count, warn
-from optimplug._core.lr_scheduler.internals import (
-    calls_by_accelerate,
-    note_steps,
-    torchs_warning,
-)
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.forgotten import forget_watch, is_beyond_epochs, watch
 from optimplug._core.lr_scheduler.groups import (
@@ -25,6 +20,11 @@ from optimplug._core.lr_scheduler.groups import (
     set_momentum,
     set_rate,
     unshare,
+)
+from optimplug._core.lr_scheduler.internals import (
+    calls_by_accelerate,
+    note_steps,
+    torchs_warning,
 )
 from optimplug.errors import StateError
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
-from optimplug._core.lr_scheduler.internals import children_of, first_step
 from optimplug._core.lr_scheduler.groups import reset
+from optimplug._core.lr_scheduler.internals import children_of, first_step
 from optimplug._core.lr_scheduler.plateau import read_metric
 from optimplug.errors import StateError
 

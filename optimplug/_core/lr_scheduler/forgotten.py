@@ -8,7 +8,12 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from optimplug._core.lr_scheduler.internals import NotedSteps, frames_inside, note_steps, noted_steps
+from optimplug._core.lr_scheduler.internals import (
+    NotedSteps,
+    frames_inside,
+    note_steps,
+    noted_steps,
+)
 
 __all__ = ["forget_watch", "is_beyond_epochs", "watch"]
 

@@ -15,10 +15,10 @@ from optimplug._core.arguments import (
     require_rates,
     warn,
 )
-from optimplug._core.lr_scheduler.internals import torchs_warning
 from optimplug._core.lr_scheduler.base import LRScheduler
 from optimplug._core.lr_scheduler.forgotten import forget_watch
 from optimplug._core.lr_scheduler.groups import own_rate, set_rate
+from optimplug._core.lr_scheduler.internals import torchs_warning
 from optimplug.errors import ArgumentError
 
 __all__ = ["MetricLR", "ReduceLROnPlateau", "improves", "read_metric"]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from optimplug._core.arguments import owner_of, require_count
-from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
 from optimplug._core.lr_scheduler.groups import set_rate
+from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
