@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from support.averaged import Averaged
 from support.tensors import same_weights
 from torch import nn
@@ -213,10 +214,10 @@ class TestModes:
         assert same(before, what_is(run))
 
 
-class Wrapper(torch.optim.Optimizer):
+class Wrapper(AcceleratedOptimizer):
     """As accelerate's: no hooks of its own, and it may leave out a step."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer):  # without an Accelerator
         self.optimizer, self.stepping = optimizer, True
 
     param_groups = property(lambda self: self.optimizer.param_groups)
