@@ -72,3 +72,31 @@ def test_what_a_module_holds_itself():
     module.one = module.other = nn.ReLU()
     assert list(internals.children_by_name(module)) == ["one", "other"], GONE
     assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
+
+
+def test_a_hooked_step_is_not_hooked_again_and_can_be_had_without():
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return "done"
+
+    class Hooked(Plain):
+        step = internals.hooked_step(
+            lambda self, closure=None: internals.unhooked_step(Plain)(self)
+        )
+
+    calls = []
+    Plain([torch.zeros(1)], {})  # so that torch hooks the step of that class
+    assert internals.unhooked_step(Plain) is not Plain.step, f"the mark of hooked steps: {GONE}"
+    optimizer = Hooked([torch.zeros(1)], {})
+    optimizer.register_step_post_hook(lambda *_: calls.append(None))
+    assert optimizer.step() == "done"
+    assert len(calls) == 1, f"the mark of hooked steps: {GONE}"
+
+
+def test_what_fsdp1_has_flattened_is_marked():
+    from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
+
+    p = nn.Parameter(torch.zeros(1))
+    assert not internals.is_flattened(p)
+    _set_fsdp_flattened(p)
+    assert internals.is_flattened(p), f"FSDP1 marks its parameters otherwise: {GONE}"

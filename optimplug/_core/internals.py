@@ -22,10 +22,13 @@ __all__ = [
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
+    "hooked_step",
+    "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
     "note_steps",
     "parameters_by_name",
+    "unhooked_step",
     "was_stepped",
 ]
 
@@ -74,6 +77,30 @@ def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]
 def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
     """Return the hooks of ``register_load_state_dict_post_hook``; see :func:`load_pre_hooks`."""
     return list(optimizer._optimizer_load_state_dict_post_hooks.values())
+
+
+def hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``step`` that calls the hooks, marked so that torch adds no second call of them.
+
+    torch does the same with every class as its first optimizer is made, or is unpickled.
+    """
+    hooked: Any = torch.optim.Optimizer.profile_hook_step(step)
+    hooked.hooked = True
+    return hooked  # type: ignore[no-any-return]
+
+
+def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return the ``step`` of a class as it was written; see :func:`hooked_step`."""
+    step: Any = optimizer_class.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
+
+
+def is_flattened(parameter: torch.Tensor) -> bool:
+    """Return whether FSDP1 has the parameter in one that is flat, of which this process has a part.
+
+    A part looks like a whole tensor otherwise.
+    """
+    return getattr(parameter, "_fsdp_flattened", False)
 
 
 def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
+from optimplug.recipe.clipped import leave_steps
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
@@ -81,6 +83,7 @@ class Run(ScheduledOptimizer):
             super().__init__(recipe.build_optimizer(model))
         else:
             super().__init__(*recipe.build(model, horizon))
+        self.on_close(partial(leave_steps, self.optimizer))
         frozen = [p for p in required if not p.requires_grad]
         self.on_close(lambda: _require_gradients(frozen))
         self.train()

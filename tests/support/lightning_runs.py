@@ -24,6 +24,11 @@ STEPS = recipe_of(WARM_UP, COSINE)
 FOLLOWING = recipe_of(WARM_UP, PLATEAU)
 # The last bits of a gradient do not become the direction of an update.
 CALM = {**FOLLOWING, "optimizer": {"name": "AdamW", "lr": 0.1, "eps": 0.1}}
+# Of an optimizer that does not clip by itself.
+CLIPPED = {
+    **FOLLOWING,
+    "optimizer": {"name": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "max_grad_norm": 0.05},
+}
 
 
 def rows():

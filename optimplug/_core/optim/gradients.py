@@ -9,10 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimplug._core.internals import foreach_operator
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import Ready
+from optimplug.errors import ArgumentError
 
-__all__ = ["clip_coefficient", "global_norm", "prepared_norm"]
+__all__ = ["clip_coefficient", "global_norm", "prepared_norm", "require_threshold", "scale_"]
+
+
+def require_threshold(max_grad_norm: float | None) -> None:
+    """Refuse what no norm can be clipped to.
+
+    Raises:
+        ArgumentError: it is neither a number > 0 nor None.
+    """
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ArgumentError(
+            f"Invalid max_grad_norm: {max_grad_norm}; must be > 0, or None for no clipping"
+        )
 
 
 def prepared_norm(ready: Sequence[Ready], batches: Sequence[Batch]) -> Tensor | None:
@@ -61,3 +75,12 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     The factor of :func:`torch.nn.utils.clip_grad_norm_`, its small constant included.
     """
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+def scale_(grads: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply gradients in place, wherever they are, by one number."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for g in grads:
+        by_device.setdefault(g.device, []).append(g)
+    for device, there in by_device.items():
+        foreach_operator("mul_")(there, coefficient.to(device))

@@ -20,7 +20,12 @@ from optimplug._core.optim.executions.choice import (
     prepare,
 )
 from optimplug._core.optim.executions.execution import Ready
-from optimplug._core.optim.gradients import clip_coefficient, global_norm, prepared_norm
+from optimplug._core.optim.gradients import (
+    clip_coefficient,
+    global_norm,
+    prepared_norm,
+    require_threshold,
+)
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
@@ -61,10 +66,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ArgumentError(
-                f"Invalid max_grad_norm: {max_grad_norm}; must be > 0, or None for no clipping"
-            )
+        require_threshold(max_grad_norm)
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
