@@ -226,7 +226,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_behind(tmp_path):
 
 def test_several_data_sets_are_one_validation(tmp_path):
     several = {"a": points(4), "b": points(8)}
-    for monitor in ("eval_a_worse", "eval_b_worse", "b_worse"):
+    for monitor in ("eval_a_worse", "eval_b_worse", "b_worse", "val_b_worse"):
         stepping = {**BY_VALIDATION, "monitor": monitor}
         trainer = trainer_of(tmp_path, PLATEAU, stepping, **EVALUATED)
         trainer.eval_dataset = several
