@@ -6,7 +6,7 @@ that took it away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,13 +23,16 @@ __all__ = [
     "fused_adamw",
     "fused_sgd",
     "hooked_step",
+    "in_dispatch_mode",
     "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
     "note_steps",
+    "outside_graphs",
     "parameters_by_name",
     "unhooked_step",
     "was_stepped",
+    "with_children",
 ]
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
@@ -52,6 +55,17 @@ def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """Return a module of the same class with other children, and all else as it is there.
+
+    It is no copy: parameters and children are the same objects. ``add_module`` would change the
+    module itself, and ``copy.copy``, which a class may have made its own, shares its children.
+    """
+    other = object.__new__(type(module))
+    vars(other).update({**vars(module), "_modules": dict(children)})
+    return other
+
+
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the parameters that a module holds itself, under every name, in their order."""
     return module._parameters
@@ -64,6 +78,22 @@ def foreach_operator(name: str) -> Callable[..., Any]:
     """
     found: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
     return found
+
+
+def in_dispatch_mode() -> bool:
+    """Tell whether something sees every operation, or does another in its place: a trace, fakes.
+
+    What works on memory past torch's operators would not be seen. torch shows no mode publicly.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def is_flattened(p: torch.Tensor) -> bool:
+    """Tell whether a parameter is a flat one of FSDP's first version, or a part of one.
+
+    It is a plain tensor that holds this process's shard; only this mark of FSDP's says so.
+    """
+    return getattr(p, "_fsdp_flattened", False)
 
 
 def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
@@ -95,12 +125,9 @@ def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[...,
     return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 
-def is_flattened(parameter: torch.Tensor) -> bool:
-    """Return whether FSDP1 has the parameter in one that is flat, of which this process has a part.
-
-    A part looks like a whole tensor otherwise.
-    """
-    return getattr(parameter, "_fsdp_flattened", False)
+# Keeps a function out of the graphs of torch.compile: it runs as it is between two of them. The
+# public form of this imports the compiler at once, which takes longer than to import torch.
+outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
 def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from optimplug._core.internals import children_by_name
+from optimplug._core.internals import children_by_name, with_children
 from optimplug.errors import RecipeError
-from optimplug.huggingface.internals import with_children
+from optimplug.recipe.parameters.wrappers import without_wrappers
 
 __all__ = ["by_either_name", "plain_names"]
 
@@ -61,16 +61,19 @@ def _around(loss: object) -> nn.Module:
 
 def _beside(model: nn.Module, loss: nn.Module) -> nn.Module:
     """Return the model with what the loss has of its own, of the same class and the same names."""
-    children = children_by_name(model)
+    bare = without_wrappers(model)  # which stand around one module, and not beside another
+    children = children_by_name(bare)
     name = "loss" if "loss" not in children else "trainer_loss"
-    return with_children(model, {**children, name: _without(loss, model)})
+    return with_children(bare, {**children, name: _without(without_wrappers(loss), bare)})
 
 
 def _without(module: nn.Module, model: nn.Module) -> nn.Module:
     """Return a module without the model, which may stand anywhere in it."""
-    children: dict[str, Any] = {
+    children = children_by_name(module)
+    others: dict[str, Any] = {
         name: child and _without(child, model)
-        for name, child in children_by_name(module).items()
+        for name, child in children.items()
         if child is not model
     }
-    return with_children(module, children)
+    same = others.keys() == children.keys() and all(others[n] is c for n, c in children.items())
+    return module if same else with_children(module, others)

@@ -28,11 +28,9 @@ __all__ = [
     "model_without_weights",
     "require_methods",
     "unwrapped",
-    "with_children",
 ]
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
-_Module = TypeVar("_Module", bound=nn.Module)
 if TYPE_CHECKING:
     _Base = Trainer
 else:
@@ -186,14 +184,3 @@ def model_without_weights(cls: type[_Model], config: Any) -> _Model:
     """
     with torch.device("meta"):
         return cast("_Model", cast("Any", cls)._from_config(config))
-
-
-def with_children(module: _Module, children: Mapping[str, nn.Module | None]) -> _Module:
-    """Return a module of the same class with other children, and all else as it is there.
-
-    It is no copy: parameters and children are the same objects. torch offers only ``add_module``,
-    which would change the module itself, and a copy would share its dict of children.
-    """
-    other = object.__new__(type(module))
-    vars(other).update(vars(module), _modules=dict(children))
-    return other

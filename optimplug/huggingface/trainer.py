@@ -30,6 +30,8 @@ from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
+from optimplug.recipe.parameters.frozen import require_gradients
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
 
 __all__ = ["RecipeTrainer", "with_recipe"]
@@ -53,7 +55,7 @@ class _WithRecipe(TrainerEvents):
         self._given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
-        self._trainable: list[tuple[str, str]] = []
+        self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
         super().__init__(*args, **kwargs)
         refuse_other_optimizers(cast(Trainer, self))
         refuse_arguments(self.args)
@@ -94,12 +96,12 @@ class _WithRecipe(TrainerEvents):
         if self.run is not None:
             self.run.close()
         self._resolve_again()
-        # Later, what the recipe freezes cannot be told from what was frozen before it.
-        plain = plain_names(model, self._loss()).named_parameters()
-        trainable = [(name, id(p)) for name, p in plain if p.requires_grad]
+        plain = plain_names(model, self._loss())
+        trained = require_gradients(plain)
+        names = {p: name for name, p in without_wrappers(plain).named_parameters() if p in trained}
         self.run = by_either_name(model, self._loss(), partial(Run, self.recipe))
-        names = {id(p): name for name, p in self.run.model.named_parameters()}
-        self._trainable = [(name, names[i]) for name, i in trainable]
+        own = without_wrappers(self.run.model).named_parameters()
+        self._trainable = {names[p]: name for name, p in own if p in names}
         self.optimizer = self.run.optimizer
         if self.is_world_process_zero():
             tell_of_clipping(self.args, self.recipe)
@@ -210,7 +212,11 @@ class _WithRecipe(TrainerEvents):
             plain = plain_names(cast(nn.Module, self.model), self._loss())
             decayed = set(self.get_decay_parameter_names(plain))
             groups = [
-                [name for plain_name, name in self._trainable if (plain_name in decayed) == decays]
+                [
+                    name
+                    for plain_name, name in self._trainable.items()
+                    if (plain_name in decayed) == decays
+                ]
                 for decays in (True, False)
             ]
             change = resume(checkpoint, self._own_run(), groups, self.state.global_step)

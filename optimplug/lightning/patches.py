@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = [
@@ -123,7 +124,7 @@ def follow_added_groups(model: nn.Module, run: ScheduledOptimizer) -> None:
     named = any("param_names" in group for group in optimizer.param_groups)
 
     def add_named(group: dict[str, Any]) -> None:
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in without_wrappers(model).named_parameters()}
         params = group["params"]
         found = [params] if isinstance(params, torch.Tensor) else list(params)
         if named and all(id(p) in names for p in found):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from optimplug import optim
-from optimplug._core.internals import hooked_step, is_flattened, unhooked_step
+from optimplug._core.internals import hooked_step, unhooked_step
 from optimplug._core.optim.gradients import (
+    check_clipping,
     clip_coefficient,
     global_norm,
-    require_threshold,
+    refuse_flattened,
     scale_,
 )
-from optimplug.errors import GradientError
 from optimplug.recipe.keywords import takes
 
 __all__ = ["CLIPPING", "class_of", "clip_steps", "construct", "leave_steps"]
@@ -79,7 +79,8 @@ def clip_steps(
             its closure several times, the first one counts.
 
     Raises:
-        ArgumentError: ``max_grad_norm`` is not above 0.
+        ArgumentError: ``max_grad_norm`` is not above 0, or ``skip_nonfinite`` no bool. At a step:
+            FSDP1 has flattened the parameters.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -89,7 +90,7 @@ def clip_steps(
         >>> optimizer.param_groups[0]["params"][0], optimizer.grad_norm
         (tensor([-0.5000], requires_grad=True), tensor(1.))
     """
-    require_threshold(max_grad_norm)
+    check_clipping(max_grad_norm, skip_nonfinite)
     if not isinstance(optimizer, optim.Optimizer):
         if max_grad_norm is None and not skip_nonfinite:
             return
@@ -194,11 +195,11 @@ def _clipping(optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
 @torch.no_grad()
 def _clip(optimizer: Any, may_skip: bool = True) -> bool:
     """Clip, and return whether there is to be an update."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
+    params = (p for group in optimizer.param_groups for p in group["params"])
     grads = [p.grad for p in params if p.grad is not None]
     if not grads:
         return True
-    _refuse_flattened(params)
+    refuse_flattened(optimizer.param_groups)
     optimizer.grad_norm = norm = _unscaled(global_norm(grads), optimizer)
     if may_skip and optimizer.skip_nonfinite and not bool(torch.isfinite(norm)):
         optimizer.skipped_steps += 1
@@ -212,12 +213,3 @@ def _unscaled(norm: Tensor, optimizer: Any) -> Tensor:
     # GradScaler lends this for the time of a step, to those that unscale by themselves.
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     return norm if scale is None else norm / scale.to(norm.device)
-
-
-def _refuse_flattened(params: list[Tensor]) -> None:
-    if any(map(is_flattened, params)) and torch.distributed.get_world_size() > 1:
-        raise GradientError(
-            "max_grad_norm and skip_nonfinite need the norm of all gradients, of which FSDP1 gives "
-            "the optimizer a part without telling how they hang together; use FSDP2 (fully_shard), "
-            "or leave both out and call clip_grad_norm_ of the FSDP module"
-        )

@@ -17,7 +17,9 @@ from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.parameters.depth import depths
 from optimplug.recipe.parameters.explain import Explanation, explain
+from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
@@ -109,7 +111,8 @@ class Recipe:
             rules=self.spec.groups,
             depth=_depths_if_any(model),
             state_bytes=self._state_bytes(grouping),
-            warnings=tuple(self._written.problem(path, message) for path, message in found),
+            absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
+            warnings=tuple(self._written.problem(path, text) for path, text in found),
         )
 
     def build(
@@ -117,7 +120,8 @@ class Recipe:
     ) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
         """Build the optimizer over the model's groups, and its scheduler, stepped once per update.
 
-        Parameters that the recipe freezes stop requiring gradients.
+        Parameters that the recipe freezes stop requiring gradients. Those that an earlier recipe
+        has frozen in this model require them again; what was frozen by hand stays so.
 
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
@@ -125,7 +129,7 @@ class Recipe:
         """
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        optimizer = self._optimizer(grouping)
+        optimizer = self._optimizer(grouping, model)
         return optimizer, RecipeScheduler(optimizer, run_schedule)
 
     def start(self, model: nn.Module, horizon: Horizon) -> Run:
@@ -148,7 +152,7 @@ class Recipe:
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
-        return self._optimizer(self._group(model))
+        return self._optimizer(self._group(model), model)
 
     def build_scheduler(
         self, optimizer: torch.optim.Optimizer, horizon: Horizon
@@ -176,7 +180,7 @@ class Recipe:
             [('weight', 0.01), ('bias', 0)]
         """
         grouping = self._group(model)
-        grouping.freeze()
+        freeze(model, grouping.frozen.values())
         settings = self._checked.settings
         shared = {name: settings[name] for name in settable_per_group(settings)}
         return [{**shared, **group.as_param_group()} for group in grouping.groups]
@@ -204,10 +208,10 @@ class Recipe:
         with self._written.located():
             return fit_to_model(self._checked, model)
 
-    def _optimizer(self, grouping: Grouping) -> torch.optim.Optimizer:
+    def _optimizer(self, grouping: Grouping, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = self._construct(grouping)
         # Only now, when nothing can fail any more: a model is not left half prepared.
-        grouping.freeze()
+        freeze(model, grouping.frozen.values())
         return optimizer
 
     def _construct(
@@ -232,7 +236,7 @@ class Recipe:
 
 def _depths_if_any(model: nn.Module) -> dict[str, int]:
     try:
-        return depths(model)
+        return depths(without_wrappers(model))
     except ValueError:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from torch import nn
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
 from optimplug.recipe.clipped import leave_steps
+from optimplug.recipe.parameters.frozen import freezings_in
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
@@ -37,8 +37,9 @@ class Run(ScheduledOptimizer):
     gives it to :meth:`schedule_over` later. Whoever validates calls :meth:`validated`.
 
     A run listens to its optimizer by hooks, and parameters that the recipe freezes stop requiring
-    gradients. :meth:`close` undoes both; so does the end of a ``with`` block. What an adapter puts
-    on the user's objects, it has undone there too, by :meth:`on_close`.
+    gradients, until another recipe is built on the model. :meth:`close` undoes both; so does the
+    end of a ``with`` block. What an adapter puts on the user's objects, it has undone there too, by
+    :meth:`on_close`.
 
     Args:
         recipe: what is carried out.
@@ -78,14 +79,13 @@ class Run(ScheduledOptimizer):
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
-        required = [p for p in model.parameters() if p.requires_grad]
         if horizon is None:
             super().__init__(recipe.build_optimizer(model))
         else:
             super().__init__(*recipe.build(model, horizon))
         self.on_close(partial(leave_steps, self.optimizer))
-        frozen = [p for p in required if not p.requires_grad]
-        self.on_close(lambda: _require_gradients(frozen))
+        for freezing in freezings_in(model):  # this recipe's: it has undone those before it
+            self.on_close(freezing.release)
         self.train()
 
     def schedule_over(
@@ -127,8 +127,3 @@ def _require_horizon(horizon: object) -> None:
         raise ArgumentError(
             f"horizon must be a Horizon, Horizon(total_steps=1000) say (got {horizon!r})"
         )
-
-
-def _require_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(True)

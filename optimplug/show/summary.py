@@ -30,6 +30,7 @@ def summary(plan: Plan) -> Iterator[str]:
     if plan.grouping.frozen:
         size = sum(p.numel() for p in plan.grouping.frozen.values())
         yield f"frozen: {len(plan.grouping.frozen)} tensors, {size:,} parameters"
+    yield from map(str, plan.absent)
     yield from _phases(plan)
     yield from _exceptions(plan)
 

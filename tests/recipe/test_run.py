@@ -396,7 +396,10 @@ class TestState:
             lambda s: {**s, "optimizer": {**s["optimizer"], "param_groups": []}},
             "different number of parameter groups",
         ),
-        "bad moments": (lambda s: {**s, "optimizer": {**s["optimizer"], "state": 3}}, "does not"),
+        "bad moments": (
+            lambda s: {**s, "optimizer": {**s["optimizer"], "state": 3}},
+            "must be a dict|does not",
+        ),
         "no schedule": (lambda s: {**s, "scheduler": 3}, "must be a dict"),
         "another schedule": (
             lambda s: {**s, "scheduler": {**s["scheduler"], "fingerprint": "x"}},

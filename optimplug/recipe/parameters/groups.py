@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from optimplug.errors import RecipeError
+from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec
@@ -69,11 +69,8 @@ class Grouping:
     """What stays as it is for the whole run, by name."""
     parameters: dict[str, ParameterVotes]
     """Every parameter of the model, frozen ones too, by the first of its names."""
-
-    def freeze(self) -> None:
-        """Let frozen parameters require no gradients."""
-        for parameter in self.frozen.values():
-            parameter.requires_grad_(False)
+    absent: tuple[Problem, ...] = ()
+    """Families that a rule names and the model lacks, each with its path in the recipe."""
 
 
 @dataclass
@@ -115,7 +112,8 @@ def group_parameters(
             the names of a tied parameter, a rate is not finite, or nothing is left to train.
     """
     _check_trainable(model)
-    parameters = {each.names[0]: each for each in collect_votes(model, rules, rule_settings)}
+    all_votes, absent = collect_votes(model, rules, rule_settings)
+    parameters = {each.names[0]: each for each in all_votes}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
@@ -127,7 +125,7 @@ def group_parameters(
         raise RecipeError.at("groups", "no parameter is left to train: all are frozen")
     names = _group_names(list(drafts.values()))
     groups = tuple(draft.as_group(name) for draft, name in zip(drafts.values(), names, strict=True))
-    return Grouping(groups, frozen, parameters)
+    return Grouping(groups, frozen, parameters, tuple(absent))
 
 
 def _check_trainable(model: nn.Module) -> None:
