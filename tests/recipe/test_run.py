@@ -179,8 +179,8 @@ class TestValidations:
     def test_a_missing_metric_changes_nothing(self):
         run = started({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [PLATEAU]})
         before = what_is(run)
-        with pytest.raises(ArgumentError, match="'eval_loss' is missing; there are: loss"):
-            run.validated({"loss": 1.0})
+        with pytest.raises(ArgumentError, match="'eval_loss' is missing; there are: lost"):
+            run.validated({"lost": 1.0})
         assert same(before, what_is(run))
 
 
