@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optimplug._core import internals
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -33,6 +35,29 @@ def test_fused_sgd():
     scaling = {"grad_scale": None, "found_inf": None}
     internals.fused_sgd([p], [torch.ones(1)], [], **settings, **flags, **scaling)
     assert p.item() == pytest.approx(0.9), f"torch's fused SGD computes something else: {GONE}"
+
+
+def test_modes_that_see_every_operation():
+    assert not internals.in_dispatch_mode()
+    with FakeTensorMode():
+        assert internals.in_dispatch_mode(), f"torch's fake tensors are no mode: {GONE}"
+
+
+def test_fsdp_marks_what_it_has_flattened():
+    p = nn.Parameter(torch.ones(1))
+    assert not internals.is_flattened(p)
+    set_flattened = torch.distributed.fsdp._common_utils._set_fsdp_flattened
+    set_flattened(p)
+    assert internals.is_flattened(p), f"FSDP's mark is another: {GONE}"
+
+
+def test_a_function_stays_out_of_graphs():
+    kept_out = internals.outside_graphs(torch.compiler.is_compiling)
+    graphs = []
+    compiled = torch.compile(
+        lambda x: (x + 1) * (not kept_out()), backend=lambda g, _: graphs.append(g) or g.forward
+    )
+    assert compiled(torch.ones(1)) == 2, f"torch's compiler does not leave it out: {GONE}"
 
 
 def test_hooks_around_loading():

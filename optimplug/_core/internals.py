@@ -22,9 +22,12 @@ __all__ = [
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
+    "in_dispatch_mode",
+    "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
     "note_steps",
+    "outside_graphs",
     "parameters_by_name",
     "was_stepped",
 ]
@@ -63,6 +66,22 @@ def foreach_operator(name: str) -> Callable[..., Any]:
     return found
 
 
+def in_dispatch_mode() -> bool:
+    """Tell whether something sees every operation, or does another in its place: a trace, fakes.
+
+    What works on memory past torch's operators would not be seen. torch shows no mode publicly.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def is_flattened(p: torch.Tensor) -> bool:
+    """Tell whether a parameter is a flat one of FSDP's first version, or a part of one.
+
+    It is a plain tensor that holds this process's shard; only this mark of FSDP's says so.
+    """
+    return getattr(p, "_fsdp_flattened", False)
+
+
 def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
     """Return the hooks of ``register_load_state_dict_pre_hook``.
 
@@ -74,6 +93,11 @@ def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]
 def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
     """Return the hooks of ``register_load_state_dict_post_hook``; see :func:`load_pre_hooks`."""
     return list(optimizer._optimizer_load_state_dict_post_hooks.values())
+
+
+# Keeps a function out of the graphs of torch.compile: it runs as it is between two of them. The
+# public form of this imports the compiler at once, which takes longer than to import torch.
+outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
 def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:
