@@ -26,6 +26,7 @@ from optimplug.recipe.schedule.vocabulary import (
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.written import within
 
 __all__ = ["build_factor", "factor_problems", "turning_point"]
 
@@ -171,7 +172,7 @@ def _argument_problems(
 ) -> Iterator[Problem]:
     row, given = row_of(spec), spec.model_extra or {}
     for key, value in given.items():
-        yield from _key_problems(spec, known, key, value, f"{path}.{key}")
+        yield from _key_problems(spec, known, key, value, within(path, key))
     for key, parameter in known.items():
         needed = parameter.default is inspect.Parameter.empty
         if needed and key not in given and key not in (row.minimum, row.length):

@@ -25,6 +25,7 @@ from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
     "FORMS",
+    "HAVE_FORMS",
     "FreezeSpec",
     "LayerDecay",
     "Match",
@@ -122,7 +123,8 @@ class LayerDecay(_Spec):
 
 
 FORMS = ("<value>", "<mapping>")
-"""What layer_decay and freeze may be; the errors told are of the form that was meant."""
+HAVE_FORMS = ("layer_decay", "freeze")
+"""The keys whose value may be of either form; the errors told are of the one that was meant."""
 
 
 # Without it, pydantic would try both forms and report what is wrong with each.
