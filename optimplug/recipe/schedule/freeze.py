@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from optimplug.recipe.text.rule_id import RuleId
 
-__all__ = ["TimedFreeze"]
+__all__ = ["TimedFreeze", "is_preparing"]
 
 _MARK = "_recipe_freeze"  # where an optimizer keeps its freeze, so that a newer one finds it
 
@@ -69,7 +69,7 @@ class TimedFreeze:
         return (args[0], without_frozen, *args[2:]), rest
 
     def _drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        if _is_preparing(optimizer):
+        if is_preparing(optimizer):
             return
         done = self._updates_done()
         for group in optimizer.param_groups:
@@ -79,7 +79,7 @@ class TimedFreeze:
                     p.grad = None
 
 
-def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
+def is_preparing(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
 
     torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state,

@@ -265,6 +265,12 @@ def test_a_phase_that_has_come_to_nothing_leaves_the_next_to_start_by_itself():
     assert curve({**WARM, "for": 0}, {**FALL, **PREVIOUS}) == curve(FALL)
 
 
+def test_a_plan_says_so():
+    shown = str(recipe_of(*LATE).plan(nn.Linear(2, 2), RUN))
+    assert "steps 4 to 8: CosineAnnealingLR\n" in shown
+    assert "steps 8 to 12: ReduceLROnPlateau, from the rate before it\n" in shown + "\n"
+
+
 def test_another_start_is_another_schedule():
     texts = {
         str(
