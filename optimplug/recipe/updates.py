@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from optimplug.recipe.schedule.freeze import is_preparing
-
-__all__ = ["Updates"]
+__all__ = ["Updates", "is_preparing"]
 
 
 class Updates:
@@ -52,3 +50,17 @@ class Updates:
         """Listen no longer."""
         for hook in self._hooks:
             hook.remove()
+
+
+def is_preparing(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
+
+    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state,
+    that of frozen groups too.
+    """
+    groups = optimizer.param_groups
+    if optimizer.state or any(group["lr"] != 0 for group in groups):
+        return False
+    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
+    return bool(own) and not any(bool(g.any()) for g in own)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
+from types import NoneType
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -64,16 +65,8 @@ class _BatchLayout:
             grads: the gradient of each.
             states: all states, in their order.
         """
-        kept = [states[i] for i in self.kept]
-        # Whoever has put another counter into a state wants it to be used.
-        if self.steps and not _same(self.steps, [own.get("step") for own in kept]):
-            return None
-        columns: dict[str, list[Any]] = {
-            "params": [params[place] for place in self.places],
-            "grads": [grads[place] for place in self.places],
-            **{name: [own.get(name) for own in kept] for name in self.rule.state_names},
-        }
-        if any(any(tensor is None for tensor in column) for column in columns.values()):
+        columns = self._columns(params, grads, states)
+        if columns is None:
             return None
         owners = columns["params"]
         sharded = _is_sharded(owners[0])
@@ -86,6 +79,25 @@ class _BatchLayout:
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
         tensors = columns.pop("params"), columns.pop("grads"), columns, self.steps
         return Batch(self.rule, self.cells, hypers, *tensors, sharded, self.memo, owners, self.form)
+
+    def _columns(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        states: Sequence[dict[str, Any]],
+    ) -> dict[str, list[Any]] | None:
+        """Return the tensors of this step; None where a state is not what it was."""
+        kept = _pick(self.kept, states)
+        try:
+            # Whoever has put another counter into a state wants it to be used.
+            if self.steps and not _same(self.steps, list(map(itemgetter("step"), kept))):
+                return None
+            columns = {name: list(map(itemgetter(name), kept)) for name in self.rule.state_names}
+        except KeyError:
+            return None
+        if any(NoneType in set(map(type, column)) for column in columns.values()):
+            return None
+        return {"params": _pick(self.places, params), "grads": _pick(self.places, grads), **columns}
 
 
 class Layout:
@@ -126,7 +138,7 @@ class Layout:
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
         self._params = list(map(id, _flat(groups)))
-        self._owners, self._kept = list(map(id, state)), list(map(id, state.values()))
+        self._owners = list(map(id, state))
         positions = {number: i for i, number in enumerate(self._owners)}
         layouts: dict[Any, _BatchLayout] = {}
         for member in members:
@@ -156,7 +168,6 @@ class Layout:
             and self._kinds == _kinds(grads)
             and self._rules == rules
             and self._owners == list(map(id, state))
-            and self._kept == list(map(id, states))
         )
         if not fits:
             return None
@@ -309,6 +320,12 @@ def _sparse_decay_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
 
 def _name(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     return group["param_names"][i] if "param_names" in group else f"of shape {tuple(p.shape)}"
+
+
+def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
+    """Return what stands at these places."""
+    # For one alone, itemgetter returns no tuple.
+    return list(itemgetter(*places)(found)) if len(places) > 1 else [found[i] for i in places]
 
 
 def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:

@@ -9,8 +9,9 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from optimplug.recipe.text.rule_id import RuleId
+from optimplug.recipe.updates import is_preparing
 
-__all__ = ["TimedFreeze", "is_preparing"]
+__all__ = ["TimedFreeze"]
 
 _MARK = "_recipe_freeze"  # where an optimizer keeps its freeze, so that a newer one finds it
 
@@ -77,17 +78,3 @@ class TimedFreeze:
             if rule is not None and done < self._until.get(rule, 0):
                 for p in group["params"]:
                     p.grad = None
-
-
-def is_preparing(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
-
-    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state,
-    that of frozen groups too.
-    """
-    groups = optimizer.param_groups
-    if optimizer.state or any(group["lr"] != 0 for group in groups):
-        return False
-    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
-    return bool(own) and not any(bool(g.any()) for g in own)
