@@ -40,7 +40,10 @@ def fit_to_model(recipe: CheckedRecipe, model: nn.Module) -> Grouping:
     Raises:
         RecipeError: the rules do not fit the model.
     """
-    return group_parameters(model, recipe.hyperparameters, recipe.spec.groups, recipe.rule_settings)
+    spec = recipe.spec
+    return group_parameters(
+        model, recipe.hyperparameters, spec.groups, recipe.rule_settings, spec.layers
+    )
 
 
 def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:

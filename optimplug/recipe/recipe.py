@@ -14,7 +14,7 @@ from optimplug.errors import RecipeError
 from optimplug.recipe.check import check, checked_form
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
-from optimplug.recipe.parameters.depth import depths
+from optimplug.recipe.parameters.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.plan import Plan
@@ -106,7 +106,7 @@ class Recipe:
             run_schedule=run_schedule,
             horizon=horizon,
             rules=self.spec.groups,
-            depth=_depths_if_any(model),
+            layout=grouping.layout or _layout_if_any(model),
             state_bytes=self._state_bytes(grouping),
             warnings=tuple(self._written.problem(path, message) for path, message in found),
         )
@@ -229,13 +229,13 @@ class Recipe:
         return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
 
 
-def _depths_if_any(model: nn.Module) -> dict[str, int]:
+def _layout_if_any(model: nn.Module) -> Layout | None:
     try:
-        return depths(model)
+        return find_layout(model)
     except ValueError:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.
-        return {}
+        return None
 
 
 def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:

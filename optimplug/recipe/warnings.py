@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.match import asks_layers
 from optimplug.recipe.schedule.curves import Curve
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon
@@ -27,8 +28,15 @@ def plan_warnings(
         horizon: of the run.
     """
     yield from _rule_warnings(grouping)
+    yield from _layer_warnings(spec)
     for rule, path, phases in spec.schedules():
         yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
+
+
+def _layer_warnings(spec: RecipeSpec) -> Iterator[Problem]:
+    """Find layers that no rule asks for."""
+    if spec.layers is not None and not any(map(asks_layers, spec.groups)):
+        yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
 
 
 class _Effect(NamedTuple):

@@ -4,15 +4,42 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
 from optimplug._core.internals import children_by_name
+from optimplug.recipe.parameters.layers import layers_by_name
 from optimplug.recipe.parameters.towers import Tower, forward_ranks, towers
 from optimplug.recipe.text.depth_range import Depth
 
-__all__ = ["depths", "find_depths"]
+__all__ = ["Layout", "depths", "find_depths", "find_layout"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a model its layers are, and how deep each parameter is."""
+
+    depths: Mapping[str, Depth]
+    """By the parameter's full name, tied names included."""
+    heights: tuple[int, ...]
+    """How many layers each tower has."""
+    tensors: tuple[int, int, int]
+    """How many tensors are below the layers, in them, and above them."""
+
+    def __str__(self) -> str:
+        layers, count = sum(self.heights), len(self.heights)
+        towers = "1 tower" if count == 1 else f"{count} towers ({_listed(self.heights)})"
+        below, within, above = self.tensors
+        tensors = f"tensors: {below} below the first, {within} in them, {above} above the last"
+        return f"{layers} {'layer' if layers == 1 else 'layers'} in {towers}; {tensors}"
+
+
+def _listed(heights: Sequence[int]) -> str:
+    # Of a model of many parts, the tallest towers say enough.
+    shown = sorted(heights, reverse=True)[:4]
+    return ", ".join(map(str, [*shown, "..."] if len(heights) > len(shown) else heights))
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -34,21 +61,66 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: depth.layer for name, depth in find_depths(model).items()}
 
 
-def find_depths(model: nn.Module) -> dict[str, Depth]:
+def find_depths(model: nn.Module, layers: Sequence[str] | None = None) -> Mapping[str, Depth]:
     """Return the same as :func:`depths`, counted from both ends.
 
     Raises:
         ValueError: the model has no list of layers.
+        RecipeError: ``layers`` does not fit the model.
     """
-    found = towers(model)
+    return find_layout(model, layers).depths
+
+
+def find_layout(model: nn.Module, layers: Sequence[str] | None = None) -> Layout:
+    """Find the layers of a model, and where its parameters are among them.
+
+    The top of a tower is the highest place in it that holds parameters: what comes after its
+    layers, or, in a model without a head, the last layer.
+
+    Args:
+        model: the model.
+        layers: globs on the names of the modules that are its layers, from bottom to top; None to
+            find them.
+
+    Raises:
+        ValueError: the model has no list of layers.
+        RecipeError: a glob matches no module, or several match one.
+    """
+    found = towers(model) if layers is None else [layers_by_name(model, layers)]
     if not found:
         raise ValueError(
             f"no list of layers (nn.ModuleList or nn.Sequential of equal modules) was found in "
-            f"{type(model).__name__}; write one rule per part instead, each with its own lr_scale"
+            f"{type(model).__name__}; say what they are under layers, or write one rule per part "
+            "instead, each with its own lr_scale"
         )
     layer_map = _LayerMap(model, found)
     names = (name for name, _ in model.named_parameters(remove_duplicate=False))
-    return {name: layer_map.depth_of(name) for name in names}
+    spots = {name: layer_map.spot_of(name) for name in names}
+    return _layout(spots, tuple(map(len, found)))
+
+
+class _Spot(NamedTuple):
+    """Where a parameter is, before it is known which towers have anything above their layers."""
+
+    towers: frozenset[int]
+    """Its tower, or all those that it joins."""
+    layer: int
+
+
+def _layout(spots: Mapping[str, _Spot], heights: tuple[int, ...]) -> Layout:
+    tops = list(heights)
+    below, above = 0, 0
+    for spot in spots.values():
+        is_above = spot.layer > max(heights[tower] for tower in spot.towers)
+        below, above = below + (spot.layer == 0), above + is_above
+        if is_above:  # then the layers of all its towers are not the top
+            for tower in spot.towers:
+                tops[tower] = heights[tower] + 1
+    found = {
+        name: Depth(layer, max(tops[tower] for tower in within) - layer)
+        for name, (within, layer) in spots.items()
+    }
+    return Layout(found, heights, (below, len(spots) - below - above, above))
 
 
 class _Span(NamedTuple):
@@ -84,21 +156,21 @@ class _LayerMap:
             for n, part in enumerate(parts):
                 self._containers[".".join(parts[:n])][part].append(span)
 
-    def depth_of(self, name: str) -> Depth:
-        """Return the depth of the parameter of that full name."""
+    def spot_of(self, name: str) -> _Spot:
+        """Return where the parameter of that full name is."""
         parts = name.split(".")
         # From the innermost module outwards: the first that is a layer or contains layers decides.
         for n in range(len(parts) - 1, -1, -1):
             path = ".".join(parts[:n])
             if path in self._layers:
                 span = self._layers[path]
-                return self._depth(span.tower, span.low)
+                return _spot(span.tower, span.low)
             if path in self._containers:
-                return self._depth_outside_layers(path, parts[n:])
+                return self._spot_outside_layers(path, parts[n:])
         raise AssertionError("the model itself contains all layers")
 
-    def _depth_outside_layers(self, path: str, rest: list[str]) -> Depth:
-        """Return the depth of a parameter that a module has beside its layers.
+    def _spot_outside_layers(self, path: str, rest: list[str]) -> _Spot:
+        """Return the place of a parameter that a module has beside its layers.
 
         Args:
             path: of the module, the innermost one around the parameter that contains layers.
@@ -106,25 +178,26 @@ class _LayerMap:
         """
         container, children = self._model.get_submodule(path), dict(self._containers[path])
         if len({span.tower for spans in children.values() for span in spans}) > 1:
-            return self._depth_beside_towers(container, rest[0], children)
+            return self._beside_towers(container, rest[0], children)
         partner = self._partner(container, rest[0], children)
         if partner is not None:
             # rest[1] is the place in the list, and the partner has an element at the same place.
             element = ".".join([path, partner, rest[1]] if path else [partner, rest[1]])
             if element in self._layers:
-                return self._depth(*self._layers[element][:2])
+                return _spot(*self._layers[element][:2])
             held = self._containers.get(element, {}).values()
             children = {partner: [span for spans in held for span in spans]}
-        return self._depth_beside_layers(container, rest[0], children)
+        return self._beside_layers(container, rest[0], children)
 
-    def _depth_beside_towers(
+    def _beside_towers(
         self, container: nn.Module, name: str, children: Mapping[str, Sequence[_Span]]
-    ) -> Depth:
-        """Return the depth of what joins towers: below all if it is used before all, else above."""
+    ) -> _Spot:
+        """Return the place of what joins towers: below all if it is used before all, else above."""
         ranks = forward_ranks(container, [name, *children])
-        height = max(self._heights[span.tower] for spans in children.values() for span in spans)
-        joint = 0 if all(ranks[name] < ranks[child] for child in children) else height + 1
-        return Depth(joint, height + 1 - joint)
+        joined = frozenset(span.tower for spans in children.values() for span in spans)
+        is_below = all(ranks[name] < ranks[child] for child in children)
+        above = max(self._heights[tower] for tower in joined) + 1
+        return _Spot(joined, 0 if is_below else above)
 
     def _partner(self, container: nn.Module, name: str, children: Iterable[str]) -> str | None:
         """Return the list of layers, or of stages, that goes step by step with another list.
@@ -140,18 +213,19 @@ class _LayerMap:
                 return child
         return None
 
-    def _depth_beside_layers(
+    def _beside_layers(
         self, container: nn.Module, name: str, children: Mapping[str, Sequence[_Span]]
-    ) -> Depth:
-        """Return the depth of what is used before, between or after the layers of one tower."""
+    ) -> _Spot:
+        """Return the place of what is used before, between or after the layers of one tower."""
         ranks = forward_ranks(container, [name, *children])
         tower = next(iter(children.values()))[0].tower
         after = [spans for child, spans in children.items() if ranks[name] < ranks[child]]
         if after:
             low = min(span.low for spans in after for span in spans)
-            return self._depth(tower, low if low > 1 else 0)
+            return _spot(tower, low if low > 1 else 0)
         high = max(span.high for spans in children.values() for span in spans)
-        return self._depth(tower, high if high < self._heights[tower] else high + 1)
+        return _spot(tower, high if high < self._heights[tower] else high + 1)
 
-    def _depth(self, tower: int, layer: int) -> Depth:
-        return Depth(layer, self._heights[tower] + 1 - layer)
+
+def _spot(tower: int, layer: int) -> _Spot:
+    return _Spot(frozenset([tower]), layer)

@@ -13,13 +13,14 @@ from torch import nn
 from optimplug.errors import nearest
 from optimplug.recipe.parameters.kinds import FAMILIES, is_bias, is_norm
 from optimplug.recipe.text.depth_range import Depth, DepthRange
-from optimplug.recipe.text.schema import Match
+from optimplug.recipe.text.schema import Match, RuleSpec
 
 __all__ = [
     "FAMILY_WORDS",
     "Condition",
     "Place",
     "asks_depth",
+    "asks_layers",
     "condition",
     "family_or_glob",
     "places",
@@ -168,6 +169,11 @@ def asks_depth(match: Match | None) -> bool:
         return False
     parts = [*(match.any_ or ()), *(match.all_ or ()), match.not_]
     return match.depth is not None or any(map(asks_depth, parts))
+
+
+def asks_layers(rule: RuleSpec) -> bool:
+    """Tell whether a rule depends on how deep parameters are."""
+    return rule.layer_decay is not None or asks_depth(rule.match)
 
 
 def _is_type(place: Place, word: str) -> bool:

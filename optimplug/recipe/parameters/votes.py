@@ -11,18 +11,18 @@ from typing import Any
 from torch import nn
 
 from optimplug.errors import Problem
-from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.depth import Layout, find_layout
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
     Place,
     asks_depth,
+    asks_layers,
     condition,
     family_or_glob,
     places,
     suggestion,
 )
-from optimplug.recipe.text.depth_range import Depth
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import Match, RuleSpec
@@ -86,24 +86,29 @@ _Votes = dict[str, list[Vote]]
 
 
 def collect_votes(
-    model: nn.Module, rules: Sequence[RuleSpec], rule_settings: Sequence[Mapping[str, Any]]
-) -> list[ParameterVotes]:
+    model: nn.Module,
+    rules: Sequence[RuleSpec],
+    rule_settings: Sequence[Mapping[str, Any]],
+    layers: Sequence[str] | None = None,
+) -> tuple[list[ParameterVotes], Layout | None]:
     """Let every rule vote on every parameter for which it holds.
 
     Args:
         model: whose parameters these are.
         rules: the recipe's rules, in order.
         rule_settings: the hyperparameters that each rule sets.
+        layers: globs on the modules that are the model's layers; None to find them.
 
     Returns:
-        Every parameter, in the model's order.
+        Every parameter, in the model's order; and the model's layers, if a rule asks for depth.
 
     Raises:
         RecipeError: a rule holds for no parameter, depth cannot be found, or rules give different
             values to a tied parameter under different names.
     """
     wrong = Problems()
-    everywhere = places(model, _depths(model, rules, wrong))
+    layout = _layout(model, rules, layers, wrong)
+    everywhere = places(model, layout.depths if layout else None)
     all_votes: list[_Votes] = [defaultdict(list) for _ in everywhere]
     for clause in _clauses(model, rules, rule_settings, skip_depth=bool(wrong)):
         if not _vote(clause, everywhere, all_votes):
@@ -112,7 +117,7 @@ def collect_votes(
     for votes in all_votes:
         wrong.extend(_contradictions(votes))
     wrong.raise_if_any()
-    return [_parameter_votes(*each) for each in zip(everywhere, all_votes, strict=True)]
+    return [_parameter_votes(*each) for each in zip(everywhere, all_votes, strict=True)], layout
 
 
 def _parameter_votes(named: Sequence[Place], votes: _Votes) -> ParameterVotes:
@@ -121,18 +126,18 @@ def _parameter_votes(named: Sequence[Place], votes: _Votes) -> ParameterVotes:
     return ParameterVotes(first.parameter, tuple(place.name for place in named), votes, distance)
 
 
-def _depths(
-    model: nn.Module, rules: Sequence[RuleSpec], wrong: Problems
-) -> dict[str, Depth] | None:
-    """Return every parameter's depth, if a rule needs it."""
+def _layout(
+    model: nn.Module, rules: Sequence[RuleSpec], layers: Sequence[str] | None, wrong: Problems
+) -> Layout | None:
+    """Return the model's layers, if a rule needs them, or the recipe says what they are."""
     asking = [
         f"groups[{i}].{'match' if asks_depth(rule.match) else 'layer_decay'}"
         for i, rule in enumerate(rules)
-        if rule.layer_decay is not None or asks_depth(rule.match)
+        if asks_layers(rule)
     ]
-    if asking:
-        with wrong.caught(asking[0]):
-            return find_depths(model)
+    if asking or layers is not None:
+        with wrong.caught(asking[0] if asking else "layers"):
+            return find_layout(model, layers)
     return None
 
 

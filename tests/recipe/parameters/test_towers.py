@@ -124,13 +124,13 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
             patch=nn.ModuleList([Around(linear()), Around(linear())]),
             block=nn.ModuleList([blocks(2), blocks(2)]),
         ),
-        {"patch.0": (0, 5), "block.0.1": (2, 3), "patch.1": (3, 2), "block.1.1": (4, 1)},
+        {"patch.0": (0, 4), "block.0.1": (2, 2), "patch.1": (3, 1), "block.1.1": (4, 0)},
     ),
     "lists of blocks of two kinds under one parent": (
         lambda: Parts(
             embed=linear(), blocks=blocks(3), mergers=nn.ModuleList([Around(Attention()) for _ in "ab"])
         ),
-        {"embed": (0, 4), "blocks.2": (3, 1), "mergers.0": (1, 2), "mergers.1": (2, 1)},
+        {"embed": (0, 3), "blocks.2": (3, 0), "mergers.0": (1, 1), "mergers.1": (2, 0)},
     ),
     "two towers beside a taller one": (
         lambda: Parts(
@@ -145,7 +145,7 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
     ),
     "what lies between two stages": (
         lambda: Parts(layer1=nn.Sequential(Block(), Block()), turn=linear(), layer2=nn.Sequential(Block())),
-        {"layer1.1": (2, 2), "turn": (3, 1), "layer2.0": (3, 1)},
+        {"layer1.1": (2, 1), "turn": (3, 0), "layer2.0": (3, 0)},
     ),
     "halves of a block in equal shells": (
         lambda: Parts(
@@ -154,7 +154,7 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
                 [nn.ModuleList([Around(Attention()), Around(Plain())]) for _ in range(2)]
             ),
         ),
-        {"embed": (0, 3), "layers.0.0": (1, 2), "layers.0.1": (1, 2), "layers.1.1": (2, 1)},
+        {"embed": (0, 2), "layers.0.0": (1, 1), "layers.0.1": (1, 1), "layers.1.1": (2, 0)},
     ),
     "stem, blocks and head in one Sequential": (
         lambda: nn.Sequential(linear(), Block(), nn.ReLU(), Block(), linear()),
@@ -162,7 +162,7 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
     ),
     "a plain Sequential": (
         lambda: nn.Sequential(linear(), nn.ReLU(), nn.Sequential(linear(), nn.ReLU()), linear()),
-        {"0": (1, 3), "2.0": (2, 2), "3": (3, 1)},
+        {"0": (1, 2), "2.0": (2, 1), "3": (3, 0)},
     ),
     "a backbone and its head in a Sequential": (
         lambda: nn.Sequential(Parts(embed=linear(), layers=blocks(2)), linear()),
@@ -170,7 +170,7 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
     ),
     "layers of two classes": (
         lambda: Parts(embed=linear(), layers=nn.ModuleList([Block(), Around(Plain()), Block()])),
-        {"embed": (0, 4), "layers.0": (1, 3), "layers.1": (2, 2), "layers.2": (3, 1)},
+        {"embed": (0, 3), "layers.0": (1, 2), "layers.1": (2, 1), "layers.2": (3, 0)},
     ),
     "experts and heads are no towers": (
         lambda: Parts(
@@ -210,5 +210,8 @@ def test_depth(name):
 
 @pytest.mark.parametrize("model", [Block(), Parts(a=linear(), b=Block()), nn.ModuleList()])
 def test_without_layers_it_says_so(model):
-    with pytest.raises(ValueError, match=r"no list of layers .* write one rule per part"):
+    with pytest.raises(
+        ValueError,
+        match=r"no list of layers .* say what they are under layers, or write one rule per part",
+    ):
         find_depths(model)
