@@ -28,15 +28,18 @@ def plan_warnings(
         horizon: of the run.
     """
     yield from _rule_warnings(grouping)
-    yield from _layer_warnings(spec)
+    yield from _layer_warnings(spec, grouping)
     for rule, path, phases in spec.schedules():
         yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
 
-def _layer_warnings(spec: RecipeSpec) -> Iterator[Problem]:
-    """Find layers that no rule asks for."""
-    if spec.layers is not None and not any(map(asks_layers, spec.groups)):
+def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+    """Find layers that no rule asks for, and what may be wrong about those that were found."""
+    asking = [i for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    if spec.layers is not None and not asking:
         yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
+    if grouping.layout is not None:
+        yield from (Problem(f"groups[{asking[0]}]", doubt) for doubt in grouping.layout.doubts)
 
 
 class _Effect(NamedTuple):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
 from optimplug._core.internals import children_by_name
+from optimplug.recipe.parameters.blocks import Tower, forward_ranks
+from optimplug.recipe.parameters.doubts import (
+    doubts_about_order,
+    doubts_about_tied,
+    doubts_about_towers,
+)
 from optimplug.recipe.parameters.layers import layers_by_name
-from optimplug.recipe.parameters.towers import Tower, forward_ranks, towers
+from optimplug.recipe.parameters.towers import towers
 from optimplug.recipe.text.depth_range import Depth
 
 __all__ = ["Layout", "depths", "find_depths", "find_layout"]
@@ -27,6 +33,8 @@ class Layout:
     """How many layers each tower has."""
     tensors: tuple[int, int, int]
     """How many tensors are below the layers, in them, and above them."""
+    doubts: tuple[str, ...] = ()
+    """What may be wrong about it."""
 
     def __str__(self) -> str:
         layers, count = sum(self.heights), len(self.heights)
@@ -96,7 +104,20 @@ def find_layout(model: nn.Module, layers: Sequence[str] | None = None) -> Layout
     layer_map = _LayerMap(model, found)
     names = (name for name, _ in model.named_parameters(remove_duplicate=False))
     spots = {name: layer_map.spot_of(name) for name in names}
-    return _layout(spots, tuple(map(len, found)))
+    heights = tuple(map(len, found))
+    doubts = layer_map.doubts() if layers is None else ()
+    tied = doubts_about_tied(
+        _names(model), {n: 0 < s.layer <= _tallest(s, heights) for n, s in spots.items()}
+    )
+    return _layout(spots, heights, (*doubts, *tied))
+
+
+def _names(model: nn.Module) -> Iterable[list[str]]:
+    """Return all names of each parameter."""
+    found: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[parameter].append(name)
+    return found.values()
 
 
 class _Spot(NamedTuple):
@@ -107,11 +128,17 @@ class _Spot(NamedTuple):
     layer: int
 
 
-def _layout(spots: Mapping[str, _Spot], heights: tuple[int, ...]) -> Layout:
+def _tallest(spot: _Spot, heights: Sequence[int]) -> int:
+    return max(heights[tower] for tower in spot.towers)
+
+
+def _layout(
+    spots: Mapping[str, _Spot], heights: tuple[int, ...], doubts: tuple[str, ...]
+) -> Layout:
     tops = list(heights)
     below, above = 0, 0
     for spot in spots.values():
-        is_above = spot.layer > max(heights[tower] for tower in spot.towers)
+        is_above = spot.layer > _tallest(spot, heights)
         below, above = below + (spot.layer == 0), above + is_above
         if is_above:  # then the layers of all its towers are not the top
             for tower in spot.towers:
@@ -120,7 +147,8 @@ def _layout(spots: Mapping[str, _Spot], heights: tuple[int, ...]) -> Layout:
         name: Depth(layer, max(tops[tower] for tower in within) - layer)
         for name, (within, layer) in spots.items()
     }
-    return Layout(found, heights, (below, len(spots) - below - above, above))
+    tensors = (below, len(spots) - below - above, above)
+    return Layout(found, heights, tensors, doubts)
 
 
 class _Span(NamedTuple):
@@ -155,6 +183,15 @@ class _LayerMap:
             parts = path.split(".")
             for n, part in enumerate(parts):
                 self._containers[".".join(parts[:n])][part].append(span)
+
+    def doubts(self) -> Iterator[str]:
+        """Find what may be wrong about the layers that were found."""
+        towers = {
+            path: {name: {span.tower for span in spans} for name, spans in children.items()}
+            for path, children in self._containers.items()
+        }
+        yield from doubts_about_towers(self._model, towers)
+        yield from doubts_about_order(self._model, filter(None, self._containers))
 
     def spot_of(self, name: str) -> _Spot:
         """Return where the parameter of that full name is."""

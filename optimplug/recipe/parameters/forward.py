@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 
 from torch import nn
 
-__all__ = ["used", "words"]
+__all__ = ["backwards", "chained", "in_loops", "used", "words"]
 
 # `len(self.layers)` and `isinstance(self.head, ...)` ask about a module before its turn has come. A
 # comparison with None does so too.
@@ -25,7 +27,9 @@ _ASKING = frozenset({"len", "isinstance"})
 def used(cls: type[nn.Module]) -> dict[str, int]:
     """Return the attributes of ``self`` that ``forward`` uses, numbered by their first use.
 
-    Methods of the class are followed.
+    Methods of the class are followed. One that takes and gives nothing, such as
+    ``self._rescale_layers()``, is not what the input goes through: what it uses counts there only
+    if nothing else uses it.
 
     Example:
         >>> class Net(nn.Module):
@@ -39,8 +43,75 @@ def used(cls: type[nn.Module]) -> dict[str, int]:
         >>> list(used(Net))
         ['top', 'bottom', 'side']
     """
-    names = dict.fromkeys(_reads(cls, "forward", set()))
+    reads = list(_Walk(cls).reads("forward"))
+    through = {name for name, is_aside in reads if not is_aside}
+    names = dict.fromkeys(n for n, is_aside in reads if not is_aside or n not in through)
     return {name: i for i, name in enumerate(names)}
+
+
+@lru_cache(maxsize=1024)
+def chained(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the attributes of ``self`` that the input of ``forward`` goes through in turn.
+
+    These are called on a method's first argument, which takes their result, or they give the
+    method's: ``x = self.stem(x)``, ``return self.head(x)``, or ``for block in self.blocks: x =
+    block(x)``. Methods of the class are followed.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x, y):
+        ...         x = self.bottom(x)
+        ...         for layer in self.layers:
+        ...             x = layer(x, self.mask)
+        ...         return self.top(x) + self.other(y)
+        >>> sorted(chained(Net))
+        ['bottom', 'layers']
+    """
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
+        pass
+    return frozenset(name for code in walk.seen for name in _links(code))
+
+
+@lru_cache(maxsize=1024)
+def backwards(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the attributes of ``self`` that ``forward`` goes through from their end.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         for layer in reversed(self.down):
+        ...             x = layer(x)
+        ...         for layer in self.up[::-1]:
+        ...             x = layer(x)
+        ...         return x
+        >>> sorted(backwards(Net))
+        ['down', 'up']
+    """
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
+        pass
+    return frozenset(name for code in walk.seen for name in _from_the_end(code))
+
+
+@lru_cache(maxsize=1024)
+def in_loops(cls: type[nn.Module]) -> frozenset[tuple[str, str]]:
+    """Return the attributes of ``self`` that are used in a loop over another, each with that one.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         for i, layer in enumerate(self.layers):
+        ...             x = layer(x)
+        ...             self.seen.append(self.taps[i](x))
+        ...         return self.top(x)
+        >>> sorted(in_loops(Net))
+        [('seen', 'layers'), ('taps', 'layers')]
+    """
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
+        pass
+    return frozenset(pair for code in walk.seen for pair in _in_loops(code))
 
 
 @lru_cache(maxsize=1024)
@@ -51,39 +122,53 @@ def words(cls: type[nn.Module]) -> frozenset[str]:
         >>> "layer_norm" in words(nn.LayerNorm)
         True
     """
-    seen: set[CodeType] = set()
-    for _ in _reads(cls, "forward", seen):
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
         pass
     # As numbers, 0.5 and -0.5 are of interest: exponents, by which a root is written.
-    numbers = {str(value) for code in seen for value in code.co_consts if isinstance(value, float)}
-    return frozenset(numbers.union(*(code.co_names for code in seen)))
+    codes = list(walk.seen)
+    numbers = {str(value) for code in codes for value in code.co_consts if isinstance(value, float)}
+    return frozenset(numbers.union(*(code.co_names for code in codes)))
 
 
-def _reads(
-    cls: type[nn.Module], method: str, seen: set[CodeType], above: type | None = None
-) -> Iterator[str]:
-    """Walk the attributes that a method reads from ``self``, in the order of the code.
-
-    The methods of ``self`` that it calls are walked where it calls them.
+class _Walk:
+    """Walks the code of a class's ``forward``, and of the methods of ``self`` that it calls.
 
     Args:
         cls: the class of the module.
-        method: the name of the method.
-        seen: the code that has been walked already; what is walked here is added.
-        above: the base of ``cls`` whose ``super()`` calls the method; None where ``self`` does.
     """
-    function = _function(cls, method, above)
-    if function is None or function.__code__ in seen:
-        return
-    for code in _nested(function.__code__):
-        seen.add(code)
-        for name in _from_self(code):
-            if isinstance(inspect.getattr_static(cls, name, None), FunctionType):
-                yield from _reads(cls, name, seen)
-            else:
-                yield name
-        if "super" in code.co_names:
-            yield from _reads(cls, method, seen, above=_owner(cls, method, above))
+
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self._cls = cls
+        self.seen: dict[CodeType, None] = {}
+        """The code that has been walked, in order."""
+
+    def reads(
+        self, method: str, above: type | None = None, aside: bool = False
+    ) -> Iterator[tuple[str, bool]]:
+        """Give the attributes that a method reads from ``self``, in the order of the code.
+
+        The methods of ``self`` that it calls are walked where it calls them.
+
+        Args:
+            method: the name of the method.
+            above: the base of the class whose ``super()`` calls the method; None where ``self``
+                does.
+            aside: whether it was called without an argument, and for no result, so that the input
+                does not go through it; given back with each name.
+        """
+        function = _function(self._cls, method, above)
+        if function is None or function.__code__ in self.seen:
+            return
+        for code in _nested(function.__code__):
+            self.seen[code] = None
+            for name, alone in _from_self(code):
+                if isinstance(inspect.getattr_static(self._cls, name, None), FunctionType):
+                    yield from self.reads(name, aside=aside or alone)
+                else:
+                    yield name, aside
+            if "super" in code.co_names:
+                yield from self.reads(method, _owner(self._cls, method, above), aside)
 
 
 def _function(cls: type[nn.Module], method: str, above: type | None) -> FunctionType | None:
@@ -109,19 +194,119 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def _from_self(code: CodeType) -> Iterator[str]:
-    """Give the names of attributes that are read from ``self`` to be used, in order."""
-    found = list(dis.get_instructions(code))
+class _Step(NamedTuple):
+    """An instruction, in words that are the same in every version of Python."""
+
+    op: str
+    """load or store, of a variable; attribute; call; or the instruction's own name."""
+    value: Any
+
+
+# They only prepare a call, or mark a place, in some versions of Python.
+_SILENT = frozenset({"PUSH_NULL", "PRECALL", "NOP", "CACHE", "NOT_TAKEN", "EXTENDED_ARG"})
+
+
+def _steps(code: CodeType) -> Iterator[_Step]:
+    return (step for _, step in _located_steps(code))
+
+
+def _located_steps(code: CodeType) -> Iterator[tuple[int, _Step]]:
+    """Give the steps of some code, each with its place, as jumps name it."""
+    for instruction in dis.get_instructions(code):
+        at = instruction.offset
+        op, value = instruction.opname, instruction.argval
+        if op in _SILENT:
+            continue
+        if "_FAST" in op or op in ("LOAD_DEREF", "STORE_DEREF"):
+            # Since Python 3.13 one instruction may do this for two variables.
+            each = value if isinstance(value, tuple) else (value,)
+            verbs = [verb for verb in op.split("_") if verb in ("LOAD", "STORE")]
+            yield from ((at, _Step(v.lower(), n)) for v, n in zip(verbs, each, strict=False))
+        elif op in ("LOAD_ATTR", "LOAD_METHOD"):
+            yield at, _Step("attribute", value)
+        elif op.startswith("CALL"):
+            yield at, _Step("call", value)
+        else:
+            yield at, _Step(op, value)
+
+
+def _from_self(code: CodeType) -> Iterator[tuple[str, bool]]:
+    """Give the names of attributes that are read from ``self`` to be used, in order.
+
+    With each comes whether it is called without an argument, and for no result.
+    """
+    found = list(_steps(code))
     found = [found[0], found[0], *found, found[-1], found[-1]]  # so that each has neighbours
     for before, last, this, after, then in zip(*(found[i:] for i in range(5)), strict=False):
-        if this.opname not in ("LOAD_ATTR", "LOAD_METHOD") or not _loads_self(last.argval):
+        if this.op != "attribute" or last != _Step("load", "self"):
             continue
         # `is None` is two instructions, or a single jump, by its place and the version of Python.
-        is_none = after.opname.endswith("NONE") or (after.argval is None and then.opname == "IS_OP")
-        if before.argval not in _ASKING and not is_none:
-            yield str(this.argval)
+        is_none = after.op.endswith("NONE") or (after.value is None and then.op == "IS_OP")
+        if before.value not in _ASKING and not is_none:
+            yield str(this.value), after == _Step("call", 0) and then.op == "POP_TOP"
 
 
-def _loads_self(value: object) -> bool:
-    # Since Python 3.13 one instruction may load two variables; self is the last of them then.
-    return value == "self" or (isinstance(value, tuple) and value[-1:] == ("self",))
+def _links(code: CodeType) -> Iterator[str]:
+    """Give the attributes that take a function's first argument and give it back: ``x = f(x)``."""
+    if code.co_argcount < 2:
+        return
+    argument = _Step("load", code.co_varnames[1])
+    loops: dict[object, str] = {}  # by the variable of a loop, the attribute that it goes through
+    found = list(_steps(code))
+    for i, step in enumerate(found):
+        if step == _Step("load", "self") and found[i + 1].op == "attribute":
+            name, rest = str(found[i + 1].value), i + 2
+            loops.update(dict.fromkeys(_loop_variable(found[rest : rest + 12]), name))
+        elif step.op == "load" and step.value in loops:
+            name, rest = loops[step.value], i + 1
+        else:
+            continue
+        if found[rest] == argument and (
+            _next_store(found, rest) == argument.value or _is_returned(found, rest)
+        ):
+            yield name
+
+
+def _from_the_end(code: CodeType) -> Iterator[str]:
+    """Give the attributes in ``reversed(self.layers)`` and ``self.layers[::-1]``."""
+    found = list(_steps(code))
+    for i, step in enumerate(found):
+        if step == _Step("load", "self") and found[i + 1].op == "attribute":
+            is_called = i > 0 and found[i - 1].value == "reversed"
+            # The slice is one constant, or is built of three.
+            slices = [s.value for s in found[i + 2 : i + 6]]
+            is_sliced = slice(None, None, -1) in slices or slices == [None, None, -1, 3]
+            if is_called or is_sliced:
+                yield str(found[i + 1].value)
+
+
+def _in_loops(code: CodeType) -> Iterator[tuple[str, str]]:
+    """Give the attributes that are read within a loop over an attribute, with the latter."""
+    found = list(_located_steps(code))
+    steps = [step for _, step in found]
+    loops: list[tuple[str, int]] = []  # those that are open: over what, and where they end
+    for i, (place, step) in enumerate(found):
+        loops = [(over, end) for over, end in loops if place < end]
+        if step == _Step("load", "self") and steps[i + 1].op == "attribute":
+            name, ahead = str(steps[i + 1].value), steps[i + 2 : i + 12]
+            yield from ((name, over) for over, _ in loops)
+            if any(_loop_variable(ahead)):
+                loops.append((name, next(s.value for s in ahead if s.op == "FOR_ITER")))
+
+
+def _loop_variable(steps: Sequence[_Step]) -> Iterator[object]:
+    """Give the variable of the loop that begins within these steps, the last of several."""
+    ops = [step.op for step in steps]
+    if "FOR_ITER" in ops and "attribute" not in ops[: ops.index("FOR_ITER")]:
+        after = steps[ops.index("FOR_ITER") + 1 :]
+        names = takewhile(lambda step: step.op in ("UNPACK_SEQUENCE", "store"), after)
+        yield from [step.value for step in names if step.op == "store"][-1:]
+
+
+def _is_returned(steps: Sequence[_Step], start: int) -> bool:
+    call = next((i for i in range(start, len(steps)) if steps[i].op == "call"), len(steps) - 1)
+    return steps[call : call + 2][-1].op == "RETURN_VALUE"
+
+
+def _next_store(steps: Sequence[_Step], start: int) -> object:
+    return next((step.value for step in steps[start:] if step.op == "store"), None)
