@@ -97,7 +97,7 @@ class Recipe:
         """
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        found = plan_warnings(self.spec, grouping, run_schedule, horizon)
+        found = plan_warnings(self.spec, model, grouping, run_schedule, horizon)
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._checked.settings,

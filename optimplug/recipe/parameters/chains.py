@@ -23,7 +23,7 @@ from optimplug.recipe.parameters.blocks import (
 )
 from optimplug.recipe.parameters.forward import chained
 
-__all__ = ["in_sequence"]
+__all__ = ["in_sequence", "stages_in"]
 
 # Layers lie in a list, or in the lists of its stages; a list in a block holds parts of the block.
 _LISTS_DEEP = 2
@@ -77,7 +77,7 @@ def _is_chain(module: nn.Module, path: str, within: Sequence[Tower]) -> bool:
         in_turn = True
     elif isinstance(module, nn.ModuleList):
         # Modules of one shape may be models side by side, an ensemble: nothing tells.
-        in_turn = len(within) == 1 or len({_shapes(child) for child in children.values()}) > 1
+        in_turn = len({_shapes(child) for child in children.values()}) > 1
     else:
         in_turn = held <= chained(type(module))  # type: ignore[arg-type]
     left_out = {name: child for name, child in children.items() if name not in held}
@@ -85,7 +85,9 @@ def _is_chain(module: nn.Module, path: str, within: Sequence[Tower]) -> bool:
         (len(within) > 1 and len(held) > 1)
         or (bool(within) and _any_layers(module, left_out))
         # Some of its stages were taken for blocks.
-        or (is_list(module) and any(_stages(children[name]) for name in layers & held))
+        or (
+            is_list(module) and any(stages_in(children[name]) is not None for name in layers & held)
+        )
     )
 
 
@@ -137,7 +139,7 @@ def _inner_lists(
     if lists == _LISTS_DEEP:
         return {}
     blocks = {name: child for name, child in children.items() if grade_of(child) == BLOCK}
-    found = {name: _stages(child) for name, child in blocks.items()}
+    found = {name: stages_in(child) for name, child in blocks.items()}
     stages = {name: stage for name, stage in found.items() if stage is not None}
     if not is_list(module):
         # The first list that there is holds layers, whatever they are.
@@ -151,7 +153,7 @@ def _inner_lists(
     return stages if wrapped <= stages.keys() else {n: stages[n] for n in stages.keys() & inner}
 
 
-def _stages(module: nn.Module) -> str | None:
+def stages_in(module: nn.Module) -> str | None:
     """Return where in a module the list is of which it is a stage: "" if it is one itself.
 
     None if it is no stage but a block.
@@ -162,11 +164,11 @@ def _stages(module: nn.Module) -> str | None:
     lists = {name: weights(child) for name, child in children.items() if _has_layers(child)}
     if not lists:
         # A stage may wrap what has the list, with norms and projections around it.
-        for name, child in children.items():
-            inner = _stages(child) if 2 * weights(child) > weights(module) else None
-            if inner is not None:
-                return f"{name}.{inner}" if inner else name
-        return None
+        inner = {name: found for name, c in children.items() if (found := stages_in(c)) is not None}
+        name, found = next(iter(inner.items()), ("", ""))
+        if len(inner) != 1 or 2 * weights(children[name]) <= weights(module):
+            return None
+        return f"{name}.{found}" if found else name
     heaviest = max(lists, key=lambda name: lists[name])
     in_turn = len(lists) == 1 or lists.keys() <= chained(type(module))  # type: ignore[arg-type]
     return heaviest if in_turn and 2 * lists[heaviest] > weights(module) else None

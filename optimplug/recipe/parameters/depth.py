@@ -12,6 +12,7 @@ from torch import nn
 from optimplug._core.internals import children_by_name
 from optimplug.recipe.parameters.blocks import Tower, forward_ranks
 from optimplug.recipe.parameters.doubts import (
+    doubts_about_layers,
     doubts_about_order,
     doubts_about_tied,
     doubts_about_towers,
@@ -169,6 +170,7 @@ class _LayerMap:
 
     def __init__(self, model: nn.Module, found: list[Tower]) -> None:
         self._model = model
+        self._towers = found
         self._heights = [len(tower) for tower in found]
         # By its path, every module that is a layer, or a part of one.
         self._layers = {
@@ -191,6 +193,7 @@ class _LayerMap:
             for path, children in self._containers.items()
         }
         yield from doubts_about_towers(self._model, towers)
+        yield from doubts_about_layers(self._model, self._towers)
         yield from doubts_about_order(self._model, filter(None, self._containers))
 
     def spot_of(self, name: str) -> _Spot:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import nn
 
 from optimplug._core.internals import children_by_name
-from optimplug.recipe.parameters.blocks import is_list
+from optimplug.recipe.parameters.blocks import Tower, is_list
+from optimplug.recipe.parameters.chains import stages_in
 from optimplug.recipe.parameters.forward import backwards, in_loops, used
 
-__all__ = ["doubts_about_order", "doubts_about_tied", "doubts_about_towers"]
+__all__ = ["doubts_about_layers", "doubts_about_order", "doubts_about_tied", "doubts_about_towers"]
 
 _MEND = "say what the layers are under layers"
 
@@ -44,6 +45,17 @@ def doubts_about_towers(
             yield (
                 f"{_listed(names)} of {path or cls.__name__} were taken for {len(towers)} towers "
                 f"side by side; if its input goes through them in turn, {_MEND}"
+            )
+
+
+def doubts_about_layers(model: nn.Module, towers: Iterable[Tower]) -> Iterator[str]:
+    """Find towers of what may be whole models, or stages, each with layers of its own."""
+    for tower in towers:
+        modules = [model.get_submodule(path) for layer in tower for path in layer]
+        if all(stages_in(module) is not None for module in modules):
+            yield (
+                f"{tower[0][0]} and what follows it have layers of their own, but count as one "
+                f"layer each; if these are meant, {_MEND}"
             )
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import takewhile
-from types import CodeType, FunctionType
+from itertools import pairwise, takewhile
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import autograd, nn
 
-__all__ = ["backwards", "chained", "in_loops", "used", "words"]
+__all__ = ["backwards", "calls", "chained", "in_loops", "iterated", "used", "words"]
 
 # `len(self.layers)` and `isinstance(self.head, ...)` ask about a module before its turn has come. A
 # comparison with None does so too.
@@ -95,6 +95,25 @@ def backwards(cls: type[nn.Module]) -> frozenset[str]:
 
 
 @lru_cache(maxsize=1024)
+def iterated(cls: type[nn.Module]) -> frozenset[str]:
+    """Return the attributes of ``self`` that ``forward`` goes through in a loop of their own.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def forward(self, x):
+        ...         for layer in self.layers:
+        ...             x = layer(x)
+        ...         return self.top(x)
+        >>> sorted(iterated(Net))
+        ['layers']
+    """
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
+        pass
+    return frozenset(name for code in walk.seen for name, _, _ in _loops(code))
+
+
+@lru_cache(maxsize=1024)
 def in_loops(cls: type[nn.Module]) -> frozenset[tuple[str, str]]:
     """Return the attributes of ``self`` that are used in a loop over another, each with that one.
 
@@ -116,7 +135,10 @@ def in_loops(cls: type[nn.Module]) -> frozenset[tuple[str, str]]:
 
 @lru_cache(maxsize=1024)
 def words(cls: type[nn.Module]) -> frozenset[str]:
-    """Return every name and every number in the code of ``forward`` and of the methods it calls.
+    """Return every name and every number in the code of ``forward`` and of what it calls.
+
+    That is methods of the class, functions of its author, and what these call, and the ``forward``
+    of autograd functions.
 
     Example:
         >>> "layer_norm" in words(nn.LayerNorm)
@@ -125,10 +147,51 @@ def words(cls: type[nn.Module]) -> frozenset[str]:
     walk = _Walk(cls)
     for _ in walk.reads("forward"):
         pass
+    codes, last = dict(walk.seen), dict(walk.seen)
+    for _ in range(_HELPERS_DEEP):
+        helpers = [f for code, names in last.items() for f in _helpers(code, names)]
+        last = {code: f.__globals__ for f in helpers for code in _nested(f.__code__)}
+        codes.update(last)
     # As numbers, 0.5 and -0.5 are of interest: exponents, by which a root is written.
-    codes = list(walk.seen)
     numbers = {str(value) for code in codes for value in code.co_consts if isinstance(value, float)}
     return frozenset(numbers.union(*(code.co_names for code in codes)))
+
+
+@lru_cache(maxsize=1024)
+def calls(cls: type[nn.Module]) -> bool:
+    """Tell whether ``forward``, or a method that it uses, calls anything at all.
+
+    Example:
+        >>> calls(nn.Linear), calls(nn.Identity)
+        (True, False)
+    """
+    walk = _Walk(cls)
+    for _ in walk.reads("forward"):
+        pass
+    return any(step.op == "call" for code in walk.seen for step in _steps(code))
+
+
+# A function that does the math, and one that does a part of it. Further down are tools.
+_HELPERS_DEEP = 2
+
+
+def _helpers(code: CodeType, names: Mapping[str, Any]) -> Iterator[FunctionType]:
+    """Give the functions written in Python, but not torch's, that some code calls by global names.
+
+    Args:
+        code: the code.
+        names: the global names of its module.
+    """
+    for name in code.co_names:
+        value = names.get(name)
+        inner = vars(value) if isinstance(value, ModuleType) else {}
+        for found in (value, *(inner.get(other) for other in code.co_names)):
+            if isinstance(found, type) and issubclass(found, autograd.Function):
+                found = found.forward  # called by its apply
+            if callable(found):
+                found = inspect.unwrap(found)
+            if isinstance(found, FunctionType) and not found.__module__.startswith("torch"):
+                yield found
 
 
 class _Walk:
@@ -140,8 +203,8 @@ class _Walk:
 
     def __init__(self, cls: type[nn.Module]) -> None:
         self._cls = cls
-        self.seen: dict[CodeType, None] = {}
-        """The code that has been walked, in order."""
+        self.seen: dict[CodeType, Mapping[str, Any]] = {}
+        """The code that has been walked, in order, each with the global names of its module."""
 
     def reads(
         self, method: str, above: type | None = None, aside: bool = False
@@ -160,15 +223,15 @@ class _Walk:
         function = _function(self._cls, method, above)
         if function is None or function.__code__ in self.seen:
             return
-        for code in _nested(function.__code__):
-            self.seen[code] = None
-            for name, alone in _from_self(code):
-                if isinstance(inspect.getattr_static(self._cls, name, None), FunctionType):
-                    yield from self.reads(name, aside=aside or alone)
-                else:
-                    yield name, aside
-            if "super" in code.co_names:
-                yield from self.reads(method, _owner(self._cls, method, above), aside)
+        codes = list(_nested(function.__code__))
+        self.seen.update(dict.fromkeys(codes, function.__globals__))
+        for name, alone in _from_self(function.__code__):
+            if isinstance(inspect.getattr_static(self._cls, name, None), FunctionType):
+                yield from self.reads(name, aside=aside or alone)
+            else:
+                yield name, aside
+        if any("super" in code.co_names for code in codes):
+            yield from self.reads(method, _owner(self._cls, method, above), aside)
 
 
 def _function(cls: type[nn.Module], method: str, above: type | None) -> FunctionType | None:
@@ -233,11 +296,14 @@ def _located_steps(code: CodeType) -> Iterator[tuple[int, _Step]]:
 def _from_self(code: CodeType) -> Iterator[tuple[str, bool]]:
     """Give the names of attributes that are read from ``self`` to be used, in order.
 
-    With each comes whether it is called without an argument, and for no result.
+    With each comes whether it is called without an argument, and for no result. A function or a
+    comprehension in the code is walked where it stands.
     """
     found = list(_steps(code))
     found = [found[0], found[0], *found, found[-1], found[-1]]  # so that each has neighbours
     for before, last, this, after, then in zip(*(found[i:] for i in range(5)), strict=False):
+        if isinstance(this.value, CodeType):
+            yield from _from_self(this.value)
         if this.op != "attribute" or last != _Step("load", "self"):
             continue
         # `is None` is two instructions, or a single jump, by its place and the version of Python.
@@ -283,15 +349,24 @@ def _from_the_end(code: CodeType) -> Iterator[str]:
 def _in_loops(code: CodeType) -> Iterator[tuple[str, str]]:
     """Give the attributes that are read within a loop over an attribute, with the latter."""
     found = list(_located_steps(code))
+    loops = list(_loops(code))
+    for (place, step), (_, after) in pairwise(found):
+        if step == _Step("load", "self") and after.op == "attribute":
+            yield from (
+                (str(after.value), over) for over, start, end in loops if start < place < end
+            )
+
+
+def _loops(code: CodeType) -> Iterator[tuple[str, int, int]]:
+    """Give the attributes that loops go through, with the places where each begins and ends."""
+    found = list(_located_steps(code))
     steps = [step for _, step in found]
-    loops: list[tuple[str, int]] = []  # those that are open: over what, and where they end
     for i, (place, step) in enumerate(found):
-        loops = [(over, end) for over, end in loops if place < end]
         if step == _Step("load", "self") and steps[i + 1].op == "attribute":
-            name, ahead = str(steps[i + 1].value), steps[i + 2 : i + 12]
-            yield from ((name, over) for over, _ in loops)
+            ahead = steps[i + 2 : i + 12]
             if any(_loop_variable(ahead)):
-                loops.append((name, next(s.value for s in ahead if s.op == "FOR_ITER")))
+                end = next(step.value for step in ahead if step.op == "FOR_ITER")
+                yield str(steps[i + 1].value), place, end
 
 
 def _loop_variable(steps: Sequence[_Step]) -> Iterator[object]:

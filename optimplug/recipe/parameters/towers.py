@@ -20,7 +20,7 @@ from optimplug.recipe.parameters.blocks import (
     weights,
 )
 from optimplug.recipe.parameters.chains import in_sequence
-from optimplug.recipe.parameters.forward import chained, used
+from optimplug.recipe.parameters.forward import chained, iterated, used
 
 __all__ = ["towers"]
 
@@ -39,6 +39,11 @@ class _LayerList:
     @property
     def first(self) -> str:
         return next(iter(self.elements))
+
+    @property
+    def name(self) -> str:
+        """The list's own name in the module around it."""
+        return self.first.rpartition(".")[0].rpartition(".")[2]
 
     @property
     def uniform(self) -> bool:
@@ -190,7 +195,10 @@ def _towers_under(
         if layers in stages or not any(_are_halves(layers, other) for other in stages)
     ]
     halves = [layers for layers, _ in kept]
-    if len(halves) > 1 and not stages and all(_are_halves(halves[0], h) for h in halves[1:]):
+    cls: type[nn.Module] = type(parent)
+    alone = iterated(cls) | chained(cls)  # type: ignore[arg-type]  # a class is hashable
+    go_together = not stages and not {layers.name for layers in halves} <= alone
+    if len(halves) > 1 and go_together and all(_are_halves(halves[0], h) for h in halves[1:]):
         return [tuple(zip(*(half.elements for half in halves), strict=True))]
     return _joined([found for _, found in kept])
 
