@@ -28,7 +28,9 @@ FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
 # The words by which a norm is known that a model defines itself: torch's functions for it, or else
 # a statistic of the input together with a root, as in x * rsqrt(mean(x^2) + eps).
 _FUNCTIONS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
+# It makes a norm, unless what it gives is multiplied and added up, as for a cosine.
 _BY_LENGTH = frozenset({"normalize"})
+_PRODUCTS = frozenset({"sum", "matmul", "bmm", "einsum", "linear"})
 _STATISTICS = frozenset({"mean", "var", "std", "var_mean", "norm", "vector_norm", "running_var"})
 _ROOTS = frozenset({"rsqrt", "sqrt", "std", "norm", "vector_norm", "0.5", "-0.5"})
 # An attention has both too, a mean and the root of a width, and this besides.
@@ -69,9 +71,10 @@ def is_norm(module: nn.Module) -> bool:
     found = _words(module)
     if any(function in word for word in found for function in _FUNCTIONS):
         return True
-    return not found & _ATTENTION and (
-        bool(found & _BY_LENGTH) or (bool(found & _STATISTICS) and bool(found & _ROOTS))
-    )
+    if found & _ATTENTION:
+        return False
+    is_by_length = bool(found & _BY_LENGTH) and not found & _PRODUCTS
+    return is_by_length or (bool(found & _STATISTICS) and bool(found & _ROOTS))
 
 
 def unknown_kinds(model: nn.Module) -> Iterator[str]:

@@ -103,6 +103,12 @@ class AttentionPool(Scaled):
         return (x * scores.unsqueeze(-1)).mean(1)
 
 
+class Cosine(Scaled):
+    def forward(self, x, y):
+        x, y = nn.functional.normalize(x, dim=-1), nn.functional.normalize(y, dim=-1)
+        return x - self.weight * (x * y).sum(-1, keepdim=True)
+
+
 class Frozen(Scaled):
     """A batch norm whose statistics do not move."""
 
@@ -154,7 +160,7 @@ NORMS = [
     lambda: nn.InstanceNorm1d(4, affine=True),
 ]
 OTHERS = [
-    *(Scaled, NoNorm, DotProduct, Projection, Around, AttentionPool, nn.PReLU),
+    *(Scaled, NoNorm, DotProduct, Projection, Around, AttentionPool, Cosine, nn.PReLU),
     lambda: nn.Linear(4, 4),
 ]
 
