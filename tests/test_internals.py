@@ -84,3 +84,22 @@ def test_what_a_module_holds_itself():
     module.one = module.other = nn.ReLU()
     assert list(internals.children_by_name(module)) == ["one", "other"], GONE
     assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
+
+
+def test_a_hooked_step_is_not_hooked_again_and_can_be_had_without():
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return "done"
+
+    class Hooked(Plain):
+        step = internals.hooked_step(
+            lambda self, closure=None: internals.unhooked_step(Plain)(self)
+        )
+
+    calls = []
+    Plain([torch.zeros(1)], {})  # so that torch hooks the step of that class
+    assert internals.unhooked_step(Plain) is not Plain.step, f"the mark of hooked steps: {GONE}"
+    optimizer = Hooked([torch.zeros(1)], {})
+    optimizer.register_step_post_hook(lambda *_: calls.append(None))
+    assert optimizer.step() == "done"
+    assert len(calls) == 1, f"the mark of hooked steps: {GONE}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -22,7 +22,6 @@ __all__ = [
     "per_group",
     "require_ascending",
     "require_count",
-    "require_metric",
     "require_number",
     "require_one_of",
     "require_rates",
@@ -55,14 +54,6 @@ def require_ascending(name: str, counts: Iterable[int]) -> list[int]:
     if milestones != sorted(milestones):
         raise ArgumentError(f"{name} must ascend (got {milestones})")
     return milestones
-
-
-def require_metric(name: str, metrics: Mapping[str, Any]) -> Any:
-    """Return the metric of this name."""
-    if name not in metrics:
-        there = ", ".join(sorted(map(str, metrics))) or "none"
-        raise ArgumentError(f"the metric {name!r} is missing; there are: {there}")
-    return metrics[name]
 
 
 def require_number(

@@ -7,7 +7,7 @@ that took it away.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
+    "hooked_step",
     "in_dispatch_mode",
     "inside_accelerates_wrapper",
     "is_flattened",
@@ -28,6 +29,8 @@ __all__ = [
     "load_pre_hooks",
     "outside_graphs",
     "parameters_by_name",
+    "unhooked_step",
+    "with_children",
 ]
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
@@ -48,6 +51,17 @@ def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
     ``named_children`` leaves out a module that it has listed under another name.
     """
     return module._modules
+
+
+def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """Return a module of the same class with other children, and all else as it is there.
+
+    It is no copy: parameters and children are the same objects. ``add_module`` would change the
+    module itself, and ``copy.copy``, which a class may have made its own, shares its children.
+    """
+    other = object.__new__(type(module))
+    vars(other).update({**vars(module), "_modules": dict(children)})
+    return other
 
 
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
@@ -91,6 +105,22 @@ def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]
 def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
     """Return the hooks of ``register_load_state_dict_post_hook``; see :func:`load_pre_hooks`."""
     return list(optimizer._optimizer_load_state_dict_post_hooks.values())
+
+
+def hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``step`` that calls the hooks, marked so that torch adds no second call of them.
+
+    torch does the same with every class as its first optimizer is made, or is unpickled.
+    """
+    hooked: Any = torch.optim.Optimizer.profile_hook_step(step)
+    hooked.hooked = True
+    return hooked  # type: ignore[no-any-return]
+
+
+def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return the ``step`` of a class as it was written; see :func:`hooked_step`."""
+    step: Any = optimizer_class.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 
 # Keeps a function out of the graphs of torch.compile: it runs as it is between two of them. The

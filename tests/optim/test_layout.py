@@ -120,11 +120,13 @@ def test_a_cleared_state_begins_anew(cls, options):
     assert all(map(torch.equal, params, fresh))
 
 
-@pytest.mark.parametrize("lost", ["state of one", "one tensor", "one counter"])
+@pytest.mark.parametrize("lost", ["state of one", "one tensor", "one counter", "one is none"])
 def test_a_state_that_lost_a_part_is_completed(lost):
     params, ours = stepped(AdamW, {})
     if lost == "state of one":
         ours.state[params[0]] = {}
+    elif lost == "one is none":
+        ours.state[params[0]]["exp_avg"] = None
     else:
         del ours.state[params[0]]["step" if lost == "one counter" else "exp_avg"]
     give_gradients(params)
