@@ -71,19 +71,6 @@ def test_hooks_around_loading():
     assert internals.load_pre_hooks(optimizer) == internals.load_post_hooks(optimizer) == []
 
 
-def test_torchs_schedulers_look_where_steps_are_noted():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    internals.note_steps(optimizer)
-    assert not internals.was_stepped(optimizer)
-    optimizer.step()
-    assert internals.was_stepped(optimizer)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    optimizer._opt_called = False
-    optimizer.step()
-    assert internals.was_stepped(optimizer), f"torch's schedulers note steps elsewhere: {GONE}"
-    scheduler.step()  # torch would warn of a scheduler that is stepped first
-
-
 def test_bases_of_modules():
     convolutions = nn.Conv1d, nn.Conv2d, nn.ConvTranspose3d
     norms = nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm3d
@@ -97,3 +84,22 @@ def test_what_a_module_holds_itself():
     module.one = module.other = nn.ReLU()
     assert list(internals.children_by_name(module)) == ["one", "other"], GONE
     assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
+
+
+def test_a_hooked_step_is_not_hooked_again_and_can_be_had_without():
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return "done"
+
+    class Hooked(Plain):
+        step = internals.hooked_step(
+            lambda self, closure=None: internals.unhooked_step(Plain)(self)
+        )
+
+    calls = []
+    Plain([torch.zeros(1)], {})  # so that torch hooks the step of that class
+    assert internals.unhooked_step(Plain) is not Plain.step, f"the mark of hooked steps: {GONE}"
+    optimizer = Hooked([torch.zeros(1)], {})
+    optimizer.register_step_post_hook(lambda *_: calls.append(None))
+    assert optimizer.step() == "done"
+    assert len(calls) == 1, f"the mark of hooked steps: {GONE}"

@@ -16,11 +16,11 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.optim import lr_scheduler
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import (
     expected_kind,
-    keywords_of,
     optimizer_names,
     settable_per_group,
 )

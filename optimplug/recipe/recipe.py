@@ -14,6 +14,7 @@ from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import RecipeError
 from optimplug.recipe.check import CheckedRecipe, check, checked_form
+from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.parameters.depth import depths
@@ -214,8 +215,8 @@ class Recipe:
 
     @property
     def max_grad_norm(self) -> float | None:
-        """The clipping threshold that the recipe asks for, if any."""
-        return self._checked.settings.get("max_grad_norm")
+        """The norm that gradients are clipped to in every step, if any."""
+        return self.hyperparameters.get("max_grad_norm") or None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -239,7 +240,7 @@ class Recipe:
         settings = {k: v for k, v in self._checked.settings.items() if k not in without}
         with self._written.located():
             try:
-                return self._checked.optimizer_class(groups, **settings)
+                return construct(self._checked.optimizer_class, groups, settings)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise RecipeError.at("optimizer", str(error)) from error
 

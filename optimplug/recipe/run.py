@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
+from optimplug.recipe.clipped import leave_steps
 from optimplug.recipe.parameters.frozen import freezings_in
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
@@ -81,6 +83,7 @@ class Run(ScheduledOptimizer):
             super().__init__(recipe.build_optimizer(model))
         else:
             super().__init__(*recipe.build(model, horizon))
+        self.on_close(partial(leave_steps, self.optimizer))
         for freezing in freezings_in(model):  # this recipe's: it has undone those before it
             self.on_close(freezing.release)
         self.train()

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from support.averaged import Averaged
 from support.tensors import same_weights
 from torch import nn
@@ -243,8 +244,8 @@ class TestValidations:
     def test_a_missing_metric_changes_nothing(self):
         run = started({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [PLATEAU]})
         before = what_is(run)
-        with pytest.raises(ArgumentError, match="'eval_loss' is missing; there are: loss"):
-            run.validated({"loss": 1.0})
+        with pytest.raises(ArgumentError, match="'eval_loss' is missing; there are: lost"):
+            run.validated({"lost": 1.0})
         assert same(before, what_is(run))
 
 
@@ -309,10 +310,10 @@ class TestModes:
         assert same(before, what_is(run))
 
 
-class Wrapper(torch.optim.Optimizer):
+class Wrapper(AcceleratedOptimizer):
     """As accelerate's: no hooks of its own, and it may leave out a step."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer):  # without an Accelerator
         self.optimizer, self.stepping = optimizer, True
 
     param_groups = property(lambda self: self.optimizer.param_groups)

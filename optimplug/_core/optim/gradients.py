@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
-from optimplug._core.internals import is_flattened
+from optimplug._core.internals import foreach_operator, is_flattened
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import Ready
 from optimplug.errors import ArgumentError
@@ -22,6 +22,7 @@ __all__ = [
     "global_norm",
     "prepared_norm",
     "refuse_flattened",
+    "scale_",
 ]
 
 
@@ -104,3 +105,12 @@ def clip_coefficient(norm: Tensor, max_norm: float) -> Tensor:
     The factor of :func:`torch.nn.utils.clip_grad_norm_`, its small constant included.
     """
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
+def scale_(grads: Sequence[Tensor], coefficient: Tensor) -> None:
+    """Multiply gradients in place, wherever they are, by one number."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for g in grads:
+        by_device.setdefault(g.device, []).append(g)
+    for device, there in by_device.items():
+        foreach_operator("mul_")(there, coefficient.to(device))

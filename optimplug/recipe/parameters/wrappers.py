@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optimplug._core.internals import children_by_name
+from optimplug._core.internals import children_by_name, with_children
 
 __all__ = ["without_wrappers"]
 
@@ -50,7 +50,4 @@ def _with_bare_children(module: nn.Module, known: dict[nn.Module, nn.Module]) ->
     bare = {n: child if child is None else _bare(child, known) for n, child in children.items()}
     if all(bare[name] is child for name, child in children.items()):
         return module
-    # Not copy.copy, which a class may have made its own.
-    copied: nn.Module = object.__new__(type(module))
-    vars(copied).update({**vars(module), "_modules": bare})
-    return copied
+    return with_children(module, bare)

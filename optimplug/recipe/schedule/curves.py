@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from optimplug._core.arguments import require_metric
+from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -130,7 +130,7 @@ class PlateauFactor(Factor):
     def validated(self, metrics: Metrics) -> None:
         """Take note of a validation, and of its metric."""
         super().validated(metrics)
-        self._plateau.step(metrics[self.monitor])
+        self._plateau.step(require_metric(self.monitor, metrics))
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers, the state of the plateau among it."""

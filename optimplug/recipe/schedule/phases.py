@@ -13,7 +13,8 @@ import torch
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
-from optimplug.recipe.resolve import keywords_of, refusals
+from optimplug.recipe.keywords import keywords_of
+from optimplug.recipe.resolve import refusals
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.presets import PRESETS, least_of, without_least
 from optimplug.recipe.schedule.vocabulary import (

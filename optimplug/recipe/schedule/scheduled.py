@@ -112,10 +112,11 @@ class ScheduledOptimizer:
         """Tell the schedule of a validation, once it is complete; rates change at once if need be.
 
         Args:
-            metrics: by name; others than the schedule follows are not looked at.
+            metrics: by name, as :meth:`RecipeScheduler.step_metric` takes them.
 
         Raises:
-            ArgumentError: a plateau is active and its metric is missing. Nothing has changed then.
+            ArgumentError: a plateau is active and its metric is missing; or, at the first
+                validation, one that a later phase follows. Nothing has changed then.
         """
         self._check_open()
         self.scheduler.step_metric(metrics)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from optimplug.errors import RecipeError, did_you_mean
 from optimplug.optim import lr_scheduler
 from optimplug.optim.lr_scheduler import LRScheduler
-from optimplug.recipe.resolve import keywords_of
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.schedule.presets import PRESETS
 from optimplug.recipe.text.schema import PhaseSpec
 
