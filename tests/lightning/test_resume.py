@@ -11,10 +11,13 @@ from support.lightning_runs import (
     PLATEAU,
     STEPS,
     WARM_UP,
+    Resumable,
     Tiny,
+    batches,
     fit,
     plain_rates,
     recipe_of,
+    trainer_of,
 )
 from support.tensors import same_weights
 
@@ -152,3 +155,25 @@ def test_a_checkpoint_says_that_a_validation_comes_next_only_where_it_does(tmp_p
         for file in sorted(tmp_path.glob("*.ckpt"))
     ]
     assert [update for update, due in enumerate(said, 1) if due] == [EPOCH, 2 * EPOCH, 3 * EPOCH]
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_only_a_loader_with_a_state_goes_on_in_the_midst_of_an_epoch(tmp_path, stateful):
+    """What the README says of Lightning."""
+
+    class Seeing(Tiny):
+        def training_step(self, batch):
+            seen.append(batch[0].sum().item())
+            return super().training_step(batch)
+
+    def run(ckpt_path=None):
+        loader = Resumable(batches()) if stateful else batches()
+        keep = ModelCheckpoint(tmp_path, "at", every_n_train_steps=4, save_top_k=-1)
+        trainer = trainer_of(tmp_path, keep, max_epochs=1, enable_checkpointing=True)
+        trainer.fit(Seeing(STEPS), loader, batches(), ckpt_path=ckpt_path)
+
+    seen = []
+    run()
+    whole, seen = seen, []
+    run(tmp_path / "at.ckpt")
+    assert seen == (whole[4:] if stateful else whole[: EPOCH - 4])
