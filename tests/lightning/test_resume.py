@@ -1,5 +1,7 @@
 """A fit that goes on from any checkpoint of it is the uninterrupted one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -166,14 +168,14 @@ def test_only_a_loader_with_a_state_goes_on_in_the_midst_of_an_epoch(tmp_path, s
             seen.append(batch[0].sum().item())
             return super().training_step(batch)
 
-    def run(ckpt_path=None):
+    def run(*callbacks, ckpt_path=None):
         loader = Resumable(batches()) if stateful else batches()
-        keep = ModelCheckpoint(tmp_path, "at", every_n_train_steps=4, save_top_k=-1)
-        trainer = trainer_of(tmp_path, keep, max_epochs=1, enable_checkpointing=True)
+        trainer = trainer_of(tmp_path, *callbacks, max_epochs=1)
         trainer.fit(Seeing(STEPS), loader, batches(), ckpt_path=ckpt_path)
 
     seen = []
-    run()
+    run(AfterUpdates(tmp_path))
     whole, seen = seen, []
-    run(tmp_path / "at.ckpt")
+    with nullcontext() if stateful else pytest.warns(UserWarning, match="is not resumable"):
+        run(ckpt_path=tmp_path / "04.ckpt")
     assert seen == (whole[4:] if stateful else whole[: EPOCH - 4])
