@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optimplug._core import internals
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -35,6 +37,29 @@ def test_fused_sgd():
     assert p.item() == pytest.approx(0.9), f"torch's fused SGD computes something else: {GONE}"
 
 
+def test_modes_that_see_every_operation():
+    assert not internals.in_dispatch_mode()
+    with FakeTensorMode():
+        assert internals.in_dispatch_mode(), f"torch's fake tensors are no mode: {GONE}"
+
+
+def test_fsdp_marks_what_it_has_flattened():
+    p = nn.Parameter(torch.ones(1))
+    assert not internals.is_flattened(p)
+    set_flattened = torch.distributed.fsdp._common_utils._set_fsdp_flattened
+    set_flattened(p)
+    assert internals.is_flattened(p), f"FSDP's mark is another: {GONE}"
+
+
+def test_a_function_stays_out_of_graphs():
+    kept_out = internals.outside_graphs(torch.compiler.is_compiling)
+    graphs = []
+    compiled = torch.compile(
+        lambda x: (x + 1) * (not kept_out()), backend=lambda g, _: graphs.append(g) or g.forward
+    )
+    assert compiled(torch.ones(1)) == 2, f"torch's compiler does not leave it out: {GONE}"
+
+
 def test_hooks_around_loading():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     before = optimizer.register_load_state_dict_pre_hook(print)
@@ -44,19 +69,6 @@ def test_hooks_around_loading():
     before.remove()
     after.remove()
     assert internals.load_pre_hooks(optimizer) == internals.load_post_hooks(optimizer) == []
-
-
-def test_torchs_schedulers_look_where_steps_are_noted():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    internals.note_steps(optimizer)
-    assert not internals.was_stepped(optimizer)
-    optimizer.step()
-    assert internals.was_stepped(optimizer)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    optimizer._opt_called = False
-    optimizer.step()
-    assert internals.was_stepped(optimizer), f"torch's schedulers note steps elsewhere: {GONE}"
-    scheduler.step()  # torch would warn of a scheduler that is stepped first
 
 
 def test_bases_of_modules():
@@ -72,3 +84,22 @@ def test_what_a_module_holds_itself():
     module.one = module.other = nn.ReLU()
     assert list(internals.children_by_name(module)) == ["one", "other"], GONE
     assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
+
+
+def test_a_hooked_step_is_not_hooked_again_and_can_be_had_without():
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return "done"
+
+    class Hooked(Plain):
+        step = internals.hooked_step(
+            lambda self, closure=None: internals.unhooked_step(Plain)(self)
+        )
+
+    calls = []
+    Plain([torch.zeros(1)], {})  # so that torch hooks the step of that class
+    assert internals.unhooked_step(Plain) is not Plain.step, f"the mark of hooked steps: {GONE}"
+    optimizer = Hooked([torch.zeros(1)], {})
+    optimizer.register_step_post_hook(lambda *_: calls.append(None))
+    assert optimizer.step() == "done"
+    assert len(calls) == 1, f"the mark of hooked steps: {GONE}"

@@ -17,7 +17,6 @@ ALLOWED = {
     ("_core/lr_scheduler/*.py", "_overwritten"): "our own mark on an optimizer, for the next scheduler",
     ("callbacks/step_interval.py", "_takes_metric"): "a plateau may stand anywhere in a scheduler of ours",
     ("recipe/schedule/curves.py", "_check_next"): "refuses a metric before any plateau has taken it",
-    ("recipe/schedule/curves.py", "_completed"): "a plateau's state may be of a release that saved less",
 }  # fmt: skip
 
 # Public, whatever they look like: the methods of every NamedTuple.

@@ -5,39 +5,35 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimplug._core.internals import inside_accelerates_wrapper
 from optimplug.errors import ArgumentError
 
 __all__ = [
-    "EPOCH_DEPRECATED",
     "are_floats",
     "as_number",
     "owner_of",
     "per_group",
     "require_ascending",
     "require_count",
-    "require_metric",
     "require_number",
     "require_one_of",
     "require_rates",
     "warn",
 ]
 
-EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
-
 
 def owner_of(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer that owns the groups; a wrapper of it is looked through."""
+    """Return the optimizer that owns the groups: it may be in accelerate's wrapper."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-    # accelerate's wrapper hides the groups' owner and has no hooks of its own.
-    return getattr(optimizer, "optimizer", optimizer)
+    return inside_accelerates_wrapper(optimizer)
 
 
 def require_count(name: str, value: Any, least: int = 0) -> int:
@@ -58,14 +54,6 @@ def require_ascending(name: str, counts: Iterable[int]) -> list[int]:
     if milestones != sorted(milestones):
         raise ArgumentError(f"{name} must ascend (got {milestones})")
     return milestones
-
-
-def require_metric(name: str, metrics: Mapping[str, Any]) -> Any:
-    """Return the metric of this name."""
-    if name not in metrics:
-        there = ", ".join(sorted(map(str, metrics))) or "none"
-        raise ArgumentError(f"the metric {name!r} is missing; there are: {there}")
-    return metrics[name]
 
 
 def require_number(

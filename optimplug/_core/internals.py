@@ -6,27 +6,31 @@ that took it away.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
     "children_by_name",
     "foreach_operator",
-    "forget_steps",
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
+    "hooked_step",
+    "in_dispatch_mode",
+    "inside_accelerates_wrapper",
+    "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
-    "note_steps",
+    "outside_graphs",
     "parameters_by_name",
-    "was_stepped",
+    "unhooked_step",
+    "with_children",
 ]
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
@@ -49,6 +53,17 @@ def children_by_name(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -> nn.Module:
+    """Return a module of the same class with other children, and all else as it is there.
+
+    It is no copy: parameters and children are the same objects. ``add_module`` would change the
+    module itself, and ``copy.copy``, which a class may have made its own, shares its children.
+    """
+    other = object.__new__(type(module))
+    vars(other).update({**vars(module), "_modules": dict(children)})
+    return other
+
+
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the parameters that a module holds itself, under every name, in their order."""
     return module._parameters
@@ -61,6 +76,22 @@ def foreach_operator(name: str) -> Callable[..., Any]:
     """
     found: Callable[..., Any] = getattr(torch, f"_foreach_{name}")
     return found
+
+
+def in_dispatch_mode() -> bool:
+    """Tell whether something sees every operation, or does another in its place: a trace, fakes.
+
+    What works on memory past torch's operators would not be seen. torch shows no mode publicly.
+    """
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def is_flattened(p: torch.Tensor) -> bool:
+    """Tell whether a parameter is a flat one of FSDP's first version, or a part of one.
+
+    It is a plain tensor that holds this process's shard; only this mark of FSDP's says so.
+    """
+    return getattr(p, "_fsdp_flattened", False)
 
 
 def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:
@@ -76,32 +107,32 @@ def load_post_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]
     return list(optimizer._optimizer_load_state_dict_post_hooks.values())
 
 
-def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:
-    """Let an optimizer note that it has been stepped, under the name where torch looks for it.
+def hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a ``step`` that calls the hooks, marked so that torch adds no second call of them.
 
-    torch's own schedulers wrap ``step`` for this; two kinds of schedulers on one optimizer must
-    agree, so the name is torch's.
-
-    Returns:
-        What :func:`forget_steps` takes; None where somebody else has the steps noted.
+    torch does the same with every class as its first optimizer is made, or is unpickled.
     """
-    if hasattr(optimizer, "_opt_called"):
-        return None
-    optimizer._opt_called = False  # type: ignore[attr-defined]
-    return optimizer.register_step_post_hook(_note_step)
+    hooked: Any = torch.optim.Optimizer.profile_hook_step(step)
+    hooked.hooked = True
+    return hooked  # type: ignore[no-any-return]
 
 
-def forget_steps(optimizer: torch.optim.Optimizer, noted: RemovableHandle | None) -> None:
-    """Leave an optimizer as it was before :func:`note_steps`, whose result this takes."""
-    if noted is not None:
-        noted.remove()
-        vars(optimizer).pop("_opt_called", None)
+def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    """Return the ``step`` of a class as it was written; see :func:`hooked_step`."""
+    step: Any = optimizer_class.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[no-any-return]
 
 
-def was_stepped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer has noted a step; where nobody has it noted, that is not known."""
-    return getattr(optimizer, "_opt_called", True)
+# Keeps a function out of the graphs of torch.compile: it runs as it is between two of them. The
+# public form of this imports the compiler at once, which takes longer than to import torch.
+outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
-def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    optimizer._opt_called = True  # type: ignore[attr-defined]
+def inside_accelerates_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer in accelerate's wrapper, or the same one if it is in none.
+
+    The wrapper hides who owns the groups, and has no hooks of its own.
+    """
+    module = sys.modules.get("accelerate.optimizer")
+    wrapped = module is not None and isinstance(optimizer, module.AcceleratedOptimizer)
+    return optimizer.optimizer if wrapped else optimizer  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from optimplug._core.metrics import bare_name, name_among
 from optimplug.callbacks.interval_scheduler import Factory, IntervalScheduler
 from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
@@ -88,7 +89,7 @@ class _EvaluationCallback(TrainerCallback):
         """Act on the evaluation once it is complete: what is saved next holds it already."""
         if self._metrics is not None:
             self._metrics |= of_main_process(kwargs["metrics"])
-            if set(self._followed()) <= self._metrics.keys():
+            if all(name_among(name, self._metrics) for name in self._followed()):
                 self._act(self._metrics)
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
@@ -120,8 +121,9 @@ class MetricCallback(_EvaluationCallback):
             callbacks=[MetricCallback()],
         )
 
-    Metrics have the names that the Trainer gives them (``eval_loss``). A metric that the schedule
-    follows and that no evaluation has is an ``ArgumentError`` that lists those that there are.
+    A metric has the name that the Trainer gives it (``eval_loss``), or that it has elsewhere
+    (``val_loss``, ``loss``). One that the schedule follows, in whatever phase, and that the first
+    evaluation lacks is an ``ArgumentError`` that lists those that there are, the nearest first.
     """
 
     tells_recipes = True
@@ -147,7 +149,7 @@ class MetricCallback(_EvaluationCallback):
             check_evaluations(args, _refused)
 
     def _followed(self) -> Collection[str]:
-        return self._scheduler.monitors_at(self._scheduler.last_epoch)
+        return self._scheduler.awaited
 
     def _evaluated(self, metrics: Mapping[str, Any]) -> None:
         self._scheduler.step_metric(metrics)
@@ -182,7 +184,7 @@ class SchedulerCallback(_EvaluationCallback):
         interval: what is counted: "step" (updates), "epoch" or "validation".
         frequency: after every how many of them the scheduler is stepped.
         monitor: the name of the metric that a plateau follows, as in ``metric_for_best_model``: the
-            prefix ``eval_`` may be left out.
+            prefix ``eval_`` may be left out, or be ``val_``.
 
     Attributes:
         scheduler: what the Trainer is to be given.
@@ -244,5 +246,5 @@ def _refused(problem: str) -> ArgumentError:
 
 def _prefixed(monitor: Any) -> Any:
     """Return the name that the Trainer gives to a metric."""
-    known = not isinstance(monitor, str) or not monitor or monitor.startswith("eval_")
-    return monitor if known else f"eval_{monitor}"
+    named = isinstance(monitor, str) and monitor
+    return f"eval_{bare_name(monitor)}" if named else monitor

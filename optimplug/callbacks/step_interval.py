@@ -9,8 +9,9 @@ from typing import Any, Literal
 from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
-from optimplug._core.arguments import require_count, require_metric, require_one_of
+from optimplug._core.arguments import require_count, require_one_of
 from optimplug._core.lr_scheduler.plateau import read_metric
+from optimplug._core.metrics import require_metric
 from optimplug.errors import ArgumentError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe import RecipeScheduler

@@ -42,7 +42,8 @@ class RecipeArguments:
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
-        RecipeError: the recipe cannot be read, or something is wrong with it.
+        RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
+            the arguments are those of a Trainer that runs no recipes.
 
     Example::
 
@@ -62,6 +63,26 @@ class RecipeArguments:
             self.recipe = _plain(self.recipe)
             Recipe.load(self.recipe)
         super().__post_init__()  # type: ignore[misc] # a class of training arguments has it
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Refuse a Trainer that makes a schedule of its own, as it runs no recipes.
+
+        Nothing public that a Trainer asks its arguments for tells so earlier.
+
+        Raises:
+            RecipeError: there is a recipe.
+        """
+        if self.recipe is not None and not getattr(
+            self, "deepspeed", None
+        ):  # which asks for it under recipes too
+            raise RecipeError.at(
+                "recipe",
+                "would not be run: the trainer makes an optimizer and a schedule of its own; use "
+                "RecipeTrainer, or with_recipe(...) of its class, or give a plain Trainer "
+                "optimizers=build(model, None, args, train_dataset)",
+            )
+        found: int = super().get_warmup_steps(num_training_steps)  # type: ignore[misc] # as above
+        return found
 
 
 @dataclass
@@ -112,6 +133,7 @@ def report_replaced(
         (f"{name}={_bare(getattr(args, name))!r}", winner)
         for name, winner in _winners(recipe)
         if name in defaults and name not in but and getattr(args, name) != defaults[name]
+        if not (name == "max_grad_norm" and args.max_grad_norm == (recipe.max_grad_norm or 0))
     ]
     report = ", ".join(
         f"{', '.join(name for name, _ in names)} ({winner})"

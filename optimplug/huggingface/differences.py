@@ -8,21 +8,28 @@ from typing import Any
 
 import torch
 
-__all__ = ["settings_of", "tell_differences"]
+from optimplug._core.arguments import owner_of
+from optimplug.recipe.clipped import class_of
+from optimplug.recipe.keywords import NOT_SET, keywords_of
 
-_NOT_SET = ("params", "param_names", "name", "schedule", "freeze")
+__all__ = ["settings_of", "tell_differences"]
 
 Settings = Mapping[str, Mapping[str, Any]]
 """The hyperparameters of each group, as they are before any schedule."""
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
-    """Return the own settings of every group, by its name."""
+    """Return the own settings of every group, by its name.
+
+    These are the arguments of its class. What else an optimizer keeps in its groups (the count and
+    the highest rate of a schedule-free one, say) changes from step to step.
+    """
+    settable = keywords_of(class_of(owner_of(optimizer)), without=NOT_SET)
     return {
         str(group.get("name", i)): {
             key: group.get(f"initial_{key}", value)
             for key, value in group.items()
-            if key not in _NOT_SET and not key.startswith("initial_")
+            if key in settable
         }
         for i, group in enumerate(optimizer.param_groups)
     }

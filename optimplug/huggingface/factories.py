@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from optimplug.errors import Problem, RecipeError
 from optimplug.huggingface.arguments import report_replaced, resolve_recipe
+from optimplug.huggingface.conflicts import refuse_arguments
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.recipe import Recipe, RecipeScheduler
@@ -55,6 +56,7 @@ def build(
         ``Trainer(model, args, train_dataset=data, optimizers=build(model, recipe, args, data))``
     """
     recipe = resolve_recipe(recipe, args)
+    refuse_arguments(args)
     if args.auto_find_batch_size:
         raise RecipeError.at(
             "schedule",

@@ -11,6 +11,7 @@ from torch import Tensor
 from optimplug import optim
 from optimplug._core.arguments import owner_of
 from optimplug.errors import StateError
+from optimplug.recipe.clipped import class_of
 
 __all__ = ["TakenOver", "take_over"]
 
@@ -100,10 +101,10 @@ def _check(
 ) -> None:
     """Refuse a state that the optimizer cannot use."""
     owner = owner_of(optimizer)
-    if _are_named(theirs) and not (_are_adams(theirs) and type(owner) in _ADAMS):
+    if _are_named(theirs) and not (_are_adams(theirs) and class_of(owner) in _ADAMS):
         _check_alike(by_name, owner, theirs)
         return
-    if type(owner) not in _ADAMS:
+    if class_of(owner) not in _ADAMS:
         raise StateError(
             "the checkpoint is of a run with AdamW, whose state cannot be taken over by "
             f"{type(owner).__name__}; a recipe that goes on from it needs AdamW or Adam"

@@ -14,13 +14,24 @@ from torch import nn
 from transformers import Trainer
 
 from optimplug._core.optim.gradients import global_norm
-from optimplug.errors import RecipeError
+from optimplug.errors import ArgumentError, RecipeError
+from optimplug.huggingface.added import by_either_name, plain_names
 from optimplug.huggingface.arguments import report_replaced, resolve_recipe
+from optimplug.huggingface.conflicts import (
+    refuse_arguments,
+    refuse_methods,
+    refuse_other_optimizers,
+    tell_of_clipping,
+    trains_its_loss,
+)
 from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
+from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods
 from optimplug.huggingface.resume import resume
-from optimplug.recipe import Horizon, Recipe, RecipeScheduler, Run
+from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
+from optimplug.recipe.parameters.frozen import require_gradients
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
 
 __all__ = ["RecipeTrainer", "with_recipe"]
@@ -35,17 +46,19 @@ class _WithRecipe(TrainerEvents):
     """The recipe at work; None before the first ``train``, which makes the optimizer.
 
     A later ``train`` goes on with the same optimizer, and lays the schedule anew. Another model
-    (``model_init``) makes another run, and closes this one. ``run.close()`` undoes what the run has
-    put on the model and the optimizer; a ``train`` after that begins a new one.
+    (``model_init``), or a recipe with another optimizer or other groups, makes another run, and
+    closes this one. ``run.close()`` undoes what the run has put on the model and the optimizer; a
+    ``train`` after that begins a new one.
     """
 
     def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
-        self._trainable: list[str] = []
+        self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
         super().__init__(*args, **kwargs)
-        _refuse_other_optimizers(cast(Trainer, self))
+        refuse_other_optimizers(cast(Trainer, self))
+        refuse_arguments(self.args)
         self.recipe = resolve_recipe(self._given, self.args)
         self._resolved_from = copy.deepcopy(getattr(self.args, "recipe", None))
         self._reported = report_replaced(self.args, self.recipe)
@@ -54,23 +67,52 @@ class _WithRecipe(TrainerEvents):
         """Keep what ``create_scheduler`` is not told: it is given the updates of the run alone."""
         self._steps_per_epoch = horizon.steps_per_epoch
 
+    def plan(self) -> Plan:
+        """Return what the recipe will do here: to the model, and to what a loss has of its own.
+
+        Raises:
+            RecipeError: the rules do not fit the model, or the phases the run.
+        """
+        horizon = horizon_of(cast(Trainer, self))
+        model = cast(nn.Module, self.model)
+        return by_either_name(model, self._loss(), lambda m: self.recipe.plan(m, horizon))
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None or (self.run is not None and self.run.closed):
+        if self.run is not None:
+            self._resolve_again()
+        if self.optimizer is None or (self.run is not None and self._is_over(self.run)):
             self._start_run(cast(nn.Module, self.model if model is None else model))
         self._own_run()  # an optimizer that was put in its place is refused before it trains
         return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _is_over(self, run: Run) -> bool:
+        """Tell whether a run is closed, or its optimizer is not what the recipe says by now."""
+        ours, theirs = (
+            r.spec.model_copy(update={"schedule": []}) for r in (self.recipe, run.recipe)
+        )
+        return run.closed or ours != theirs
 
     def _start_run(self, model: nn.Module) -> None:
         if self.run is not None:
             self.run.close()
         self._resolve_again()
-        # Later, what the recipe freezes cannot be told from what was frozen before it.
-        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.run = Run(self.recipe, model)
+        plain = plain_names(model, self._loss())
+        trained = require_gradients(plain)
+        names = {p: name for name, p in without_wrappers(plain).named_parameters() if p in trained}
+        self.run = by_either_name(model, self._loss(), partial(Run, self.recipe))
+        own = without_wrappers(self.run.model).named_parameters()
+        self._trainable = {names[p]: name for name, p in own if p in names}
         self.optimizer = self.run.optimizer
+        if self.is_world_process_zero():
+            tell_of_clipping(self.args, self.recipe)
+
+    def _loss(self) -> object:
+        """Return what the Trainer trains beside its model, if it does."""
+        return getattr(self, "loss", None) if trains_its_loss(type(self)) else None
 
     def _resolve_again(self) -> None:
         """Heed arguments that have changed since; what has been said need not be said again."""
+        refuse_arguments(self.args)
         of_arguments = getattr(self.args, "recipe", None)
         if of_arguments != self._resolved_from:
             self.recipe = resolve_recipe(self._given, self.args)
@@ -96,8 +138,14 @@ class _WithRecipe(TrainerEvents):
         """Return the run.
 
         Raises:
-            RecipeError: there is none, as the optimizer was made in another way.
+            RecipeError: there is none, as the optimizer was made in another way, or not at all.
         """
+        if self.run is None and self.optimizer is None:
+            raise RecipeError.at(
+                "recipe",
+                "the trainer has no optimizer yet; call create_optimizer() before "
+                "create_scheduler(), or leave both to train()",
+            )
         if self.run is None:
             raise RecipeError.at(
                 "recipe",
@@ -110,7 +158,13 @@ class _WithRecipe(TrainerEvents):
     # the run, `run.training` is true as well; and saving, it leaves to us.
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._own_run().train()
+        run = self._own_run()
+        if run.closed:
+            raise ArgumentError(
+                "trainer.run was closed during train(): nothing clips, freezes or is told of "
+                "evaluations any more; call trainer.run.close() after train()"
+            )
+        run.train()
         return super().training_step(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,7 +190,8 @@ class _WithRecipe(TrainerEvents):
 
     def gradients_ready(self, model: nn.Module) -> torch.Tensor:
         """Measure the norm and change nothing: the optimizer clips, where the recipe says so."""
-        return global_norm([p.grad for p in model.parameters() if p.grad is not None])
+        trained = dict.fromkeys([*model.parameters(), *self._own_run().model.parameters()])
+        return global_norm([p.grad for p in trained if p.grad is not None])
 
     def update_done(self) -> bool:
         """Note the rates that the update used."""
@@ -154,8 +209,16 @@ class _WithRecipe(TrainerEvents):
         """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
         change = None
         if not self.is_deepspeed_enabled:
-            decayed = set(self.get_decay_parameter_names(cast(nn.Module, self.model)))
-            groups = [[n for n in self._trainable if (n in decayed) == d] for d in (True, False)]
+            plain = plain_names(cast(nn.Module, self.model), self._loss())
+            decayed = set(self.get_decay_parameter_names(plain))
+            groups = [
+                [
+                    name
+                    for plain_name, name in self._trainable.items()
+                    if (plain_name in decayed) == decays
+                ]
+                for decays in (True, False)
+            ]
             change = resume(checkpoint, self._own_run(), groups, self.state.global_step)
         if change is None:
             ours = settings_of(self.optimizer)
@@ -176,21 +239,36 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.
     Those that were set to something else than their default are named in a warning.
 
+    What a loss of sentence-transformers has of its own is trained as well: in a recipe it stands
+    beside the model as ``loss.*``. A recipe may also be written in the names of the loss, as
+    ``learning_rate_mapping`` is: ``classifier.*``, and ``model.*`` for the model.
+    ``trainer.plan()`` shows all of it.
+
     Args:
         trainer_class: ``transformers.Trainer`` or a subclass of it; one that runs recipes already
             is returned as it is.
 
     Raises:
+        ArgumentError: it is no class of trainers.
         ImportError: transformers is too old.
-        RecipeError: from the constructor of the subclass, if there is no recipe, two that differ,
-            or a bad one, or if an optimizer is given beside it.
+        RecipeError: the class makes its optimizer, schedule or groups by methods of its own. From
+            the constructor of the subclass, if there is no recipe, two that differ, or a bad one,
+            or if there is an optimizer beside it, or an argument that no recipe can honour
+            (``learning_rate_mapping``, ``optim_target_modules``).
 
     Example:
         ``with_recipe(Seq2SeqTrainer)(model=model, args=args, recipe="recipe.yaml", ...)``
     """
+    if not isinstance(trainer_class, type):
+        given = type(trainer_class).__name__
+        raise ArgumentError(
+            f"trainer_class must be a class of trainers, as in with_recipe({given})(model=..., "
+            f"recipe=...) (got an object: a {given})"
+        )
     if issubclass(trainer_class, _WithRecipe):
         return trainer_class
     require_methods(trainer_class)
+    refuse_methods(trainer_class)
     name = f"Recipe{trainer_class.__name__}"
     body = {
         "__doc__": f"{trainer_class.__name__} whose optimizer and schedule come from a recipe.",
@@ -206,11 +284,3 @@ def _has_teller(trainer: Trainer) -> bool:
     """Whether a MetricCallback tells the scheduler of evaluations already."""
     callbacks = trainer.callback_handler.callbacks
     return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
-
-
-def _refuse_other_optimizers(trainer: Trainer) -> None:
-    """Raise if the trainer was also given an optimizer or a scheduler by another way."""
-    for name in ("optimizer", "lr_scheduler", "optimizer_cls_and_kwargs"):
-        if getattr(trainer, name, None) is not None:
-            argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
-            raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")

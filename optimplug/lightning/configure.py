@@ -16,7 +16,12 @@ from optimplug.lightning.conflicts import check_clipping, check_module_class, re
 from optimplug.lightning.events import wire
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.internals import uncompiled
-from optimplug.lightning.patches import follow_added_groups, leave_clipping_to
+from optimplug.lightning.patches import (
+    follow_added_groups,
+    is_replaced,
+    leave_clipping_to,
+    replaced,
+)
 from optimplug.recipe import Recipe, build_scheduler
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.standalone import Schedule
@@ -31,6 +36,7 @@ __all__ = [
 ]
 
 _Built = TypeVar("_Built")
+_CONFIGURE = "configure_optimizers"
 
 
 def configure_optimizers(
@@ -127,16 +133,25 @@ def take_over(module: LightningModule, recipe: Source | Recipe) -> Callable[[], 
 
     Returns:
         What gives the module back to itself.
+
+    Raises:
+        RecipeError: the module has a recipe already.
     """
-    before = {k: v for k, v in vars(module).items() if k == "configure_optimizers"}
-    bound = partial(configure_optimizers, module, Recipe.load(recipe))
-    setattr(module, "configure_optimizers", bound)  # noqa: B010 (of the instance, not its class)
-
-    def give_back() -> None:
-        vars(module).pop("configure_optimizers", None)
-        vars(module).update(before)
-
-    return give_back
+    name = type(module).__name__
+    if is_replaced(module, _CONFIGURE):
+        raise RecipeError.at(
+            "recipe",
+            f"there are two for {name}, each of which would configure it alone; keep one "
+            "RecipeCallback, or the recipe of RecipeCLI",
+        )
+    if isinstance(module, RecipeMixin) and hasattr(module, "recipe"):
+        raise RecipeError.at(
+            "recipe",
+            f"there are two: {name} has one by RecipeMixin, in self.recipe; leave out that one, or "
+            "the RecipeCallback or the recipe of RecipeCLI",
+        )
+    configure = partial(configure_optimizers, module, Recipe.load(recipe))
+    return replaced(module, _CONFIGURE, configure)
 
 
 class RecipeMixin:
@@ -144,6 +159,10 @@ class RecipeMixin:
 
     The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`. See
     :func:`configure_optimizers` for what that does.
+
+    Raises:
+        RecipeError: as a class is derived from it, if another base configures optimizers, which one
+            of the two would do in vain, or LightningModule stands before it.
 
     Example::
 
@@ -158,6 +177,7 @@ class RecipeMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_module_class(cls)
+        _refuse_other_configuration(cls)
 
     def configure_optimizers(self) -> Any:
         """Return the recipe's optimizer and scheduler."""
@@ -167,6 +187,27 @@ class RecipeMixin:
             name = type(self).__name__
             raise RecipeError.at("recipe", f"{name} must set self.recipe to a path or a mapping")
         return configure_optimizers(self, self.recipe)
+
+
+def _refuse_other_configuration(cls: type[RecipeMixin]) -> None:
+    """Refuse bases whose ``configure_optimizers`` comes before the mixin's, or in vain after it."""
+    for base in cls.__mro__:
+        if issubclass(base, RecipeMixin) or _CONFIGURE not in vars(base):
+            continue
+        if base not in LightningModule.__mro__:
+            raise RecipeError.at(
+                "recipe",
+                f"{cls.__name__} has two bases that configure its optimizers, RecipeMixin and "
+                f"{base.__name__}; derive from a {base.__name__} without configure_optimizers, or "
+                "leave out RecipeMixin and give the Trainer a RecipeCallback, which takes over "
+                "whatever that says",
+            )
+        if cls.__mro__.index(base) < cls.__mro__.index(RecipeMixin):
+            raise RecipeError.at(
+                "recipe",
+                f"{cls.__name__} must have RecipeMixin before {base.__name__} in its bases, or its "
+                "recipe would never be asked for",
+            )
 
 
 def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built]) -> _Built:

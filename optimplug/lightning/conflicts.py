@@ -16,7 +16,7 @@ from optimplug.lightning.internals import callbacks_of, changes_batch_size_in_fi
 from optimplug.lightning.patches import clips_by_itself
 from optimplug.recipe import Recipe, RecipeScheduler
 
-__all__ = ["check_clipping", "check_module_class", "refuse_conflicts"]
+__all__ = ["check_clipping", "check_module_class", "check_stepping", "refuse_conflicts"]
 
 
 def refuse_conflicts(trainer: Trainer, scheduler: RecipeScheduler) -> None:
@@ -76,6 +76,31 @@ def check_clipping(module: LightningModule, recipe: Recipe) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def check_stepping(trainer: Trainer, scheduler: RecipeScheduler) -> None:
+    """Refuse a config by which Lightning would seldom step the schedule; warn if there is none.
+
+    Raises:
+        RecipeError: the interval is not "step", or the frequency not 1.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if config.scheduler is scheduler:
+            if (config.interval, config.frequency) != ("step", 1):
+                raise RecipeError.at(
+                    "schedule",
+                    "counts updates, so its scheduler is stepped after each of them, whatever a "
+                    "phase counts; return its config as it is, with interval 'step' and frequency "
+                    f"1 (got {config.interval!r} and {config.frequency})",
+                )
+            return
+    warnings.warn(
+        f"the recipe has a schedule, but {type(trainer.lightning_module).__name__}'s "
+        "configure_optimizers does not return its scheduler, so Lightning never steps it; return "
+        "what optimplug.lightning.configure_optimizers returns, or step it after each update",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def check_module_class(cls: type) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug.errors import RecipeError
+from optimplug.lightning.conflicts import check_stepping
 from optimplug.lightning.internals import add_callback, remove_callback
 from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
@@ -19,6 +20,15 @@ __all__ = ["RunEvents", "wire"]
 
 class RunEvents(TellsValidations, LeavesAfterFit):
     """Tells a run of a fit's beginning, its validations and its end."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the module has made of the scheduler's config; others may change it later.
+
+        Raises:
+            RecipeError: Lightning would step the schedule at other times than after each update.
+        """
+        if pl_module.automatic_optimization and self.run.scheduler.changes:
+            check_stepping(trainer, self.run.scheduler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to train, maybe with what a checkpoint has brought."""

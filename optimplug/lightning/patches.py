@@ -10,13 +10,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = [
     "clips_by_itself",
     "follow_added_groups",
+    "is_replaced",
     "leave_clipping_to",
     "replace",
+    "replaced",
     "save_in_eval_mode",
     "step_after_updates",
 ]
@@ -30,10 +33,10 @@ class _Replacement:
 
     def __init__(self, method: Callable[..., Any], function: Callable[..., Any]) -> None:
         self._method = method
-        self._function = function
+        self.__wrapped__ = function  # by which Lightning asks whether a method is overridden
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:  # which copy and pickle go by
         return _unchanged, (self._method,)
@@ -43,8 +46,8 @@ def _unchanged(method: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def replace(run: ScheduledOptimizer, owner: Any, name: str, function: Callable[..., Any]) -> None:
-    """Put a function in place of a method of one object, until the run is closed."""
+def replaced(owner: Any, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function in place of a method of one object; return what puts that back."""
     before = {key: value for key, value in vars(owner).items() if key == name}
     setattr(owner, name, _Replacement(getattr(owner, name), function))
 
@@ -52,7 +55,17 @@ def replace(run: ScheduledOptimizer, owner: Any, name: str, function: Callable[.
         vars(owner).pop(name, None)
         vars(owner).update(before)
 
-    run.on_close(put_back)
+    return put_back
+
+
+def replace(run: ScheduledOptimizer, owner: Any, name: str, function: Callable[..., Any]) -> None:
+    """Put a function in place of a method of one object, until the run is closed."""
+    run.on_close(replaced(owner, name, function))
+
+
+def is_replaced(owner: Any, name: str) -> bool:
+    """Tell whether there is a function in place of a method of one object."""
+    return isinstance(vars(owner).get(name), _Replacement)
 
 
 def step_after_updates(module: LightningModule, run: ScheduledOptimizer) -> None:
@@ -111,7 +124,7 @@ def follow_added_groups(model: nn.Module, run: ScheduledOptimizer) -> None:
     named = any("param_names" in group for group in optimizer.param_groups)
 
     def add_named(group: dict[str, Any]) -> None:
-        names = {id(p): name for name, p in model.named_parameters()}
+        names = {id(p): name for name, p in without_wrappers(model).named_parameters()}
         params = group["params"]
         found = [params] if isinstance(params, torch.Tensor) else list(params)
         if named and all(id(p) in names for p in found):

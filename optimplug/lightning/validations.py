@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from optimplug._core.metrics import name_among
 from optimplug.lightning.internals import (
     loaded_checkpoint,
     run_validation,
@@ -77,7 +78,8 @@ class TellsValidations(CompletesValidations):
         """Pass on the metrics that the module has logged, the same on every process.
 
         Raises:
-            ArgumentError: a plateau is active and the module has not logged its metric.
+            ArgumentError: a plateau is active and the module has not logged its metric; or, at the
+                first validation of the fit, one that a later phase follows.
         """
         scheduler = self.run.scheduler
         # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
@@ -111,7 +113,8 @@ def in_fit(trainer: Trainer) -> bool:
 def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
     """Return the metrics, those that are followed as their mean over all processes."""
     metrics: dict[str, Any] = dict(trainer.callback_metrics)
-    for name in sorted(followed & metrics.keys()) if trainer.world_size > 1 else ():
+    found = {found for name in followed if (found := name_among(name, metrics))}
+    for name in sorted(found) if trainer.world_size > 1 else ():
         own = torch.as_tensor(metrics[name]).detach().clone()
         metrics[name] = trainer.strategy.reduce(own, reduce_op="mean")
     return metrics

@@ -11,7 +11,7 @@ import torch
 
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.resolve import (
-    keywords_of,
+    hyperparameters_of,
     no_decay_problems,
     optimizer_class,
     optimizer_problems,
@@ -45,7 +45,7 @@ class CheckedRecipe:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The optimizer's hyperparameters where no rule sets them: its defaults, and settings."""
-        known = keywords_of(self.optimizer_class, without=("params",))
+        known = hyperparameters_of(self.optimizer_class)
         return {**{name: p.default for name, p in known.items()}, **self.settings}
 
 
@@ -92,7 +92,7 @@ def _resolved(spec: RecipeSpec) -> CheckedRecipe:
 def _with_tuples(given: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
     """Turn lists into tuples where the optimizer's own default is one: YAML has only lists."""
     # A rule that sets the default's value makes no new group, and a list never equals a tuple.
-    known = keywords_of(cls, without=("params",))
+    known = hyperparameters_of(cls)
     tuples = {key for key, p in known.items() if isinstance(p.default, tuple)}
     return {
         key: tuple(value) if key in tuples and isinstance(value, list) else value

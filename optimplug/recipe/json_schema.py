@@ -16,11 +16,11 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.optim import lr_scheduler
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import (
     expected_kind,
-    keywords_of,
     optimizer_names,
     settable_per_group,
 )
@@ -154,7 +154,9 @@ def _complete_phase(part: dict[str, Any]) -> None:
             )
             cases.append(_case(key, name, [key, *words.keys], forms, words.required))
             merged.append(forms)
-    cases.append({"if": {"required": ["together"]}, "then": _keys(["together", "for", "of"])})
+    cases.append(
+        {"if": {"required": ["together"]}, "then": _keys(["together", "for", "from", "of"])}
+    )
     part["properties"] = {**_merged(merged), **part["properties"]}
     part["oneOf"] = [{"required": [key]} for key in ("name", "preset", "together")]
     part["allOf"] = cases

@@ -56,6 +56,8 @@ class Plan:
     state_bytes: int | None
     """How many bytes the optimizer's state has after its first step; None for an optimizer that is
     not of optimplug.optim, whose state is not known."""
+    absent: tuple[Problem, ...]
+    """Families that the recipe names and the model lacks, which is no mistake."""
     warnings: tuple[Problem, ...]
     """Parts of the recipe that have no effect, or probably not the one that was meant."""
 
@@ -117,7 +119,8 @@ class Plan:
             ],
             "layers": list(self.layout.heights) if self.layout else None,
             "state_bytes": self.state_bytes,
-            "warnings": [{"path": w.path, "message": w.message} for w in self.warnings],
+            "absent": [each._asdict() for each in self.absent],
+            "warnings": [each._asdict() for each in self.warnings],
         }
 
     def _group_dict(self, group: Group, rates: Rates) -> dict[str, Any]:

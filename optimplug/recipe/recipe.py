@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import yaml
 from torch import nn
 
 from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import RecipeError
-from optimplug.recipe.check import check, checked_form
+from optimplug.recipe.check import CheckedRecipe, check, checked_form
+from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.parameters.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
+from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
-from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, read
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.written import Written
@@ -35,54 +40,68 @@ __all__ = ["Recipe"]
 class Recipe:
     """An optimizer, its parameter groups and its schedule, written once for every runtime.
 
-    Build one with :meth:`load`; all that can be checked without a model is checked there.
+    All that can be checked without a model is checked here. A recipe is pickled as what is written
+    in it, so that a checkpoint that holds one (``save_hyperparameters``) loads under torch's
+    ``weights_only=True``; it is checked again when it is first used.
 
     Args:
-        spec: the recipe, valid in its form.
-        source: the file that it came from, for error messages.
-        content: what is in that file, so that messages name keys as they are written there.
+        source: a path to a YAML file, YAML itself (a string with a line break or ``": "`` in it, or
+            with ``{`` at its start), a mapping (a dict, an OmegaConf node), or a recipe.
 
     Raises:
-        RecipeError: an optimizer, a scheduler or an argument does not exist or breaks its rule.
+        RecipeError: everything found wrong, each with its path: in the recipe's form, or, where
+            that is right, in its meaning.
 
     Example:
-        >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 3e-4}})
+        >>> recipe = Recipe({"optimizer": {"name": "AdamW", "lr": 3e-4}})
         >>> optimizer, scheduler = recipe.build(nn.Linear(2, 2), Horizon(total_steps=10))
         >>> scheduler.get_last_lr()
         [0.0003]
     """
 
-    def __init__(
-        self,
-        spec: RecipeSpec,
-        source: str | None = None,
-        content: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.spec = spec
-        self.source = source
-        self._written = Written(content or {}, source)
-        with self._written.located():
-            self._checked = check(spec)
+    def __init__(self, source: Source | Recipe) -> None:
+        self._written: Written
+        if isinstance(source, Recipe):
+            self._written = source._written
+        else:
+            self._written = Written(*read(source))
+        _ = self._checked
 
     @classmethod
     def load(cls, source: Source | Recipe) -> Recipe:
-        """Read and check a recipe.
+        """Read and check a recipe; as the class itself, but a recipe is returned as it is.
 
         Args:
-            source: a path to a YAML file, YAML itself (a string with a line break or ``": "`` in
-                it, or with ``{`` at its start), a mapping (a dict, an OmegaConf node), or a recipe,
-                which is returned as it is.
+            source: as for the class.
 
         Raises:
-            RecipeError: everything found wrong, each with its path in the recipe: in its form, or,
-                where that is right, in its meaning.
+            RecipeError: everything found wrong.
         """
-        if isinstance(source, Recipe):
-            return source
-        content, name = read(source)
-        with Written(content, name).located():
-            spec = checked_form(content)
-        return cls(spec, name, content)
+        return source if isinstance(source, Recipe) else cls(source)
+
+    @property
+    def spec(self) -> RecipeSpec:
+        """What the recipe says, in its form."""
+        return self._checked.spec
+
+    @property
+    def source(self) -> str | None:
+        """The file that it came from, if it came from one."""
+        return self._written.source
+
+    @cached_property
+    def _checked(self) -> CheckedRecipe:
+        with self._written.located():
+            return check(checked_form(self._written.content))
+
+    # A recipe from a checkpoint names classes, and to check it imports them. So nothing is done
+    # with it before somebody uses it.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"content": self._written.content, "source": self.source}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._written = Written(state["content"], state["source"])
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -95,9 +114,10 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
+        require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        found = plan_warnings(self.spec, model, grouping, run_schedule, horizon)
+        found = plan_warnings(self.spec, without_wrappers(model), grouping, run_schedule, horizon)
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._checked.settings,
@@ -108,7 +128,8 @@ class Recipe:
             rules=self.spec.groups,
             layout=grouping.layout or _layout_if_any(model),
             state_bytes=self._state_bytes(grouping),
-            warnings=tuple(self._written.problem(path, message) for path, message in found),
+            absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
+            warnings=tuple(self._written.problem(path, text) for path, text in found),
         )
 
     def build(
@@ -116,15 +137,17 @@ class Recipe:
     ) -> tuple[torch.optim.Optimizer, RecipeScheduler]:
         """Build the optimizer over the model's groups, and its scheduler, stepped once per update.
 
-        Parameters that the recipe freezes stop requiring gradients.
+        Parameters that the recipe freezes stop requiring gradients. Those that an earlier recipe
+        has frozen in this model require them again; what was frozen by hand stays so.
 
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
+        require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        optimizer = self._optimizer(grouping)
+        optimizer = self._optimizer(grouping, model)
         return optimizer, RecipeScheduler(optimizer, run_schedule)
 
     def start(self, model: nn.Module, horizon: Horizon) -> Run:
@@ -147,12 +170,13 @@ class Recipe:
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Build the optimizer alone; for trainers that ask for the two at different times."""
-        return self._optimizer(self._group(model))
+        return self._optimizer(self._group(model), model)
 
     def build_scheduler(
         self, optimizer: torch.optim.Optimizer, horizon: Horizon
     ) -> RecipeScheduler:
         """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
+        require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
         return RecipeScheduler(optimizer, run_schedule)
@@ -175,7 +199,7 @@ class Recipe:
             [('weight', 0.01), ('bias', 0)]
         """
         grouping = self._group(model)
-        grouping.freeze()
+        freeze(model, grouping.frozen.values())
         settings = self._checked.settings
         shared = {name: settings[name] for name in settable_per_group(settings)}
         return [{**shared, **group.as_param_group()} for group in grouping.groups]
@@ -191,8 +215,8 @@ class Recipe:
 
     @property
     def max_grad_norm(self) -> float | None:
-        """The clipping threshold that the recipe asks for, if any."""
-        return self._checked.settings.get("max_grad_norm")
+        """The norm that gradients are clipped to in every step, if any."""
+        return self.hyperparameters.get("max_grad_norm") or None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -203,10 +227,10 @@ class Recipe:
         with self._written.located():
             return fit_to_model(self._checked, model)
 
-    def _optimizer(self, grouping: Grouping) -> torch.optim.Optimizer:
+    def _optimizer(self, grouping: Grouping, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = self._construct(grouping)
         # Only now, when nothing can fail any more: a model is not left half prepared.
-        grouping.freeze()
+        freeze(model, grouping.frozen.values())
         return optimizer
 
     def _construct(
@@ -216,7 +240,7 @@ class Recipe:
         settings = {k: v for k, v in self._checked.settings.items() if k not in without}
         with self._written.located():
             try:
-                return self._checked.optimizer_class(groups, **settings)
+                return construct(self._checked.optimizer_class, groups, settings)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise RecipeError.at("optimizer", str(error)) from error
 
@@ -226,12 +250,12 @@ class Recipe:
         return state_bytes(optimizer) if _is_own(optimizer) else None
 
     def __repr__(self) -> str:
-        return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+        return f"Recipe({self._written.content})"
 
 
 def _layout_if_any(model: nn.Module) -> Layout | None:
     try:
-        return find_layout(model)
+        return find_layout(without_wrappers(model))
     except ValueError:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.
@@ -247,3 +271,15 @@ def _unknown_on_meta(grouping: Grouping) -> tuple[str, ...]:
     """Return the settings that only the device can judge, if the model is on none yet."""
     on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
     return ("fused", "capturable") if on_meta else ()
+
+
+def _represented(dumper: yaml.representer.BaseRepresenter, recipe: Recipe) -> yaml.Node:
+    found: yaml.Node = dumper.represent_data(recipe._written.content)
+    return found
+
+
+# What a checkpoint holds of a recipe is text and numbers: see Recipe.__setstate__. Trainers write
+# hyperparameters into YAML too, where it is what was written.
+torch.serialization.add_safe_globals([Recipe])
+for _dumper in (yaml.Dumper, yaml.SafeDumper):
+    yaml.add_representer(Recipe, _represented, _dumper)

@@ -14,10 +14,13 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
+from optimplug.recipe.clipped import CLIPPING, construct
+from optimplug.recipe.keywords import NOT_SET, keywords_of, takes
+from optimplug.recipe.text.written import within
 
 __all__ = [
     "expected_kind",
-    "keywords_of",
+    "hyperparameters_of",
     "no_decay_problems",
     "optimizer_class",
     "optimizer_names",
@@ -65,15 +68,13 @@ def settable_per_group(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _WHOLE_OPTIMIZER]
 
 
-def keywords_of(cls: Callable[..., object], without: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class or a function, by name.
+def hyperparameters_of(cls: type[torch.optim.Optimizer]) -> dict[str, inspect.Parameter]:
+    """Return what a recipe may set of an optimizer, by name, with the defaults.
 
-    Args:
-        cls: what is called.
-        without: the arguments that a recipe does not give.
+    Clipping is among it for every class: a recipe clips for those that do not.
     """
-    skip = {*without, "self"}
-    return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in skip}
+    own = keywords_of(cls, without=NOT_SET)
+    return {**own, **{name: p for name, p in CLIPPING.items() if name not in own}}
 
 
 def optimizer_problems(
@@ -90,13 +91,14 @@ def optimizer_problems(
         rules: the hyperparameters of each rule under ``groups``.
         rule_keys: what a rule may say besides hyperparameters.
     """
-    known = keywords_of(cls, without=("params",))
-    wrong = list(_argument_problems("optimizer", settings, known, [*known, "name"], ()))
+    known = hyperparameters_of(cls)
+    others = partial(takes, cls)
+    wrong = list(_argument_problems("optimizer", settings, known, others, [*known, "name"], ()))
     wrong += _rate_problems(cls, settings, known)
     own = {name: known[name] for name in settable_per_group(known)}
     whole = known.keys() - own.keys()
     for i, rule in enumerate(rules):
-        wrong += _argument_problems(f"groups[{i}]", rule, own, [*own, *rule_keys], whole)
+        wrong += _argument_problems(f"groups[{i}]", rule, own, others, [*own, *rule_keys], whole)
     # The optimizer's own complaints about a misspelt key would repeat these in worse words.
     yield from wrong or _value_problems(cls, settings, rules)
 
@@ -121,7 +123,7 @@ def no_decay_problems(
         cls: the optimizer's class.
         no_decay: what each rule under ``groups`` says for ``no_decay``, or None.
     """
-    if "weight_decay" in keywords_of(cls, without=()):
+    if takes(cls, "weight_decay"):
         return
     for i, spared in enumerate(no_decay):
         if spared is not None:
@@ -132,6 +134,7 @@ def _argument_problems(
     path: str,
     given: Mapping[str, Any],
     known: Mapping[str, inspect.Parameter],
+    others: Callable[[str], bool],
     valid: list[str],
     whole: Collection[str],
 ) -> Iterator[Problem]:
@@ -141,20 +144,20 @@ def _argument_problems(
         path: where they stand in the recipe.
         given: the arguments.
         known: those that may stand there.
+        others: tells whether one may that is not known by its signature.
         valid: what else may, for suggestions.
         whole: those that may stand under ``optimizer`` alone.
     """
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for key, value in given.items():
         if key in known:
             kind = expected_kind(key, known[key].default)
             is_default = value is None and known[key].default is None
             if kind and not is_default and not _is_kind(value, kind):
-                yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
+                yield Problem(within(path, key), f"must be {kind} (got {value!r})")
         elif key in whole:
-            yield Problem(f"{path}.{key}", "is for the whole optimizer; move it to 'optimizer'")
-        elif not takes_any:
-            yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
+            yield Problem(within(path, key), "is for the whole optimizer; move it to 'optimizer'")
+        elif not others(key):
+            yield Problem(within(path, key), f"unknown key{did_you_mean(key, valid)}")
 
 
 def expected_kind(key: str, default: object) -> str | None:
@@ -195,7 +198,7 @@ def _value_problems(
 
     def probe(**kwargs: Any) -> None:
         # A matrix, because some optimizers (Muon) take nothing else.
-        cls([torch.nn.Parameter(torch.zeros(1, 1))], **{"lr": 1e-3, **kwargs})
+        construct(cls, [torch.nn.Parameter(torch.zeros(1, 1))], {"lr": 1e-3, **kwargs})
 
     wrong = list(refusals("optimizer", probe, settings))
     yield from wrong
@@ -220,7 +223,7 @@ def refusals(
         attempt(**arguments)
     except Exception as error:  # constructors refuse arguments by whatever error they like
         found = [
-            Problem(f"{path}.{key}", reason)
+            Problem(within(path, key), reason)
             for key, value in arguments.items()
             if (reason := _refusal(attempt, {key: value})) is not None
         ]

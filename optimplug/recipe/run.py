@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +10,11 @@ from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
+from optimplug.recipe.clipped import leave_steps
+from optimplug.recipe.parameters.frozen import freezings_in
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
-from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.durations import Horizon, require_horizon
 
 if TYPE_CHECKING:
     from optimplug.recipe.recipe import Recipe
@@ -35,8 +37,9 @@ class Run(ScheduledOptimizer):
     gives it to :meth:`schedule_over` later. Whoever validates calls :meth:`validated`.
 
     A run listens to its optimizer by hooks, and parameters that the recipe freezes stop requiring
-    gradients. :meth:`close` undoes both; so does the end of a ``with`` block. What an adapter puts
-    on the user's objects, it has undone there too, by :meth:`on_close`.
+    gradients, until another recipe is built on the model. :meth:`close` undoes both; so does the
+    end of a ``with`` block. What an adapter puts on the user's objects, it has undone there too, by
+    :meth:`on_close`.
 
     Args:
         recipe: what is carried out.
@@ -72,17 +75,17 @@ class Run(ScheduledOptimizer):
 
     def __init__(self, recipe: Recipe, model: nn.Module, horizon: Horizon | None = None) -> None:
         if horizon is not None:
-            _require_horizon(horizon)
+            require_horizon(horizon)
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
-        required = [p for p in model.parameters() if p.requires_grad]
         if horizon is None:
             super().__init__(recipe.build_optimizer(model))
         else:
             super().__init__(*recipe.build(model, horizon))
-        frozen = [p for p in required if not p.requires_grad]
-        self.on_close(lambda: _require_gradients(frozen))
+        self.on_close(partial(leave_steps, self.optimizer))
+        for freezing in freezings_in(model):  # this recipe's: it has undone those before it
+            self.on_close(freezing.release)
         self.train()
 
     def schedule_over(
@@ -104,7 +107,7 @@ class Run(ScheduledOptimizer):
                 changed then.
         """
         self._check_open()
-        _require_horizon(horizon)
+        require_horizon(horizon)
         stepped = self.optimizer if optimizer is None else optimizer
         if owner_of(stepped) is not owner_of(self.optimizer):
             raise ArgumentError(
@@ -117,15 +120,3 @@ class Run(ScheduledOptimizer):
             scheduler.go_to(0)  # the one before may have left the groups at other rates
         self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
         return scheduler
-
-
-def _require_horizon(horizon: object) -> None:
-    if not isinstance(horizon, Horizon):
-        raise ArgumentError(
-            f"horizon must be a Horizon, Horizon(total_steps=1000) say (got {horizon!r})"
-        )
-
-
-def _require_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(True)

@@ -32,6 +32,7 @@ def summary(plan: Plan) -> Iterator[str]:
     if plan.grouping.frozen:
         size = sum(p.numel() for p in plan.grouping.frozen.values())
         yield f"frozen: {len(plan.grouping.frozen)} tensors, {size:,} parameters"
+    yield from map(str, plan.absent)
     yield from _phases(plan)
     yield from _exceptions(plan)
 
@@ -46,7 +47,8 @@ def _phases(plan: Plan) -> Iterator[str]:
     for label, curve in _labelled_curves(plan):
         for phase in curve.phases:
             steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
-            yield f"{label}{steps}: {phase.name}"
+            start = ", from the rate before it" if phase.before else ""
+            yield f"{label}{steps}: {phase.name}{start}"
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:

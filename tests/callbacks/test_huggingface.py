@@ -226,7 +226,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_behind(tmp_path):
 
 def test_several_data_sets_are_one_validation(tmp_path):
     several = {"a": points(4), "b": points(8)}
-    for monitor in ("eval_a_worse", "eval_b_worse", "b_worse"):
+    for monitor in ("eval_a_worse", "eval_b_worse", "b_worse", "val_b_worse"):
         stepping = {**BY_VALIDATION, "monitor": monitor}
         trainer = trainer_of(tmp_path, PLATEAU, stepping, **EVALUATED)
         trainer.eval_dataset = several
@@ -450,7 +450,8 @@ def test_a_metric_of_a_later_phase_is_not_waited_for(tmp_path):
 
         def metrics(_):
             step = trainer.state.global_step
-            return {"worse" if step < 2 * EPOCH else "late": float(step)}
+            now = {"worse" if step < 2 * EPOCH else "late": float(step)}
+            return {**now, "late": float(step)} if step == 2 else now  # the first must have both
 
         trainer.compute_metrics = metrics
         return trainer

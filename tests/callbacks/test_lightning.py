@@ -20,7 +20,8 @@ from optimplug.callbacks.lightning import (
     RecipeCallback,
     SchedulerCallback,
 )
-from optimplug.lightning import RecipeMixin
+from optimplug.lightning import RecipeMixin, configure_optimizers
+from optimplug.lightning.configure import take_over
 from optimplug.optim import lr_scheduler as our_schedulers
 
 
@@ -307,14 +308,47 @@ RECIPE = {
 
 class TestRecipeCallback:
     def test_it_takes_over_a_module_as_it_is(self, tmp_path):
-        class Mixed(RecipeMixin, Plain):
-            recipe = RECIPE
+        class Configured(Plain):
+            def configure_optimizers(self):
+                return configure_optimizers(self, RECIPE)
 
-        expected, expected_rates, _ = fit(tmp_path, module=Mixed())
+        expected, expected_rates, _ = fit(tmp_path, module=Configured())
         module, rates, trainer = fit(tmp_path, RecipeCallback(RECIPE))
         assert same_weights(module, expected)
         assert rates == expected_rates
         assert trainer.optimizers[0].max_grad_norm == 0.1
+
+    def test_two_recipes_for_one_module_are_refused(self, tmp_path):
+        class Mixed(RecipeMixin, LightningModule):
+            def __init__(self, **recipes):
+                super().__init__()
+                self.body = nn.Linear(3, 4)
+                vars(self).update(recipes)
+
+            def training_step(self, batch):
+                return self.body(batch[0]).square().mean()
+
+        two = [RecipeCallback(RECIPE), RecipeCallback({"optimizer": {"name": "Adam"}})]
+        module, data = Plain(), DataLoader(TensorDataset(torch.zeros(2, 3)), 2)
+        with pytest.raises(RecipeError, match=r"there are two for Plain.* keep one RecipeCallback"):
+            fit(tmp_path, *two, module=module)
+        assert "configure_optimizers" not in vars(module)
+        mixed = Mixed(recipe=RECIPE)
+        with pytest.raises(RecipeError, match="there are two: Mixed has one by RecipeMixin"):
+            trainer_of(tmp_path, RecipeCallback(RECIPE)).fit(mixed, data)
+        with pytest.raises(RecipeError, match="there are two: Mixed has one by RecipeMixin"):
+            take_over(mixed, RECIPE)
+        without = Mixed()  # so that the callback has the only one
+        recipe = {"optimizer": {"name": "Adam", "lr": 0.5}}
+        trainer = trainer_of(tmp_path, RecipeCallback(recipe), max_epochs=1)
+        trainer.fit(without, data)
+        assert trainer.optimizers[0].param_groups[0]["lr"] == 0.5
+
+    def test_one_callback_serves_one_trainer_after_the_other(self, tmp_path):
+        callback = RecipeCallback(RECIPE)
+        for _ in range(2):
+            _, rates, _ = fit(tmp_path, callback)
+            assert rates[0] != 1.0
 
     def test_another_trainer_has_the_module_as_it_was(self, tmp_path):
         module = Plain()

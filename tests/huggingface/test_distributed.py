@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.launched import result, trainer_of
+from support.launched import ANOTHER, RECIPE, result, trainer_of
 from support.trainers import run
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +17,7 @@ FSDP2 = [
     *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
     *("--fsdp_transformer_layer_cls_to_wrap", "BertLayer"),
 ]
+RECIPES = {"recipe": RECIPE, "another": ANOTHER}
 WAYS = {"ddp": (["--multi_gpu"], "MULTI_CPU"), "fsdp2": (FSDP2, "FSDP")}
 
 
@@ -45,22 +46,24 @@ def launch(way, flags, folder, *checkpoint, processes=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_train_as_one(tmp_path, way):
+@pytest.mark.parametrize(
+    ("way", "which"), [("ddp", "recipe"), ("fsdp2", "recipe"), ("fsdp2", "another")]
+)
+def test_two_processes_train_as_one(tmp_path, way, which):
     flags, kind = WAYS[way]
-    trainer = trainer_of(tmp_path / "alone")
+    trainer = trainer_of(tmp_path / "alone", recipe=RECIPES[which])
     alone = result(trainer, run(trainer))
-    first, second = launch("recipe", flags, tmp_path)
+    first, second = launch(which, flags, tmp_path)
     assert first["kind"] == second["kind"] == f"DistributedType.{kind}"
     assert (first["sharded"] > 0) == (way == "fsdp2")
-    assert first["optimizer"] == "AdamW"
+    assert first["optimizer"] == RECIPES[which]["optimizer"]["name"].split(".")[-1]
     assert first["rates"] == second["rates"] == alone["rates"]
     assert len(set(next(iter(alone["rates"].values())))) == 8  # of a warm-up, then of a plateau
     assert first["scheduler"] == second["scheduler"]
     for name, weight in alone["weights"].items():
         assert torch.equal(first["weights"][name], second["weights"][name])
         torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=1e-4)
-    rest, _ = launch("recipe", flags, tmp_path, tmp_path / "run" / "checkpoint-7")
+    rest, _ = launch(which, flags, tmp_path, tmp_path / "run" / "checkpoint-7")
     assert rest["rates"] == {name: rates[7:] for name, rates in first["rates"].items()}
     for name, weight in first["weights"].items():
         assert torch.equal(rest["weights"][name], weight)

@@ -262,3 +262,25 @@ def test_a_metric_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_pa
 def test_saves_between_evaluations_are_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="one saved after an epoch's last step is without the"):
         evaluated(tmp_path, eval_strategy="epoch", save_strategy="steps", save_steps=3)
+
+
+@pytest.mark.parametrize("monitor", ["worse", "val_worse"])
+def test_a_metric_may_have_the_name_of_another_runtime(tmp_path, monitor):
+    _, expected = evaluated(tmp_path)
+    schedule = [FOLLOWING["schedule"][0], {**PLATEAU, "monitor": monitor}]
+    _, rates = evaluated(tmp_path, recipe={**RECIPE, "schedule": schedule})
+    assert rates == expected
+
+
+def test_a_metric_that_only_a_late_phase_follows_is_missed_at_the_first_evaluation(tmp_path):
+    late = {**PLATEAU, "monitor": "eval_worst"}
+    recipe = {**RECIPE, "schedule": [{"name": "LinearLR", "for": 12}, late]}
+    seen = []
+
+    class Counting(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    with pytest.raises(ArgumentError, match="'eval_worst' is missing; there are: eval_worse, "):
+        evaluated(tmp_path, [Counting()], recipe=recipe)
+    assert seen[-1] == 3

@@ -461,3 +461,61 @@ class TestTheOtherPackage:
             pass
 
         assert issubclass(Both, RecipeMixin)
+
+
+class TestOtherConfigurations:
+    """Of two that would configure one module, or of what a module makes of a recipe's."""
+
+    class Own(LightningModule):
+        def configure_optimizers(self):
+            raise AssertionError("never asked")
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_base_with_its_own_is_refused(self, first):
+        bases = (RecipeMixin, self.Own) if first else (self.Own, RecipeMixin)
+        with pytest.raises(
+            RecipeError, match=r"^recipe: Both has two bases .* and Own; derive from"
+        ):
+            type("Both", bases, {})
+
+    def test_the_mixin_must_stand_first(self):
+        with pytest.raises(
+            RecipeError, match=r"^recipe: Late must have RecipeMixin before Lightnin"
+        ):
+            type("Late", (LightningModule, RecipeMixin), {})
+
+    def test_a_class_may_add_to_what_its_recipe_makes(self, tmp_path):
+        class Adding(Tiny):
+            def configure_optimizers(self):
+                optimizers, configs = super().configure_optimizers()
+                optimizers[0].param_groups[0]["weight_decay"] = 0.5
+                return optimizers, configs
+
+        module, _ = fit(tmp_path, STEPS, cls=Adding)
+        assert isinstance(module, RecipeMixin)
+
+    @pytest.mark.parametrize("changes", [{"interval": "epoch"}, {"frequency": 2}], ids=label)
+    @pytest.mark.parametrize("part", [False, True], ids=["whole", "schedule"])
+    def test_a_schedule_that_would_seldom_be_stepped_is_refused(self, tmp_path, changes, part):
+        class Changing(OwnOptimizer if part else Tiny):
+            def configure_optimizers(self):
+                optimizers, (config,) = super().configure_optimizers()
+                return optimizers, [{**config, **changes}]
+
+        (value,) = changes.values()
+        with pytest.raises(RecipeError, match=rf"schedule: counts updates, .*got .*{value}"):
+            fit(tmp_path, STEPS, cls=Changing)
+        fit(tmp_path, recipe_of(), cls=Changing)  # there is nothing to step
+
+    def test_a_schedule_that_is_never_stepped_is_warned_of(self, tmp_path):
+        class Dropping(Tiny):
+            def configure_optimizers(self):
+                (optimizer,), _ = super().configure_optimizers()
+                return optimizer
+
+        said = "Dropping's configure_optimizers does not return its scheduler, so Lightning never"
+        with pytest.warns(UserWarning, match=said) as found:
+            _, rates = fit(tmp_path, STEPS, cls=Dropping)
+        assert len([w for w in found if said in str(w.message)]) == 1
+        assert rates == [rates[0]] * (3 * EPOCH)
+        fit(tmp_path, recipe_of(), cls=Dropping)  # a warning would be an error here

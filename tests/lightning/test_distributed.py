@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.lightning_runs import (
     CALM,
+    CLIPPED,
     FOLLOWING,
     Rates,
     Tiny,
@@ -44,9 +45,9 @@ def reports(folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def worse_each_time(total=3 * UPDATES):
+def worse_each_time(total=3 * UPDATES, recipe=CALM):
     after = range(UPDATES, total + 1, UPDATES)
-    return plain_rates(CALM, total, UPDATES, validated_after=after)
+    return plain_rates(recipe, total, UPDATES, validated_after=after)
 
 
 class AsTwo:
@@ -67,8 +68,8 @@ class AsTwo:
             yield [data[[row for order in orders for row in order[i : i + 4]]]]
 
 
-def alone(folder):
-    rates, module = Rates(), Tiny(CALM)
+def alone(folder, recipe=CALM):
+    rates, module = Rates(), Tiny(recipe)
     trainer_of(folder, rates).fit(module, AsTwo(), batches())
     return rates.seen, dict(module.named_parameters())
 
@@ -87,15 +88,16 @@ def test_two_processes_train_as_one_and_decide_together(tmp_path):
         torch.testing.assert_close(first["weights"][name], p.detach())
 
 
-def test_sharded_parameters_train_and_resume(tmp_path):
-    done = work("sharded", tmp_path, TWO)
+@pytest.mark.parametrize(("kind", "recipe"), [("sharded", CALM), ("sharded, clipped", CLIPPED)])
+def test_sharded_parameters_train_and_resume(tmp_path, kind, recipe):
+    done = work(kind, tmp_path, TWO)
     assert done.returncode == 0, done.stderr
     whole, resumed = reports(tmp_path / "whole"), reports(tmp_path / "resumed")
     assert all(all(report["shards"]) for report in (*whole, *resumed))
-    _, weights = alone(tmp_path)
+    _, weights = alone(tmp_path, recipe)
     for report, rest in zip(whole, resumed, strict=True):
         assert report["horizon"] == (3 * UPDATES, UPDATES)
-        assert report["rates"] == worse_each_time()
+        assert report["rates"] == worse_each_time(recipe=recipe)
         assert rest["rates"] == report["rates"][2 * UPDATES :]
         for name, p in weights.items():
             torch.testing.assert_close(report["weights"][name], p.detach())

@@ -8,6 +8,7 @@ from support.lightning_runs import (
     COSINE,
     EPOCH,
     FOLLOWING,
+    PLATEAU,
     STEPS,
     WARM_UP,
     Rates,
@@ -22,7 +23,7 @@ from support.lightning_runs import (
 from support.tensors import same_weights
 from torch import nn
 
-from optimplug import Horizon, Recipe, RecipeError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError
 from optimplug.callbacks.lightning import MetricCallback, RecipeCallback, SchedulerCallback
 from optimplug.lightning import RecipeMixin, configure_optimizers, horizon_of, scheduler_config
 
@@ -327,3 +328,27 @@ def test_such_a_scheduler_resumes_just_before_a_validation_too(tmp_path, step):
     resumed, rest = fit(tmp_path, FOLLOWING, MetricCallback(), cls=ByHand, ckpt_path=file)
     assert rest == rates[step:]
     assert same_weights(resumed, whole)
+
+
+@pytest.mark.parametrize("monitor", ["loss", "eval_loss", "val_loss"])
+def test_a_metric_may_have_the_name_of_another_runtime(tmp_path, monitor):
+    _, expected = fit(tmp_path, FOLLOWING)
+    _, rates = fit(tmp_path, recipe_of(WARM_UP, {**PLATEAU, "monitor": monitor}))
+    assert rates == expected
+    assert len({rate for (rate,) in rates}) > 5
+
+
+def test_a_metric_that_only_a_late_phase_follows_is_missed_at_the_first_validation(tmp_path):
+    class Counting(Tiny):
+        def on_train_start(self):
+            type(self).updates = 0
+
+        def optimizer_step(self, *args, **kwargs):
+            type(self).updates += 1
+            super().optimizer_step(*args, **kwargs)
+
+    late = {**PLATEAU, "monitor": "val_f1"}
+    recipe = recipe_of(WARM_UP, {**PLATEAU, "for": 2 * EPOCH}, late)
+    with pytest.raises(ArgumentError, match="'val_f1' is missing; there are: val_loss"):
+        fit(tmp_path, recipe, cls=Counting)
+    assert Counting.updates == EPOCH

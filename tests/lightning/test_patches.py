@@ -11,8 +11,9 @@ from support.lightning_runs import trainer_of
 from support.tensors import same_weights
 from torch.utils.data import DataLoader
 
-from optimplug.callbacks.lightning import LearningRateTrace
+from optimplug.callbacks.lightning import LearningRateTrace, RecipeCallback
 from optimplug.lightning import RecipeMixin
+from optimplug.optim import AdamW
 
 RECIPE = {
     "optimizer": {"name": "AdamW", "lr": 1e-2},
@@ -105,3 +106,23 @@ def test_a_copy_of_the_module_knows_nothing_of_the_run(tmp_path):
     for one in copying.copies:
         assert one.lr_scheduler_step.__func__ is LightningModule.lr_scheduler_step
         assert one.lr_scheduler_step.__self__ is one
+
+
+class Own(Module):
+    """Configures itself, whatever recipe it has."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def test_a_copy_configures_itself_where_a_recipe_has_taken_over(tmp_path):
+    copying, module = Copying(), Own({})
+    del module.recipe
+    recipe = RecipeCallback({"optimizer": {"name": "AdamW", "lr": 0.1}})
+    trainer = trainer_of(tmp_path, copying, recipe, max_epochs=1)
+    trainer.fit(module, batches())
+    assert type(trainer.optimizers[0]) is AdamW
+    for one in copying.copies:
+        (group,) = one.configure_optimizers().param_groups
+        assert {id(p) for p in group["params"]} == {id(p) for p in one.parameters()}
+    assert "configure_optimizers" not in vars(module)

@@ -1,20 +1,26 @@
 """A fit that goes on from any checkpoint of it is the uninterrupted one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.labels import label
 from support.lightning_runs import (
+    COSINE,
     EPOCH,
     FOLLOWING,
     PLATEAU,
     STEPS,
     WARM_UP,
+    Resumable,
     Tiny,
+    batches,
     fit,
     plain_rates,
     recipe_of,
+    trainer_of,
 )
 from support.tensors import same_weights
 
@@ -30,6 +36,8 @@ MIXED = recipe_of(
     {"name": "CosineAnnealingLR"},
     groups=[{"match": "head.*", "schedule": VALIDATIONS["schedule"]}],
 )
+# The end of a plateau is known when it comes, and what follows it starts there.
+ONWARD = recipe_of(WARM_UP, {**PLATEAU, "for": 8}, {**COSINE, "floor": 0.01, "from": "previous"})
 
 
 class Saving(Callback):
@@ -86,6 +94,7 @@ CASES = [
     (FOLLOWING, by_epochs, 3, {"enable_checkpointing": True}),
     (FOLLOWING, by_metric, 3, {"enable_checkpointing": True}),
     (MIXED, AfterUpdates, 18, {"val_check_interval": 3}),
+    (ONWARD, AfterUpdates, 18, {"val_check_interval": 3}),
 ]
 
 
@@ -102,6 +111,14 @@ def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes):
         assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
         assert same_weights(module.backbone, whole.backbone), file.name
         assert same_weights(module.head, whole.head), file.name
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+def test_a_phase_goes_on_from_where_a_plateau_has_come_to(tmp_path):
+    _, rates = fit(tmp_path, ONWARD, val_check_interval=3)
+    assert rates == plain_rates(ONWARD, validated_after=range(3, 19, 3))
+    # Of the two validations of the plateau the first is the best, and the second halves.
+    assert rates[12] == [pytest.approx(0.1 / 2)]
 
 
 class Plain(Tiny):
@@ -152,3 +169,25 @@ def test_a_checkpoint_says_that_a_validation_comes_next_only_where_it_does(tmp_p
         for file in sorted(tmp_path.glob("*.ckpt"))
     ]
     assert [update for update, due in enumerate(said, 1) if due] == [EPOCH, 2 * EPOCH, 3 * EPOCH]
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_only_a_loader_with_a_state_goes_on_in_the_midst_of_an_epoch(tmp_path, stateful):
+    """What the README says of Lightning."""
+
+    class Seeing(Tiny):
+        def training_step(self, batch):
+            seen.append(batch[0].sum().item())
+            return super().training_step(batch)
+
+    def run(*callbacks, ckpt_path=None):
+        loader = Resumable(batches()) if stateful else batches()
+        trainer = trainer_of(tmp_path, *callbacks, max_epochs=1)
+        trainer.fit(Seeing(STEPS), loader, batches(), ckpt_path=ckpt_path)
+
+    seen = []
+    run(AfterUpdates(tmp_path))
+    whole, seen = seen, []
+    with nullcontext() if stateful else pytest.warns(UserWarning, match="is not resumable"):
+        run(ckpt_path=tmp_path / "04.ckpt")
+    assert seen == (whole[4:] if stateful else whole[: EPOCH - 4])

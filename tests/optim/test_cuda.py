@@ -89,3 +89,50 @@ def test_a_gradscaler_skips_what_overflows(choice):
     scaler.update()
     after = [p.detach() for g in ours.param_groups for p in g["params"]]
     assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["as it is", "transposed"])
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_to_change_one_counter_changes_one(choice, transposed):
+    """Counts stand on the GPU; what torch's fused operator cannot take reads them from there."""
+
+    def run(device, **options):
+        torch.manual_seed(0)
+        values = [torch.randn(4, 3) for _ in range(3)]
+        params = [torch.nn.Parameter((v.t() if transposed else v).to(device)) for v in values]
+        optimizer = AdamW(params, lr=0.1, **options)
+        for i in range(4):
+            if i == 2:
+                optimizer.state[params[1]]["step"].zero_()
+            for p in params:
+                p.grad = torch.arange(12.0, device=device).view(p.shape) + i
+            optimizer.step()
+        return params, [float(kept["step"]) for kept in optimizer.state.values()]
+
+    found, counts = run("cuda", **choice)
+    truth, expected = run("cpu", foreach=False)
+    assert counts == expected == [4, 2, 4]
+    for p, q in zip(found, truth, strict=True):
+        torch.testing.assert_close(p.cpu(), q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_a_model_that_moves_goes_on_where_it_is(choice):
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+    optimizer = AdamW(params, lr=0.1, **choice)
+    for device in ("cpu", "cuda", "cpu"):
+        for p in params:
+            p.data = p.data.to(device)
+            p.grad = torch.ones_like(p)
+            for name, value in optimizer.state[p].items():
+                optimizer.state[p][name] = value if name == "step" else value.to(device)
+        optimizer.step()
+    assert {float(kept["step"]) for kept in optimizer.state.values()} == {3.0}
+    stay = [torch.nn.Parameter(torch.ones(4)) for _ in range(3)]
+    twin = AdamW(stay, lr=0.1, foreach=False)
+    for _ in range(3):
+        for p in stay:
+            p.grad = torch.ones_like(p)
+        twin.step()
+    for p, q in zip(params, stay, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

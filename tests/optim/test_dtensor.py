@@ -55,6 +55,17 @@ def test_sharded_replicated_and_plain_tensors_step_together(mesh, cls, clip, cho
         torch.testing.assert_close(found.detach(), q.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+def test_a_sharded_parameter_is_marked_as_changed(mesh, choice):
+    p = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    ours = AdamW([p], lr=0.1, **choice)
+    product = (p * p).sum()
+    p.grad = torch.ones_like(p)
+    ours.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def train_sharded(rank, folder, choice):
     """Two processes have half of each parameter; the first writes what they have learnt."""
     store = dist.FileStore(f"{folder}/store", 2)

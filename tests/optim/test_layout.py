@@ -4,10 +4,14 @@ from collections import defaultdict
 
 import pytest
 import torch
+from support.labels import label
+from torch.multiprocessing.reductions import StorageWeakRef
 
+import optimplug.optim
 from optimplug import ArgumentError
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
+from optimplug.optim import SGD, AdamW
 
 
 class Whole(Rule):
@@ -24,7 +28,7 @@ class Whole(Rule):
 
 
 def laid_out(p, rule, state):
-    return Layout([{"params": [p]}], [torch.ones_like(p)], [rule], state, count_on_device=False)
+    return Layout([{"params": [p]}], [torch.ones_like(p)], [rule], state, count_on=())
 
 
 def test_a_state_may_have_a_shape_and_a_type_of_its_own():
@@ -57,3 +61,160 @@ def test_a_state_begins_as_its_spec_says():
         found = spec.create(p.detach())
         assert torch.equal(found, expected)
         assert found.dtype == expected.dtype
+
+
+CHOICES = [
+    (SGD, {"momentum": 0.9}),
+    (AdamW, {}),
+    (AdamW, {"foreach": True}),
+    (AdamW, {"foreach": False}),
+    (AdamW, {"fused": True}),
+]
+
+
+def stepped(cls, options, count=3):
+    params = [torch.nn.Parameter(torch.ones(8, 8)) for _ in range(count)]
+    ours = cls(params, lr=0.1, **options)
+    for _ in range(2):
+        give_gradients(params)
+        ours.step()
+    return params, ours
+
+
+def give_gradients(params):
+    for p in params:
+        p.grad = torch.ones_like(p)
+
+
+def weak(tensor):
+    return StorageWeakRef(tensor.untyped_storage())
+
+
+@pytest.mark.parametrize(("cls", "options"), CHOICES, ids=label)
+def test_what_the_user_lets_go_is_free_at_once(cls, options):
+    params, ours = stepped(cls, options)
+    name = next(key for key in ours.state[params[0]] if key != "step")
+    weights = weak(params[0])
+    params[0].data = torch.zeros(8, 8)
+    assert weights.expired()
+    moment = weak(ours.state[params[1]][name])
+    ours.state[params[1]][name] = torch.zeros(8, 8)
+    assert moment.expired()
+    moments = [weak(ours.state[p][name]) for p in params]
+    ours.state.clear()
+    assert all(moment.expired() for moment in moments)
+    weights = [weak(p) for p in params]
+    params.clear()
+    ours.param_groups.clear()
+    assert all(p.expired() for p in weights)
+
+
+@pytest.mark.parametrize(("cls", "options"), CHOICES, ids=label)
+def test_a_cleared_state_begins_anew(cls, options):
+    params, ours = stepped(cls, options)
+    fresh = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    ours.state.clear()
+    for optimizer, owned in ((ours, params), (cls(fresh, lr=0.1, **options), fresh)):
+        give_gradients(owned)
+        optimizer.step()
+    assert all(map(torch.equal, params, fresh))
+
+
+@pytest.mark.parametrize("lost", ["state of one", "one tensor", "one counter", "one is none"])
+def test_a_state_that_lost_a_part_is_completed(lost):
+    params, ours = stepped(AdamW, {})
+    if lost == "state of one":
+        ours.state[params[0]] = {}
+    elif lost == "one is none":
+        ours.state[params[0]]["exp_avg"] = None
+    else:
+        del ours.state[params[0]]["step" if lost == "one counter" else "exp_avg"]
+    give_gradients(params)
+    ours.step()
+    assert ours.state[params[0]].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_state_that_is_taken_out_begins_anew_and_leaves_the_others():
+    params, ours = stepped(SGD, {"momentum": 0.9})
+    for p, value in zip(params, (1.0, 2.0, 3.0), strict=True):
+        ours.state[p]["momentum_buffer"].fill_(value)
+    del ours.state[params[0]]
+    give_gradients(params)
+    ours.step()
+    buffers = [ours.state[p]["momentum_buffer"][0, 0].item() for p in params]
+    assert buffers == pytest.approx([1.0, 2.8, 3.7])
+
+
+@pytest.mark.parametrize("package", [torch.optim, optimplug.optim], ids=["torch", "ours"])
+@pytest.mark.parametrize(("cls", "options"), CHOICES[:4], ids=label)
+def test_a_parameter_that_moves_to_another_device_alone_is_torchs_error(package, cls, options):
+    params = [torch.nn.Parameter(torch.ones(8, 8)) for _ in range(3)]
+    optimizer = getattr(package, cls.__name__)(params, lr=0.1, **options)
+    give_gradients(params)
+    optimizer.step()
+    move(params[0], "meta")
+    give_gradients(params)
+    if cls is SGD:
+        optimizer.step()  # torch lets these mix on a device that computes nothing
+    else:
+        with pytest.raises(RuntimeError):
+            optimizer.step()
+
+
+def move(p, device):
+    p.grad = None
+    torch.utils.swap_tensors(p, torch.nn.Parameter(p.detach().to(device)))
+
+
+@pytest.mark.parametrize(("cls", "options"), CHOICES[:4], ids=label)
+def test_a_parameter_that_moves_with_its_state_steps_there(cls, options):
+    params, ours = stepped(cls, options)
+    stay, _ = stepped(cls, options)
+    move(params[0], "meta")
+    for name, value in ours.state[params[0]].items():
+        if name != "step":
+            ours.state[params[0]][name] = value.to("meta")
+    give_gradients(params)
+    give_gradients(stay)
+    ours.step()
+    assert params[0].is_meta
+    assert all(p[0, 0] < q[0, 0] for p, q in zip(params[1:], stay[1:], strict=True))
+
+
+@pytest.mark.parametrize(("cls", "options"), CHOICES, ids=label)
+def test_a_parameter_may_be_swapped_for_another(cls, options):
+    params, ours = stepped(cls, options)
+    params[0].grad = None
+    torch.utils.swap_tensors(params[0], torch.nn.Parameter(torch.full((8, 8), 5.0)))
+    give_gradients(params)
+    ours.step()
+    assert 4.7 < params[0][0, 0] < 5
+
+
+class Failing(SGD):
+    """Its norm can't be computed, once."""
+
+    fails = False
+
+    def _gradient_scale(self, *args):
+        if self.fails:
+            raise RuntimeError("no norm")
+        return super()._gradient_scale(*args)
+
+
+def test_a_step_that_fails_is_not_the_first():
+    def trained(cls, fails):
+        params = [torch.nn.Parameter(torch.ones(4))]
+        ours = cls(params, lr=0.1, momentum=0.9, dampening=0.5)
+        for i in range(3):
+            give_gradients(params)
+            ours.fails = fails and i == 0
+            if ours.fails:
+                with pytest.raises(RuntimeError, match="no norm"):
+                    ours.step()
+                ours.fails = False
+                assert not ours.state
+            ours.step()
+        return params[0]
+
+    assert torch.equal(trained(Failing, fails=True), trained(SGD, fails=False))

@@ -402,6 +402,20 @@ def test_a_misspelt_group_key_is_an_error_and_other_keys_are_kept():
     assert optimizer.param_groups[0]["lr_scale"] == 0.5
 
 
+@pytest.mark.parametrize(
+    "key", ["no_weight_decay", "is_weight_decay", "weight_decay_", "weight_decay_1", "max_lr", 3]
+)
+def test_a_group_key_that_holds_a_hyperparameters_name_among_others_is_the_users_own(key):
+    for optimizer in (torch.optim.AdamW, AdamW):
+        assert optimizer([{"params": parameters(), key: True}]).param_groups[0][key] is True
+
+
+@pytest.mark.parametrize("key", ["betass", "weight_decays", "xweight_decay", "amsgrads"])
+def test_a_letter_more_is_a_misspelling(key):
+    with pytest.raises(ArgumentError, match=f"'{key}'; did you mean"):
+        AdamW([{"params": parameters(), key: True}])
+
+
 @pytest.mark.parametrize("bad", [torch.ones(2), [], ["x"], [{"params": [3]}]], ids=label)
 def test_what_is_no_parameter_is_refused_as_by_torch(bad):
     with pytest.raises((TypeError, ValueError)) as torchs:

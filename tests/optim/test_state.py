@@ -59,6 +59,15 @@ class TestLoading:
         ),
         "a bad rate": (lambda s: s["param_groups"][0].update(lr=-1.0), "Invalid learning rate"),
         "no rate": (lambda s: s["param_groups"][0].update(lr="x"), r"param_groups\[0\]: "),
+        "no dict": (lambda s: s.update(state=None), "must be a dict by parameter .got NoneType"),
+        "no parameters": (
+            lambda s: s["param_groups"][0].pop("params"),
+            r"param_groups\[0\] must have the key 'params'",
+        ),
+        "a state that is none": (
+            lambda s: s["state"].update({0: 5}),
+            "the state of a must be a dict",
+        ),
         "step": (lambda s: s["state"][1].update(step="x"), "step of b must be a number .got 'x'"),
     }
 
@@ -78,12 +87,15 @@ class TestLoading:
         for i, kept in ours.state_dict()["state"].items():
             assert all(same_bits(v, now["state"][i][k]) for k, v in kept.items())
 
-    def test_a_wrapper_in_the_names_makes_no_difference(self):
+    @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
+    def test_a_wrapper_in_the_names_makes_no_difference(self, wrapper):
         ours = AdamW([("a", parameters(shapes=((2,),))[0])])
         descend(ours, 2, skip=False)
         state = ours.state_dict()
-        state["param_groups"][0]["param_names"] = ["_orig_mod.a"]
+        state["param_groups"][0]["param_names"] = [f"{wrapper}a"]
         ours.load_state_dict(state)
+        twin = AdamW([(f"{wrapper}a", parameters(shapes=((2,),))[0])])
+        twin.load_state_dict(ours.state_dict())
 
     def test_hooks_see_the_state_and_may_replace_it(self):
         ours = AdamW(parameters(shapes=((2,),)))
@@ -95,3 +107,50 @@ class TestLoading:
         ours.register_load_state_dict_post_hook(lambda o: calls.append("post"))
         ours.load_state_dict(ours.state_dict())
         assert calls == ["pre", "post"]
+
+    @pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+    def test_what_is_a_subclass_own_is_left_alone(self, cls):
+        def stepped():
+            params = parameters(shapes=((2, 3),))
+            optimizer = cls(params)
+            descend(optimizer, 1, skip=False)
+            return optimizer, params[0]
+
+        optimizer, p = stepped()
+        optimizer.state[p].update(rows=torch.ones(2), seen=[1, 2])
+        optimizer.state["shared"] = {"total": torch.ones(5), "step": 3}
+        optimizer.state["epoch"] = 7
+        loaded, q = stepped()
+        loaded.load_state_dict(optimizer.state_dict())
+        assert torch.equal(loaded.state[q]["rows"], torch.ones(2))
+        assert loaded.state[q]["seen"] == [1, 2]
+        assert loaded.state["shared"]["step"] == 3
+        assert torch.equal(loaded.state["shared"]["total"], torch.ones(5))
+        assert loaded.state["epoch"] == 7
+        descend(loaded, 2, skip=False)
+        assert loaded.state[q]["step"] == 3
+
+    @pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+    def test_a_hook_may_make_anything_of_a_state(self, cls):
+        optimizer = cls(parameters(shapes=((2,),)))
+        descend(optimizer, 1, skip=False)
+        hook = optimizer.register_state_dict_post_hook(
+            lambda o, s: {"mine": s, "state": "see mine"}
+        )
+        saved = optimizer.state_dict()
+        assert (saved.keys(), saved["state"]) == ({"mine", "state"}, "see mine")
+        hook.remove()
+        optimizer.register_load_state_dict_pre_hook(lambda o, s: s["mine"])
+        optimizer.load_state_dict(saved)
+
+    def test_sparse_and_expanded_moments_become_whole(self):
+        a, b = parameters(shapes=((2,), (3,)))
+        ours = AdamW([a, b])
+        descend(ours, 1, skip=False)
+        state = ours.state_dict()
+        state["state"][0]["exp_avg"] = torch.tensor([0.0, 2.0]).to_sparse()
+        state["state"][1]["exp_avg"] = torch.tensor([3.0]).expand(3)
+        ours.load_state_dict(state)
+        assert torch.equal(ours.state[a]["exp_avg"], torch.tensor([0.0, 2.0]))
+        assert ours.state[b]["exp_avg"].is_contiguous()
+        descend(ours, 1, skip=False)

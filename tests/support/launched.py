@@ -30,6 +30,12 @@ RECIPE = {
         {**PLATEAU, "patience": 0, "factor": 0.5},
     ],
 }
+# Not one of optimplug's, which would clip by itself.
+ANOTHER = {
+    "optimizer": {"name": "torch.optim.SGD", "lr": 0.5, "momentum": 0.9, "max_grad_norm": 0.5},
+    "groups": [{"match": "classifier.*", "lr_scale": 0.1}],
+    "schedule": RECIPE["schedule"],
+}
 
 SETTINGS = {
     "num_train_epochs": 2,
@@ -40,7 +46,7 @@ SETTINGS = {
 }
 
 
-def trainer_of(folder, batch=4, prepare=lambda: None):
+def trainer_of(folder, batch=4, prepare=lambda: None, recipe=RECIPE):
     args = arguments(folder, **SETTINGS, per_device_train_batch_size=batch)
     assert args.device.type == "cpu"
     prepare()
@@ -50,7 +56,7 @@ def trainer_of(folder, batch=4, prepare=lambda: None):
         train_dataset=tiny_rows(24),
         eval_dataset=tiny_rows(8),
         data_collator=collate,
-        recipe=RECIPE,
+        recipe=recipe,
     )
 
 
@@ -79,9 +85,9 @@ def result(trainer, rates):
     }
 
 
-def recipe_run(folder, batch, checkpoint=None):
+def recipe_run(recipe, folder, batch, checkpoint=None):
     fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    trainer = trainer_of(folder / "run", batch, let_fsdp_be if fsdp else lambda: None)
+    trainer = trainer_of(folder / "run", batch, let_fsdp_be if fsdp else lambda: None, recipe)
     trainer.add_callback(SaveAfter([7]))
     return trainer, run(trainer, checkpoint)
 
@@ -112,7 +118,8 @@ def own_metrics_run(trainer_class, folder, batch):
 
 
 WAYS = {
-    "recipe": recipe_run,
+    "recipe": functools.partial(recipe_run, RECIPE),
+    "another": functools.partial(recipe_run, ANOTHER),
     "own metrics, recipe": functools.partial(own_metrics_run, RecipeTrainer),
     "own metrics, callback": functools.partial(own_metrics_run, Trainer),
 }

@@ -22,8 +22,17 @@ def recipe_of(*schedule, **more):
 
 STEPS = recipe_of(WARM_UP, COSINE)
 FOLLOWING = recipe_of(WARM_UP, PLATEAU)
-# The last bits of a gradient do not become the direction of an update.
-CALM = {**FOLLOWING, "optimizer": {"name": "AdamW", "lr": 0.1, "eps": 0.1}}
+# The last bits of a gradient do not become the direction of an update. The metric has the name
+# that it has in another runtime.
+CALM = {
+    "optimizer": {"name": "AdamW", "lr": 0.1, "eps": 0.1},
+    "schedule": [WARM_UP, {**PLATEAU, "monitor": "eval_loss"}],
+}
+# Of an optimizer that does not clip by itself.
+CLIPPED = {
+    **FOLLOWING,
+    "optimizer": {"name": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "max_grad_norm": 0.05},
+}
 
 
 def rows():

@@ -3,13 +3,23 @@
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
-from support.lightning_runs import CALM, FOLLOWING, Rates, Resumable, Tiny, batches, trainer_of
+from support.lightning_runs import (
+    CALM,
+    CLIPPED,
+    FOLLOWING,
+    Rates,
+    Resumable,
+    Tiny,
+    batches,
+    trainer_of,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -68,9 +78,9 @@ def data_parallel(folder):
     report(folder, trainer, module, rates)
 
 
-def sharded(folder, ckpt_path=None, name="whole"):
+def sharded(folder, ckpt_path=None, name="whole", recipe=CALM):
     (folder / name).mkdir(exist_ok=True)
-    rates, module = Rates(), Sharded(CALM)
+    rates, module = Rates(), Sharded(recipe)
     keep = ModelCheckpoint(folder / "kept", "{epoch}", save_top_k=-1, save_on_train_epoch_end=False)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
     trainer = trainer_of(
@@ -80,12 +90,18 @@ def sharded(folder, ckpt_path=None, name="whole"):
     report(folder / name, trainer, module, rates)
 
 
-def resharded(folder):
-    sharded(folder)
-    sharded(folder, folder / "kept" / "epoch=1.ckpt", "resumed")
+def resharded(recipe, folder):
+    sharded(folder, recipe=recipe)
+    sharded(folder, folder / "kept" / "epoch=1.ckpt", "resumed", recipe)
+
+
+KINDS = {
+    "killed": killed,
+    "data_parallel": data_parallel,
+    "sharded": partial(resharded, CALM),
+    "sharded, clipped": partial(resharded, CLIPPED),
+}
 
 
 if __name__ == "__main__":
-    {"killed": killed, "data_parallel": data_parallel, "sharded": resharded}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    KINDS[sys.argv[1]](Path(sys.argv[2]))

@@ -6,16 +6,17 @@ that shares its rule, device and dtype; hyperparameters that differ go in as one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
 
-__all__ = ["Batch", "Cell", "are_plain"]
+__all__ = ["Batch", "Cell", "Form", "are_plain"]
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
@@ -24,17 +25,40 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     return own <= {Tensor.__torch_dispatch__}
 
 
+class Form(NamedTuple):
+    """What the parameters of a batch have in common."""
+
+    cls: type
+    layout: torch.layout
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, p: Tensor) -> Form:
+        """Return the form of a parameter."""
+        return cls(type(p), p.layout, p.device, p.dtype)
+
+    def is_that_of(self, params: Sequence[Tensor]) -> bool:
+        """Tell whether all these have it."""
+        return (
+            set(map(type, params)) == {self.cls}
+            and {p.device for p in params} == {self.device}
+            and {p.dtype for p in params} == {self.dtype}
+            and params[0].layout == self.layout
+        )
+
+
 @dataclass
 class Cell:
     """Tensors of one group that have stepped equally often, so that they share every scalar.
 
-    They share one step counter as well: ``counter`` stands in each one's state as ``step``.
+    Each has a step counter of its own; ``counter`` is one that shows what all of them show.
     """
 
     group: int
     """The position of the group among the optimizer's."""
     counter: Tensor | None
-    """How often the tensors have stepped; None where the rule does not count."""
+    """How often each tensor has stepped; None where the rule does not count."""
     first: bool
     """Whether some of their state begins with the next update."""
     part: slice = field(default_factory=lambda: slice(0, 0))
@@ -77,6 +101,18 @@ class Batch:
     """Whether the tensors are parts of larger ones, the rest of which are with other processes."""
     memo: dict[str, Any]
     """What an execution has found out and wants to keep for as long as the layout stays."""
+    owners: list[Tensor]
+    """The parameters themselves, of which :attr:`params` may be shards or other views."""
+    form: Form
+    """What the parameters had in common when they were put together."""
+
+    @property
+    def has_its_form(self) -> bool:
+        """Whether the parameters still are what they were when they were put together.
+
+        One that has moved to another device or changed its type belongs to another batch.
+        """
+        return self.form.is_that_of(self.owners)
 
     def coefficients(self, ahead: int = 0) -> list[dict[str, Any]]:
         """Return the scalars of each cell; tensors where a hyperparameter is one.
@@ -84,6 +120,7 @@ class Batch:
         Args:
             ahead: for how many updates after the one that is counted last.
         """
+        self._split_cells()
         kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
         # To read a number from a tensor takes long, and most cells share a counter: once for each.
         counts = {kind: cell.t + ahead * self.rule.counts_steps for kind, cell in kinds.items()}
@@ -91,6 +128,23 @@ class Batch:
             self.rule.coefficients(hyper, counts[id(cell.counter), cell.first])
             for cell, hyper in zip(self.cells, self.hypers, strict=True)
         ]
+
+    def _split_cells(self) -> None:
+        """Take tensors apart whose counters, on a device of their own, somebody has changed.
+
+        Whoever asks for their values has to wait for the device anyhow.
+        """
+        if not self.steps or self.steps[0].is_cpu:
+            return
+        counts, cells, hypers = torch.stack(self.steps).tolist(), [], []
+        for cell, hyper in zip(self.cells, self.hypers, strict=True):
+            places = range(cell.part.start, cell.part.stop)
+            for count, members in groupby(places, key=counts.__getitem__):
+                found = list(members)
+                part = slice(found[0], found[-1] + 1)
+                cells.append(replace(cell, counter=torch.tensor(count), part=part))
+                hypers.append(hyper)
+        self.cells, self.hypers = cells, hypers
 
     def numbers(self, ahead: int = 0) -> list[dict[str, float]]:
         """Return the scalars of each cell as numbers; as :meth:`coefficients`."""

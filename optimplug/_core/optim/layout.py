@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_
-from typing import Any, TypeAlias
+from operator import is_, itemgetter
+from types import NoneType
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch, Cell
+from optimplug._core.internals import is_flattened
+from optimplug._core.optim.batch import Batch, Cell, Form
+from optimplug._core.optim.counters import AnyCounters, gather
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import ArgumentError, GradientError
 
@@ -22,62 +25,79 @@ State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 
 @dataclass
 class _BatchLayout:
-    """The part of a batch that stays from step to step."""
+    """The part of a batch that stays from step to step.
+
+    It holds neither parameters nor states, only where they stand: what the user lets go is free.
+    """
 
     rule: Rule
+    form: Form
     cells: list[Cell] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)
-    kept: list[dict[str, Any]] = field(default_factory=list)
-    """The state of each parameter, as it stands in the optimizer."""
     places: list[int] = field(default_factory=list)
     """The position of each parameter among those of all groups."""
+    kept: list[int] = field(default_factory=list)
+    """The position of each parameter's state among all states; empty where the rule has none."""
     steps: list[Tensor] = field(default_factory=list)
     """The step counter of each parameter; empty where the rule does not count."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What an execution keeps here; see :class:`Batch`."""
 
-    def add(self, p: Tensor, kept: dict[str, Any], place: int, cell: Cell) -> None:
+    def add(self, place: int, cell: Cell) -> None:
         """Append a tensor, to the last cell if it belongs there, else to a new one."""
         if not self.cells or not self.cells[-1].takes(cell):
             self.cells.append(cell)
-            cell.part = slice(len(self.params), len(self.params))
-        self.params.append(p)
-        self.kept.append(kept)
+            cell.part = slice(len(self.places), len(self.places))
         self.places.append(place)
-        if cell.counter is not None:
-            self.steps.append(cell.counter)
-        self.cells[-1].part = slice(self.cells[-1].part.start, len(self.params))
+        self.cells[-1].part = slice(self.cells[-1].part.start, len(self.places))
 
-    def of(self, cell: Cell) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        """Walk the parameters of a cell, with their states."""
-        return zip(self.params[cell.part], self.kept[cell.part], strict=True)
+    def batch(
+        self,
+        groups: Sequence[dict[str, Any]],
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        states: Sequence[dict[str, Any]],
+    ) -> Batch | None:
+        """Return this step's work; None where it is not what was laid out.
 
-    def still_holds(self) -> bool:
-        """Tell whether the next step may use it again."""
-        if not self.steps:
-            # A rule without a count has other scalars at a parameter's first update.
-            return not any(cell.first for cell in self.cells)
-        # Whoever has put another counter into a state wants it to be used.
-        return _same(self.steps, [kept["step"] for kept in self.kept])
-
-    def batch(self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]) -> Batch:
-        """Return this step's work."""
-        columns = {
-            "params": self.params,
-            "grads": [g for g in (grads[place] for place in self.places) if g is not None],
-            **{name: [kept[name] for kept in self.kept] for name in self.rule.state_names},
-        }
-        sharded = _is_sharded(self.params[0])
+        Args:
+            groups: the optimizer's param_groups.
+            params: the parameters of all groups.
+            grads: the gradient of each.
+            states: all states, in their order.
+        """
+        columns = self._columns(params, grads, states)
+        if columns is None:
+            return None
+        owners = columns["params"]
+        sharded = _is_sharded(owners[0])
         if sharded:
             columns = _local(columns)
-        if self.params[0].is_complex():
+        if owners[0].is_complex():
             # Rules treat a complex number as two real ones, as torch does.
             columns["grads"] = [g.resolve_conj() for g in columns["grads"]]
             columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
-        params, own = columns.pop("params"), columns.pop("grads")
-        tensors = params, own, columns, self.steps
-        return Batch(self.rule, self.cells, hypers, *tensors, sharded, self.memo)
+        tensors = columns.pop("params"), columns.pop("grads"), columns, self.steps
+        return Batch(self.rule, self.cells, hypers, *tensors, sharded, self.memo, owners, self.form)
+
+    def _columns(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        states: Sequence[dict[str, Any]],
+    ) -> dict[str, list[Any]] | None:
+        """Return the tensors of this step; None where a state is not what it was."""
+        kept = _pick(self.kept, states)
+        try:
+            # Whoever has put another counter into a state wants it to be used.
+            if self.steps and not _same(self.steps, list(map(itemgetter("step"), kept))):
+                return None
+            columns = {name: list(map(itemgetter(name), kept)) for name in self.rule.state_names}
+        except KeyError:
+            return None
+        if any(NoneType in set(map(type, column)) for column in columns.values()):
+            return None
+        return {"params": _pick(self.places, params), "grads": _pick(self.places, grads), **columns}
 
 
 class Layout:
@@ -89,7 +109,8 @@ class Layout:
         rules: the rule of each group.
         state: the optimizer's state. Parameters new to it start from zeros; the state of a
             parameter without gradient is not touched.
-        count_on_device: whether a parameter's steps are counted on its own device, or on the CPU.
+        count_on: the types of device that count the steps of their parameters themselves, for
+            rules that have a fused operator; all else is counted on the CPU.
 
     Raises:
         GradientError: a gradient is sparse where the rule takes none. Nothing has changed then.
@@ -102,59 +123,73 @@ class Layout:
         grads: Sequence[Tensor | None],
         rules: Sequence[Rule],
         state: State,
-        count_on_device: bool,
+        count_on: Collection[str],
     ) -> None:
         _refuse_sparse(groups, grads, rules)
-        self._params = _flat(groups)
+        members = list(_stepping(groups, grads, rules))
+        for member in members:
+            _refuse_part(member.p, member.rule)
+        for member in members:
+            member.kept, member.first = _ensure_state(member.p, member.rule, state)
+        counters = _gather(members, count_on)
+        self._counters = counters
         self._kinds = _kinds(grads)
         self._rules = list(rules)
-        self._counters: dict[Any, Tensor] = {}
+        # Whoever is compared by its number alone may be gone, and another one have that number:
+        # that is why a batch looks at its tensors' forms again.
+        self._params = list(map(id, _flat(groups)))
+        self._owners = list(map(id, state))
+        positions = {number: i for i, number in enumerate(self._owners)}
         layouts: dict[Any, _BatchLayout] = {}
-        places = iter(range(len(grads)))
-        for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-            for p, place in zip(group["params"], places, strict=False):
-                if self._kinds[place] is None:
-                    continue
-                _refuse_part(p, rule)
-                kept, first = _ensure_state(p, rule, state)
-                # Only an operator of torch's reads the count where it runs.
-                there = count_on_device and bool(rule.fused_dtypes)
-                counter = self._counter(p, kept, there) if rule.counts_steps else None
-                types = tuple(kept[name].dtype for name in rule.state_names)
-                # What agrees in all of this can be updated by one call, whatever its group.
-                form = (rule, type(p), p.layout, p.device, p.dtype, self._kinds[place], types)
-                layout = layouts.setdefault(form, _BatchLayout(rule))
-                layout.add(p, kept, place, Cell(i, counter, first))
+        for member in members:
+            # What agrees in all of this can be updated by one call, whatever its group.
+            form = Form.of(member.p)
+            types = tuple(member.kept[name].dtype for name in member.rule.state_names)
+            key = (member.rule, form, self._kinds[member.place], types)
+            layout = layouts.setdefault(key, _BatchLayout(member.rule, form))
+            layout.add(member.place, Cell(member.group, member.counter, member.first))
+            if member.kept:
+                layout.kept.append(positions[id(member.p)])
+            if member.counter is not None:
+                layout.steps.append(member.kept["step"])
         self.layouts = list(layouts.values())
-        # To compare whole lists is quicker than to look every parameter up in the state.
-        self._owners, self._kept = list(state), list(state.values())
 
-    def fits(
+    def batches(
         self,
         groups: Sequence[dict[str, Any]],
         grads: Sequence[Tensor | None],
         rules: Sequence[Rule],
         state: State,
-    ) -> bool:
-        """Tell whether nothing has changed: parameters, kinds of gradients, rules, state."""
-        return (
-            _same(self._params, _flat(groups))
+    ) -> list[Batch] | None:
+        """Return this step's work; None where something has changed since this was laid out."""
+        params, states = _flat(groups), list(state.values())
+        fits = (
+            self._params == list(map(id, params))
             and self._kinds == _kinds(grads)
             and self._rules == rules
-            and _same(self._kept, list(state.values()))
-            and _same(self._owners, list(state))
-            and all(layout.still_holds() for layout in self.layouts)
+            and self._owners == list(map(id, state))
         )
+        if not fits:
+            return None
+        found = [layout.batch(groups, params, grads, states) for layout in self.layouts]
+        return None if None in found else cast("list[Batch]", found)
 
-    def forget_first(self, state: State) -> None:
+    @property
+    def lasts(self) -> bool:
+        """Whether the next step may use it again."""
+        for layout in self.layouts:
+            # A rule without a count has other scalars at a parameter's first update.
+            if not layout.steps and any(cell.first for cell in layout.cells):
+                return False
+        return all(counters.untouched for counters in self._counters)
+
+    def forget_first(self, groups: Sequence[dict[str, Any]], state: State) -> None:
         """Take back states that began with an update which was then left out."""
+        params = _flat(groups)
         for layout in self.layouts:
             for cell in layout.cells if not layout.rule.counts_steps else ():
-                for p, kept in layout.of(cell) if cell.first else ():
-                    for name in layout.rule.state_names:
-                        kept.pop(name, None)
-                    if not kept:
-                        state.pop(p, None)
+                for place in layout.places[cell.part] if cell.first else ():
+                    _forget(layout.rule, params[place], state)
 
     @property
     def has_first(self) -> bool:
@@ -167,30 +202,64 @@ class Layout:
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
-        for counter in self._counters.values():
-            counter += steps if isinstance(steps, float | int) else steps.to(counter.device)
+        for counters in self._counters:
+            counters.advance(steps)
 
-    def batches(
-        self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None]
-    ) -> list[Batch]:
-        """Return this step's work."""
-        return [layout.batch(groups, grads) for layout in self.layouts]
 
-    def _counter(self, p: Tensor, kept: dict[str, Any], on_device: bool) -> Tensor:
-        """Let parameters that have stepped equally often share one counter, in ``kept`` too."""
-        own = kept["step"]
-        device = p.device if on_device else torch.device("cpu")
-        key = (float(own), own.dtype, device)
-        if key not in self._counters:
-            # A new one: the old may still count for a parameter that has no gradient now.
-            self._counters[key] = own.detach().clone().to(device)
-        kept["step"] = self._counters[key]
-        return self._counters[key]
+@dataclass
+class _Member:
+    """A parameter that steps, while the layout is being made."""
+
+    group: int
+    place: int
+    p: Tensor
+    rule: Rule
+    kept: dict[str, Any] = field(default_factory=dict)
+    first: bool = False
+    counter: Tensor | None = None
+    """What it shares with others that have stepped as often; see :mod:`.counters`."""
+
+
+def _stepping(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> Iterator[_Member]:
+    """Walk the parameters that have a gradient."""
+    place = -1
+    for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
+        for p in group["params"]:
+            place += 1
+            if grads[place] is not None:
+                yield _Member(i, place, p, rule)
+
+
+def _gather(members: Sequence[_Member], count_on: Collection[str]) -> list[AnyCounters]:
+    """Gather the step counters of those whose rule counts."""
+    counting = [member for member in members if member.rule.counts_steps]
+    counters, shared = gather(
+        (member.kept, _counts_on(member.p, member.rule, count_on)) for member in counting
+    )
+    for member, counter in zip(counting, shared, strict=True):
+        member.counter = counter
+    return counters
+
+
+def _counts_on(p: Tensor, rule: Rule, count_on: Collection[str]) -> torch.device:
+    """Return where a parameter's updates are counted."""
+    # Only an operator of torch's reads the count where it runs.
+    there = rule.fused_dtypes and p.device.type in count_on
+    return p.device if there else torch.device("cpu")
 
 
 def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:
     """Return for each gradient whether it is sparse; None where there is none."""
     return [None if g is None else g.is_sparse for g in grads]
+
+
+def _forget(rule: Rule, p: Tensor, state: State) -> None:
+    for name in rule.state_names:
+        state[p].pop(name, None)
+    if not state[p]:
+        del state[p]
 
 
 def _ensure_state(p: Tensor, rule: Rule, state: State) -> tuple[dict[str, Any], bool]:
@@ -201,7 +270,8 @@ def _ensure_state(p: Tensor, rule: Rule, state: State) -> tuple[dict[str, Any], 
     if rule.counts_steps and "step" not in kept:
         # In float32, as in torch, unless the default is wider.
         wide = torch.get_default_dtype() == torch.float64
-        kept["step"] = torch.zeros((), dtype=torch.float64 if wide else torch.float32)
+        # Not zeros(): of a fake tensor only tensor() knows the value.
+        kept["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p)
@@ -214,13 +284,17 @@ def _refuse_sparse(
     found = iter(grads)
     for group, rule in zip(groups, rules, strict=True):
         for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
-            if g is not None and g.is_sparse and not rule.takes_sparse:
+            if g is None or not g.is_sparse:
+                continue
+            if not rule.takes_sparse:
                 raise GradientError(_sparse_message(group, i, p))
+            if group.get("weight_decay", 0) != 0:
+                raise GradientError(_sparse_decay_message(group, i, p))
 
 
 def _refuse_part(p: Tensor, rule: Rule) -> None:
     """Refuse a parameter of which only a part is here, for a rule that needs the whole."""
-    if rule.scope != "element" and _is_sharded(p):
+    if rule.scope != "element" and (_is_sharded(p) or is_flattened(p)):
         raise ArgumentError(
             f"{type(rule).__name__} must see a whole {rule.scope} at once, but of a parameter of "
             f"shape {tuple(p.shape)} only a shard is in this process; use an optimizer that "
@@ -229,11 +303,29 @@ def _refuse_part(p: Tensor, rule: Rule) -> None:
 
 
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
-    name = group["param_names"][i] if "param_names" in group else f"of shape {tuple(p.shape)}"
     return (
-        f"gradients must be dense, but that of parameter {name} is sparse; "
+        f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
         "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
     )
+
+
+def _sparse_decay_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    return (
+        f"weight_decay must be 0 where gradients are sparse, as that of parameter "
+        f"{_name(group, i, p)} is (got {group['weight_decay']}): it would move every row; "
+        "give this parameter to a group with weight_decay=0, or build its embedding with "
+        "sparse=False"
+    )
+
+
+def _name(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    return group["param_names"][i] if "param_names" in group else f"of shape {tuple(p.shape)}"
+
+
+def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
+    """Return what stands at these places."""
+    # For one alone, itemgetter returns no tuple.
+    return list(itemgetter(*places)(found)) if len(places) > 1 else [found[i] for i in places]
 
 
 def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from optimplug._core.internals import load_post_hooks, load_pre_hooks
+from optimplug._core.internals import load_post_hooks, load_pre_hooks, outside_graphs
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.counters import with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
     check_choices,
     devices_asked_for,
-    may_fuse,
+    devices_that_count,
     prepare,
 )
 from optimplug._core.optim.executions.execution import Ready
-from optimplug._core.optim.gradients import clip_coefficient, global_norm, prepared_norm
+from optimplug._core.optim.gradients import (
+    check_clipping,
+    clip_coefficient,
+    global_norm,
+    prepared_norm,
+    refuse_flattened,
+)
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
@@ -61,10 +70,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ArgumentError(
-                f"Invalid max_grad_norm: {max_grad_norm}; must be > 0, or None for no clipping"
-            )
+        check_clipping(max_grad_norm, skip_nonfinite)
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
@@ -104,40 +110,60 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self._update()
         return loss
 
+    @outside_graphs
     def _update(self) -> None:
         groups = self.param_groups
         grads = [p.grad for group in groups for p in group["params"]]
-        layout = self._current_layout(groups, grads)
-        batches = layout.batches(groups, grads)
-        if not batches:
-            return
         # GradScaler lends these two for the time of a step.
         amp_scale: Tensor | None = getattr(self, "grad_scale", None)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        # What fails while the batches are prepared fails before any of them has moved.
-        ready = [prepare(batch, self.defaults) for batch in batches]
-        scale = self._gradient_scale(grads, batches, ready, amp_scale)
-        skips = self._skips()
+        try:
+            # What fails here fails before any parameter has moved.
+            batches, ready = self._prepared(groups, grads)
+            if not batches:
+                return
+            scale = self._gradient_scale(grads, batches, ready, amp_scale)
+            skips = self._skips()
+        except BaseException:
+            self._forget_first()
+            raise
+        layout = cast("Layout", self._layout)
         if not skips:
             layout.advance(1)
-            for batch in ready:
-                batch.run(scale, found_inf)
+            for batch, prepared in zip(batches, ready, strict=True):
+                prepared.run(scale, found_inf)
+                if batch.is_sharded:
+                    # What worked on the shards has marked those as changed, for autograd.
+                    torch.autograd.graph.increment_version(batch.owners)
         if found_inf is not None and not skips:
             layout.advance(-found_inf)
             skips = layout.has_first and bool(found_inf)
-        if skips and layout.has_first:
-            layout.forget_first(self.state)
-            self._layout = None
+        if skips:
+            self._forget_first()
 
-    def _current_layout(self, groups: list[dict[str, Any]], grads: list[Tensor | None]) -> Layout:
-        """Return the layout of this step: that of the last one, unless something has changed."""
+    def _prepared(
+        self, groups: list[dict[str, Any]], grads: list[Tensor | None]
+    ) -> tuple[list[Batch], list[Ready]]:
+        """Return this step's work, ready to be run."""
         rules = [self.rule(group) for group in groups]
-        layout = self._layout
-        if layout is None or not layout.fits(groups, grads, rules, self.state):
-            on_device = may_fuse(self.defaults)  # one pass reads the count where it runs
-            layout = Layout(groups, grads, rules, self.state, count_on_device=on_device)
-            self._layout = layout
-        return layout
+        if self._layout is not None and self._layout.lasts:
+            batches = self._layout.batches(groups, grads, rules, self.state)
+            if batches is not None:
+                ready = [prepare(batch, self.defaults) for batch in batches]
+                if None not in ready:
+                    return batches, cast("list[Ready]", ready)
+        if self._needs_norm:
+            refuse_flattened(self.param_groups)
+        count_on = devices_that_count(self.defaults)
+        self._layout = Layout(groups, grads, rules, self.state, count_on)
+        batches = cast("list[Batch]", self._layout.batches(groups, grads, rules, self.state))
+        return batches, [cast("Ready", prepare(batch, self.defaults)) for batch in batches]
+
+    def _forget_first(self) -> None:
+        """Undo the beginning of states by an update that has not taken place."""
+        layout, self._layout = self._layout, None
+        if layout is not None and layout.has_first:
+            layout.forget_first(self.param_groups, self.state)
 
     def _gradient_scale(
         self,
@@ -148,7 +174,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
-        if self.max_grad_norm is None and not self.skip_nonfinite:
+        if not self._needs_norm:
             return scale
         norm = prepared_norm(ready, batches)
         if norm is None:
@@ -161,6 +187,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
             return scale  # nothing to clip, and on the CPU it costs no wait to know
         return clip if scale is None else clip * scale.to(clip.device)
 
+    @property
+    def _needs_norm(self) -> bool:
+        return self.max_grad_norm is not None or self.skip_nonfinite
+
     def _skips(self) -> bool:
         if not self.skip_nonfinite or self.grad_norm is None:
             return False
@@ -171,11 +201,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``."""
         found = super().state_dict()
-        # Parameters share a step counter here; whoever loads this may count each on its own.
-        found["state"] = {
-            i: {k: v.clone() if k == "step" else v for k, v in kept.items()}
-            for i, kept in found["state"].items()
-        }
+        # The counters are parts of one tensor here; whoever loads this may want each by itself.
+        if isinstance(found.get("state"), Mapping):  # a hook may have made something else of it
+            found["state"] = {i: with_own_count(kept) for i, kept in found["state"].items()}
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -189,7 +217,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """
         state_dict = dict(state_dict)
         for pre_hook in load_pre_hooks(self):
-            state_dict = pre_hook(self, state_dict) or state_dict
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         state, groups = checked_state(state_dict, self.param_groups, self._checked_rule)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in load_post_hooks(self):
@@ -221,7 +250,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _check_group(self, group: dict[str, Any], where: str) -> None:
         for key in group.keys() - self.defaults.keys() - {"params"}:
             meant = nearest(key, self.defaults, cutoff=0.85)
-            if meant is not None:
+            if meant is not None and not _speaks_of(key, meant):
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
         for key in ("max_grad_norm", "skip_nonfinite"):
             if key in group:
@@ -267,9 +296,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
+        found = super().__getstate__()
+        # Each counter would be written with all others, of whose memory it is a part.
+        state = {key: with_own_count(kept) for key, kept in found["state"].items()}
         return {
-            **super().__getstate__(),
+            **found,
             **{name: getattr(self, name) for name in own},
+            "state": defaultdict(dict, state),
             "grad_norm": None,
         }
 
@@ -282,3 +315,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+
+
+def _speaks_of(key: object, name: str) -> bool:
+    """Tell whether a key holds a hyperparameter's name as words among others: no_weight_decay."""
+    return re.search(rf"(?<![^\W_]){name}(?![^\W_])", str(key)) is not None

@@ -35,8 +35,15 @@ def checked_state(
     """
     for key in ("state", "param_groups"):
         if key not in state_dict:
-            raise StateError(f"a state dict must have the key {key!r} (got {sorted(state_dict)})")
+            there = sorted(map(str, state_dict))
+            raise StateError(f"a state dict must have the key {key!r} (got {there})")
+    if not isinstance(state_dict["state"], Mapping):
+        given = type(state_dict["state"]).__name__
+        raise StateError(f"'state' of a state dict must be a dict by parameter (got {given})")
     saved = state_dict["param_groups"]
+    for i, group in enumerate(saved):
+        if "params" not in group:
+            raise StateError(f"param_groups[{i}] must have the key 'params' (got {sorted(group)})")
     if len(saved) != len(groups):
         raise StateError(
             "loaded state dict has a different number of parameter groups "
@@ -68,10 +75,9 @@ def checked_state(
         if p is None:
             state[number] = kept
             continue
-        specs = {spec.name: spec for spec in rules[p].state}
-        state[p] = {
-            key: _fitted(value, p, key, names[p], specs.get(key)) for key, value in kept.items()
-        }
+        if not isinstance(kept, Mapping):
+            raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
+        state[p] = {key: _fitted(value, p, key, names[p], rules[p]) for key, value in kept.items()}
     for p, rule in rules.items():
         _check_whole(state.get(p), rule, names[p])
     return state, loaded
@@ -122,11 +128,11 @@ def _check_names(i: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 def _bare(name: str) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
-    return name
+    return name.removeprefix("module.")  # of DataParallel and its kin, outermost
 
 
-def _fitted(value: Any, p: Tensor, key: str, name: str, spec: StateSpec | None) -> Any:
-    """Return a state's value as the parameter needs it; ``spec`` is that of the rule, if any."""
+def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
+    """Return a state's value as the parameter needs it."""
     if key == "step":
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.detach().clone()
@@ -135,12 +141,25 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, spec: StateSpec | None) 
         raise StateError(f"step of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
+    spec = next((spec for spec in rule.state if spec.name == key), None)
+    if spec is not None or key in rule.variant_state:
+        value = _own_state(value, p, f"{key} of {name}", spec)
+    return value.to(device=p.device)
+
+
+def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> Tensor:
+    """Return a tensor that the rule will work on, if it has the shape and the kind for it."""
     shape = tuple(p.shape) if spec is None else spec.shape_for(p)
     if tuple(value.shape) != shape:
-        raise StateError(f"{key} of {name} must have the shape {shape} (got {tuple(value.shape)})")
+        raise StateError(f"{what} must have the shape {shape} (got {tuple(value.shape)})")
     if value.is_floating_point() and not (p.is_floating_point() or p.is_complex()):
-        raise StateError(f"{key} of {name} must be of a type like {p.dtype} (got {value.dtype})")
-    return value.to(device=p.device)
+        raise StateError(f"{what} must be of a type like {p.dtype} (got {value.dtype})")
+    # torch keeps the momentum of sparse gradients sparse; one that is expanded has one memory for
+    # several elements.
+    if value.is_sparse:
+        return value.to_dense()
+    expanded = any(step == 0 < size - 1 for step, size in zip(value.stride(), shape, strict=True))
+    return value.contiguous() if expanded else value
 
 
 def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

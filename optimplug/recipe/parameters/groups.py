@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from optimplug.errors import RecipeError
+from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.parameters.depth import Layout
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.text.rule_id import RuleId
@@ -72,11 +72,8 @@ class Grouping:
     """Every parameter of the model, frozen ones too, by the first of its names."""
     layout: Layout | None = None
     """The model's layers, if the recipe asks for depth or says what they are."""
-
-    def freeze(self) -> None:
-        """Let frozen parameters require no gradients."""
-        for parameter in self.frozen.values():
-            parameter.requires_grad_(False)
+    absent: tuple[Problem, ...] = ()
+    """Families that a rule names and the model lacks, each with its path in the recipe."""
 
 
 @dataclass
@@ -120,8 +117,8 @@ def group_parameters(
             the names of a tied parameter, a rate is not finite, or nothing is left to train.
     """
     _check_trainable(model)
-    found, layout = collect_votes(model, rules, rule_settings, layers)
-    parameters = {each.names[0]: each for each in found}
+    all_votes, absent, layout = collect_votes(model, rules, rule_settings, layers)
+    parameters = {each.names[0]: each for each in all_votes}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
@@ -133,7 +130,7 @@ def group_parameters(
         raise RecipeError.at("groups", "no parameter is left to train: all are frozen")
     names = _group_names(list(drafts.values()))
     groups = tuple(draft.as_group(name) for draft, name in zip(drafts.values(), names, strict=True))
-    return Grouping(groups, frozen, parameters, layout)
+    return Grouping(groups, frozen, parameters, layout, tuple(absent))
 
 
 def _check_trainable(model: nn.Module) -> None:

@@ -14,18 +14,13 @@ from optimplug.recipe.text.problems import Problems
 
 __all__ = ["layers_by_name"]
 
-# What wrappers (DataParallel, torch.compile, FSDP, checkpointing) put into the names of modules.
-_WRAPPERS = re.compile(
-    r"(?:^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.|$)"
-)
-
 
 def layers_by_name(model: nn.Module, globs: Sequence[str]) -> Tower:
     """Return the layers that globs on the names of modules name, the lowest first.
 
     The modules that one glob matches are in their numeric order (``blocks.10`` after ``blocks.9``).
     What lies inside a module that it matches too is part of that. Modules without parameters are
-    none; wrappers are no part of a name.
+    none.
 
     Raises:
         RecipeError: a glob matches no module, or one that another glob has named already.
@@ -37,30 +32,21 @@ def layers_by_name(model: nn.Module, globs: Sequence[str]) -> Tower:
         (('stem',), ('blocks.0',))
     """
     wrong = Problems()
-    paths = {
-        path: _plain(path)
+    paths = [
+        path
         for path, module in model.named_modules(remove_duplicate=False)
         if path and next(module.parameters(), None) is not None
-    }
+    ]
     taken: dict[str, int] = {}
     for i, glob in enumerate(globs):
-        matching = [path for path, plain in paths.items() if _matches(glob, path, plain)]
+        matching = [path for path in paths if fnmatchcase(path, glob)]
         found = sorted(_outermost(matching), key=_in_numeric_order)
         if not found:
-            wrong.add(f"layers[{i}]", f"{glob!r} matches no module{_guess(glob, paths.values())}")
+            wrong.add(f"layers[{i}]", f"{glob!r} matches no module{_guess(glob, paths)}")
         wrong.extend(_overlaps(i, found, taken))
         taken.update(dict.fromkeys(found, i))
     wrong.raise_if_any()
     return tuple((path,) for path in taken)
-
-
-def _plain(path: str) -> str:
-    """Return a module's path as it is without wrappers around the model and its parts."""
-    return _WRAPPERS.sub("", path).lstrip(".").removeprefix("module.")
-
-
-def _matches(glob: str, path: str, plain: str) -> bool:
-    return fnmatchcase(plain, glob) or fnmatchcase(path, glob)
 
 
 def _outermost(paths: Iterable[str]) -> Iterator[str]:
@@ -86,8 +72,7 @@ def _overlaps(i: int, found: Iterable[str], taken: dict[str, int]) -> Iterator[P
                 break
 
 
-def _guess(glob: str, names: Iterable[str]) -> str:
-    known = list(names)
+def _guess(glob: str, known: Sequence[str]) -> str:
     lists = {f"{name.rpartition('.')[0]}.*" for name in known if "." in name}
     close = nearest(glob, [*known, *sorted(lists)])
     return f"; did you mean {close!r}?" if close else ""

@@ -191,17 +191,16 @@ def _is_type(place: Place, word: str) -> bool:
     return word in (place.families if word in FAMILIES else place.classes)
 
 
-def suggestion(match: Match | None, model: nn.Module) -> str:
+def suggestion(match: Match, model: nn.Module) -> str:
     """Return "; did you mean ...?" for a match that holds for no parameter, or an empty text."""
-    if match is None:
-        return ""
-    # Of several names none was found, so that the first is as good as any to guess by.
-    if match.name is not None:
+    # Of several conditions, it may be any that was meant otherwise.
+    if len(match.model_fields_set) == 1 and match.name is not None:
         return _quoted(nearest(match.name[0], _globs(model)))
-    if match.type is not None:
+    if len(match.model_fields_set) == 1 and match.type is not None:
         # Not nn.Module and object: nobody means these.
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}
-        return _quoted(nearest(match.type[0], sorted(classes | FAMILIES.keys())))
+        known = (classes | FAMILIES.keys()) - set(match.type)
+        return _quoted(nearest(match.type[0], sorted(known)))
     return ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from optimplug.errors import Problem
+from optimplug.recipe.parameters.dead_words import DeadWord, absent_family, dead_words
 from optimplug.recipe.parameters.depth import Layout, find_layout
+from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
@@ -23,6 +25,7 @@ from optimplug.recipe.parameters.match import (
     places,
     suggestion,
 )
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import Match, RuleSpec
@@ -54,6 +57,8 @@ class ParameterVotes:
     """By key, in the order of the rules; the last vote wins."""
     distance: int
     """How many layers it is below the top; 0 where no rule asks for depth."""
+    requires_grad: bool
+    """Whether it is trained unless a rule freezes it; what an earlier recipe froze, is."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -63,7 +68,7 @@ class ParameterVotes:
     @property
     def is_frozen(self) -> bool:
         """Whether a rule or the model itself keeps it from being trained."""
-        return self.values.get("freeze") is True or not self.parameter.requires_grad
+        return self.values.get("freeze") is True or not self.requires_grad
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ class _Clause:
     rule: int
     holds: Condition
     values: Mapping[str, Any]
-    unmatched: Callable[[], Problem]
-    """Returns the problem that there is if it holds for no parameter."""
+    unmatched: Callable[[], DeadWord] | None = None
+    """Returns what is said if it holds for no parameter; None where its match is looked at."""
     by: str | None = None
     """The rule's key, where it is another than those of ``values``."""
 
@@ -90,7 +95,7 @@ def collect_votes(
     rules: Sequence[RuleSpec],
     rule_settings: Sequence[Mapping[str, Any]],
     layers: Sequence[str] | None = None,
-) -> tuple[list[ParameterVotes], Layout | None]:
+) -> tuple[list[ParameterVotes], list[Problem], Layout | None]:
     """Let every rule vote on every parameter for which it holds.
 
     Args:
@@ -100,30 +105,46 @@ def collect_votes(
         layers: globs on the modules that are the model's layers; None to find them.
 
     Returns:
-        Every parameter, in the model's order; and the model's layers, if a rule asks for depth.
+        Every parameter, in the model's order; which families the rules name that the model has none
+        of; and the model's layers, if a rule asks for depth.
 
     Raises:
-        RecipeError: a rule holds for no parameter, depth cannot be found, or rules give different
-            values to a tied parameter under different names.
+        RecipeError: a word of a rule holds for no parameter, depth cannot be found, or rules give
+            different values to a tied parameter under different names.
     """
     wrong = Problems()
-    layout = _layout(model, rules, layers, wrong)
-    everywhere = places(model, layout.depths if layout else None)
+    bare = without_wrappers(model)
+    layout = _layout(bare, rules, layers, wrong)
+    everywhere = places(bare, layout.depths if layout else None)
     all_votes: list[_Votes] = [defaultdict(list) for _ in everywhere]
-    for clause in _clauses(model, rules, rule_settings, skip_depth=bool(wrong)):
-        if not _vote(clause, everywhere, all_votes):
-            wrong.extend([clause.unmatched()])
+    skip_depth, dead = bool(wrong), list[DeadWord]()
+    for i, (rule, settings) in enumerate(zip(rules, rule_settings, strict=True)):
+        # Depth was not found, which is reported already: a rule that asks for it matches nothing.
+        if not (skip_depth and asks_depth(rule.match)):
+            dead += dead_words(rule.match, f"groups[{i}].match", everywhere, bare)
+            for clause in _clauses(i, rule, settings, bare):
+                if not _vote(clause, everywhere, all_votes) and clause.unmatched is not None:
+                    dead.append(clause.unmatched())
+    wrong.extend(word.problem for word in dead if word.is_error)
     # After all rules, because a later one may settle what two before it contradict each other in.
     for votes in all_votes:
         wrong.extend(_contradictions(votes))
     wrong.raise_if_any()
-    return [_parameter_votes(*each) for each in zip(everywhere, all_votes, strict=True)], layout
+    trained = require_gradients(model)
+    return (
+        [_parameter_votes(*each, trained) for each in zip(everywhere, all_votes, strict=True)],
+        [word.problem for word in dead if not word.is_error],
+        layout,
+    )
 
 
-def _parameter_votes(named: Sequence[Place], votes: _Votes) -> ParameterVotes:
-    first = named[0]
-    distance = first.depth.below_top if first.depth else 0
-    return ParameterVotes(first.parameter, tuple(place.name for place in named), votes, distance)
+def _parameter_votes(
+    named: Sequence[Place], votes: _Votes, trained: Collection[nn.Parameter]
+) -> ParameterVotes:
+    parameter, depth = named[0].parameter, named[0].depth
+    names = tuple(place.name for place in named)
+    distance = depth.below_top if depth else 0
+    return ParameterVotes(parameter, names, votes, distance, parameter in trained)
 
 
 def _layout(
@@ -142,26 +163,15 @@ def _layout(
 
 
 def _clauses(
-    model: nn.Module,
-    rules: Sequence[RuleSpec],
-    rule_settings: Sequence[Mapping[str, Any]],
-    skip_depth: bool,
+    i: int, rule: RuleSpec, settings: Mapping[str, Any], model: nn.Module
 ) -> Iterator[_Clause]:
-    """Give the clauses of all rules, in order.
-
-    With ``skip_depth``, those of rules that match by depth are left out: it was not found, which is
-    reported already, so they would match nothing.
-    """
-    for i, (rule, settings) in enumerate(zip(rules, rule_settings, strict=True)):
-        if not (skip_depth and asks_depth(rule.match)):
-            holds = condition(rule.match)
-            yield _own_clause(i, rule, holds, settings, model)
-            yield from _no_decay_clauses(i, rule, holds, model)
+    """Give the clauses of a rule, in order."""
+    holds = condition(rule.match)
+    yield _own_clause(i, rule, holds, settings)
+    yield from _no_decay_clauses(i, rule, holds, model)
 
 
-def _own_clause(
-    i: int, rule: RuleSpec, holds: Condition, settings: Mapping[str, Any], model: nn.Module
-) -> _Clause:
+def _own_clause(i: int, rule: RuleSpec, holds: Condition, settings: Mapping[str, Any]) -> _Clause:
     scales = {"layer_decay": rule.layer_decay, "lr_scale": rule.lr_scale}
     values: dict[str, Any] = {key: value for key, value in scales.items() if value is not None}
     # Of these a group only learns which rule it is: the scheduler holds the curves and times.
@@ -169,27 +179,28 @@ def _own_clause(
         values["schedule"] = RuleId(i)
     if rule.freeze is not None:
         values["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else RuleId(i)
-    # Whether the guess is needed is known later, and to guess a name takes a while.
-    unmatched = partial(_unmatched, f"groups[{i}].match", f"{rule.match}", rule.match, model)
-    return _Clause(i, holds, {**values, **settings}, unmatched)
+    return _Clause(i, holds, {**values, **settings})
 
 
 def _no_decay_clauses(
     i: int, rule: RuleSpec, holds: Condition, model: nn.Module
 ) -> Iterator[_Clause]:
     for word in rule.no_decay or ():
-        what, guess = repr(word), None
-        if rule.match is not None:
-            what += f" within {rule.match}"
-        elif word not in FAMILY_WORDS:
-            guess = Match.model_validate(word)
-        unmatched = partial(_unmatched, f"groups[{i}].no_decay", what, guess, model)
+        # Whether the guess is needed is known later, and to guess a name takes a while.
+        unmatched = partial(_unmatched, f"groups[{i}].no_decay", word, rule.match, model)
         both = _both(holds, family_or_glob(word))
         yield _Clause(i, both, {"weight_decay": 0}, unmatched, by="no_decay")
 
 
-def _unmatched(path: str, what: str, guess: Match | None, model: nn.Module) -> Problem:
-    return Problem(path, f"{what} matches no parameter{suggestion(guess, model)}")
+def _unmatched(path: str, word: str, within: Match | None, model: nn.Module) -> DeadWord:
+    if word in FAMILY_WORDS:
+        return absent_family(path, word, within)
+    if within is not None:
+        problem = Problem(path, f"{word!r} within {within} matches no parameter")
+    else:
+        hint = suggestion(Match.model_validate(word), model)
+        problem = Problem(path, f"{word!r} matches no parameter{hint}")
+    return DeadWord(problem, is_error=True)
 
 
 def _both(one: Condition, other: Condition) -> Condition:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from optimplug._core.arguments import require_count
-from optimplug._core.internals import forget_steps
+from optimplug._core.arguments import owner_of, require_count
 from optimplug._core.lr_scheduler.groups import set_rate
+from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
+from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
@@ -45,11 +46,15 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze")
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze", "_notes_steps")
+    _catches_up = True
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
         self._run_schedule = run_schedule
+        self._was_told = False
         self.fingerprint = str(run_schedule)
+        # Whether it is this scheduler that first needs the optimizer's steps noted.
+        self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
         self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
 
@@ -70,6 +75,15 @@ class RecipeScheduler(LRScheduler):
     def monitors(self) -> frozenset[str]:
         """The metrics that the schedule follows, in any phase."""
         return _monitors(p for c in self._run_schedule.all_curves() for p in c.factors())
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """The metrics that the next validation must have.
+
+        Of the first one, these are all that are followed at any time: a name that nobody knows
+        would else end a run that is half done.
+        """
+        return self.monitors_at(self.last_epoch) if self._was_told else self.monitors
 
     def monitors_at(self, t: int) -> frozenset[str]:
         """Return the metrics that a validation after ``t`` updates must have."""
@@ -93,19 +107,27 @@ class RecipeScheduler(LRScheduler):
         phases = any(curve.phases for curve in self._run_schedule.all_curves())
         return phases or self.freezes_for_a_time
 
+    def _is_forgotten(self, updates: int) -> bool:
+        return self.changes  # it takes one step per update, and nothing else
+
     def step_metric(self, metrics: Mapping[str, Any]) -> None:
         """Tell of a validation, once it is complete; rates change at once if it is time.
 
         Where somebody else has set a rate, it changes by as much as its own would have.
 
         Args:
-            metrics: by name; others than the schedule follows are not looked at.
+            metrics: by name, with the prefix ``eval_`` or ``val_`` or without, whichever the recipe
+                has; others than the schedule follows are not looked at.
 
         Raises:
-            ArgumentError: a plateau is active and its metric is missing. Nothing has changed then.
+            ArgumentError: a plateau is active and its metric is missing; or, at the first
+                validation, one that a later phase follows. Nothing has changed then.
         """
+        for monitor in sorted(self.awaited):
+            require_metric(monitor, metrics)
         for curve in self._run_schedule.all_curves():
             curve.check(self.last_epoch, metrics)
+        self._was_told = True
         self._admit_groups()
         before = self.rates(self.last_epoch)
         for curve in self._run_schedule.all_curves():
@@ -141,6 +163,10 @@ class RecipeScheduler(LRScheduler):
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
+        self._write_others()
+
+    def _write_others(self) -> None:
+        """Set the other hyperparameters that follow a curve."""
         for group in self._groups:
             for of, curve in self._curves_of(group).items():
                 if of != "lr":
@@ -159,6 +185,10 @@ class RecipeScheduler(LRScheduler):
 
     def _all_curves(self) -> list[Curves]:
         return [self._run_schedule.shared, *self._run_schedule.own.values()]
+
+    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        # A state of before it was noted is asked for all metrics once more.
+        return {"_was_told": False, **super()._completed(state_dict)}
 
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a StateError unless :meth:`load_state_dict` would take this state."""
@@ -209,12 +239,13 @@ class RecipeScheduler(LRScheduler):
                 changed then.
         """
         super().load_state_dict(state_dict)
-        self._set(self._last_lr)
+        self._write_others()
 
     def close(self) -> None:
         """Take from the optimizer what this scheduler has put there; rates stay as they are."""
-        forget_steps(self.optimizer, self._noted)
-        self._noted = None
+        if self._notes_steps:
+            note_steps(self.optimizer).forget()
+        self._notes_steps = False
         self._freeze.close()
 
 

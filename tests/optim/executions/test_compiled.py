@@ -158,15 +158,27 @@ def test_a_gradient_of_another_type_than_the_last_is_noticed(other, every):
     assert all(torch.equal(p, torch.full_like(p, -2.0)) for p in flat(ours))
 
 
-def test_an_address_is_not_taken_for_the_tensor_that_was_there_before():
-    ours = SGD([torch.nn.Parameter(torch.zeros(1000))], lr=1.0)
-    p = flat(ours)[0]
-    p.grad = torch.ones(1000)
-    ours.step()
-    address = p.data_ptr()
-    p.data = torch.zeros(1000)  # what was there is still held, so this lies elsewhere
-    assert p.data_ptr() != address
-    assert ours._layout.layouts[0].memo["memory"].held[0][0].data_ptr() == address
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda memory: memory[:100],
+        lambda memory: memory[:50].bfloat16().float(),
+        lambda memory: memory.view(20, 10).t(),
+        lambda memory: memory[:100].view(10, 10).t(),
+        lambda memory: memory.view(torch.float64),
+    ],
+    ids=["fewer", "elsewhere", "transposed", "fewer, transposed", "wider"],
+)
+def test_an_address_is_not_taken_for_the_tensor_that_was_there_before(view):
+    memory = torch.zeros(200)
+    p = torch.nn.Parameter(memory)
+    ours = SGD([p], lr=1.0)
+    for data in (memory, view(memory)):
+        p.data, p.grad = data, None
+        p.grad = torch.arange(1.0, data.numel() + 1).to(data.dtype).view(data.shape)
+        expected = p.detach() - p.grad
+        ours.step()
+        assert torch.equal(p, expected)
 
 
 def test_a_maximum_keeps_what_is_not_a_number(kernels):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from optimplug._core.optim.batch import Batch, Cell
+from optimplug._core.optim.batch import Batch, Cell, Form
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.executions.operands import Functional, TensorList
@@ -100,7 +100,9 @@ def test_compiled(case, dtype):
     x, y, z = (row[2].to(dtype) for row in values())
     expected = call(case, x, y, z, 0.3)
     cell = Cell(0, None, False, slice(0, 1))
-    batch = Batch(OneOperation(case), [cell], [{}], [x], [y], {"z": [z]}, [], False, {})
+    batch = Batch(
+        OneOperation(case), [cell], [{}], [x], [y], {"z": [z]}, [], False, {}, [x], Form.of(x)
+    )
     Compiled().prepare(batch).run(None, None)
     tight = 1e-6 if dtype == torch.float32 else 1e-14
     torch.testing.assert_close(x, expected, rtol=tight, atol=0)

@@ -54,7 +54,6 @@ class TestNoDecay:
     @pytest.mark.parametrize(
         ("rule", "line"),
         [
-            ({"no_decay": ["bias", "norm"]}, "groups[0].no_decay: 'norm' matches no parameter"),
             (
                 {"no_decay": "0.wieght"},
                 "groups[0].no_decay: '0.wieght' matches no parameter; did you mean '0.weight'?",
@@ -64,7 +63,7 @@ class TestNoDecay:
                 "groups[0].no_decay: '*.weight' within '*.bias' matches no parameter",
             ),
         ],
-        ids=["family", "glob", "match"],
+        ids=["glob", "match"],
     )
     def test_a_member_that_matches_nothing_is_told(self, rule, line):
         with pytest.raises(RecipeError) as error:
@@ -92,7 +91,7 @@ class TestLayerDecay:
             ({"rate": 0.5}, [1 / 16, 1 / 8, 1 / 2, 1]),
             ({"rate": 0.5, "min": 0.2}, [0.2, 0.2, 1 / 2, 1]),
             ({"rate": 1, "min": 0}, [1, 1, 1, 1]),
-            (2, [16, 8, 2, 1]),
+            (1, [1, 1, 1, 1]),
         ],
         ids=label,
     )

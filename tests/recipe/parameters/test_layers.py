@@ -55,8 +55,12 @@ def compiled(model):
     "wrap", [nn.DataParallel, compiled, lambda m: compiled(nn.DataParallel(m))]
 )
 def test_wrappers_are_no_part_of_a_name(wrap):
-    plain, wrapped = (find_depths(model, LAYERS) for model in (UNet(), wrap(UNet())))
-    assert list(plain.values()) == list(wrapped.values())
+    recipe = {"optimizer": {"name": "AdamW"}, "layers": LAYERS, "groups": [{"layer_decay": 0.5}]}
+    plain, wrapped = (
+        Recipe.load(recipe).plan(model, Horizon(total_steps=1)) for model in (UNet(), wrap(UNet()))
+    )
+    assert plain.depth == wrapped.depth
+    assert plain.layout.heights == (4,)
 
 
 WRONG = {

@@ -144,7 +144,8 @@ class TestPlateau:
     def test_it_follows_the_metric_after_a_warmup_that_needs_none(self):
         warmup = {"name": "LinearLR", "start_factor": 0.5, "for": 4}
         _, optimizer, scheduler = build([warmup, PLATEAU])
-        scheduler.step_metric({"other": 1.0})  # nobody asks for it yet
+        scheduler.step_metric({"loss": 9.0})  # nobody follows it yet
+        scheduler.step_metric({"other": 1.0})
         told = trace(optimizer, scheduler, metrics=lambda t: 1.0 if t in (2, 6, 8, 10) else None)
         assert first(told)[4:] == [1.0] * 4 + [0.5] * 2 + [0.25] * 2
 
@@ -158,10 +159,37 @@ class TestPlateau:
         _, _, scheduler = build([PLATEAU])
         before = scheduler.state_dict()
         with pytest.raises(
-            ArgumentError, match="'loss' is missing; there are: accuracy, eval_loss"
+            ArgumentError, match="'loss' is missing; there are: eval_los, accuracy, zero"
         ):
-            scheduler.step_metric({"eval_loss": 1.0, "accuracy": 0.5})
+            scheduler.step_metric({"eval_los": 1.0, "zero": 0.0, "accuracy": 0.5})
         assert scheduler.state_dict() == before
+
+    def test_the_first_validation_must_have_what_any_phase_follows(self):
+        late = {**PLATEAU, "monitor": "f1", "mode": "max"}
+        phases = [{"name": "LinearLR", "for": 2}, {**PLATEAU, "for": 4}, late]
+        _, _, scheduler = build(phases)
+        before = scheduler.state_dict()
+        with pytest.raises(ArgumentError, match="'f1' is missing; there are: f2, loss"):
+            scheduler.step_metric({"loss": 1.0, "f2": 0.5})
+        assert scheduler.state_dict() == before
+        assert scheduler.awaited == {"loss", "f1"}
+        scheduler.step_metric({"eval_loss": 1.0, "eval_f1": 0.5})
+        assert scheduler.awaited == set()  # a later one may lack what no phase follows then
+        scheduler.step_metric({})
+        _, _, resumed = build(phases)
+        resumed.load_state_dict(scheduler.state_dict())
+        resumed.step_metric({})
+        older = {k: v for k, v in scheduler.state_dict().items() if k != "_was_told"}
+        resumed.load_state_dict(older)
+        assert resumed.awaited == {"loss", "f1"}
+
+    @pytest.mark.parametrize("monitor", ["loss", "eval_loss", "val_loss"])
+    @pytest.mark.parametrize("name", ["loss", "eval_loss", "val_loss"])
+    def test_a_metric_has_one_name_in_every_runtime(self, monitor, name):
+        _, optimizer, scheduler = build([{**PLATEAU, "monitor": monitor}])
+        for value in (1.0, 2.0):
+            scheduler.step_metric({name: value, "other": 0.0, "train_loss": 0.0})
+        assert optimizer.param_groups[0]["lr"] == 0.5
 
     def test_which_metrics_are_followed_is_known(self):
         _, _, scheduler = build(

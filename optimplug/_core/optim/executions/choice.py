@@ -14,7 +14,7 @@ from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused
 from optimplug._core.optim.executions.loop import Differentiable, Loop
 from optimplug.errors import ArgumentError
 
-__all__ = ["CHOICES", "check_choices", "devices_asked_for", "may_fuse", "prepare"]
+__all__ = ["CHOICES", "check_choices", "devices_asked_for", "devices_that_count", "prepare"]
 
 Choices = Mapping[str, Any]
 """An optimizer's defaults, among them what the user has chosen of :data:`CHOICES`."""
@@ -23,19 +23,27 @@ CHOICES = ("foreach", "fused", "capturable", "differentiable")
 """The arguments by which a user chooses: for all groups together, and for this process alone."""
 
 
-def prepare(batch: Batch, choices: Choices) -> Ready:
-    """Make a batch ready in the first way that takes it; all that can fail fails here."""
+def prepare(batch: Batch, choices: Choices) -> Ready | None:
+    """Make a batch ready in the first way that takes it; all that can fail fails here.
+
+    Returns:
+        None where the parameters have no longer one form, and are to be put together anew.
+    """
     asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
     for execution in _in_order(*asked):
+        # A library's memory is looked at again by itself wherever it has moved.
+        if not isinstance(execution, Compiled) and not batch.has_its_form:
+            return None
         ready = execution.prepare(batch)
         if ready is not None:
             return ready
     raise AssertionError("the loop takes every batch")
 
 
-def may_fuse(choices: Choices) -> bool:
-    """Tell whether a whole rule may run in one pass, which reads step counts where it runs."""
-    return _may_fuse(*(choices.get(name) for name in ("foreach", "fused", "differentiable")))
+def devices_that_count(choices: Choices) -> tuple[str, ...]:
+    """Return on which devices a whole rule may run in one pass, which reads the count there."""
+    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
+    return FUSED_DEVICES if _may_fuse(*asked) else ()
 
 
 def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | None) -> bool:

@@ -14,11 +14,13 @@ from ctypes import c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch, are_plain
 from optimplug._core.optim.executions.compiler import compile_library, compiler
 from optimplug._core.optim.executions.execution import must_skip
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiled", "ReadyCompiled"]
 
+_bytes = attrgetter("nbytes")
+
 _TURN = 32768
 """With fewer elements than this for each, threads cost more than they bring; torch's own number."""
 
@@ -41,11 +45,12 @@ _TURN = 32768
 class _Memory:
     """Where the parameters and states of a batch stand in memory, and how tensors are numbered.
 
-    It holds them: as long as it does, an address that is still theirs is still the same memory.
+    It does not hold them: what the user lets go is free. An address may then be that of another
+    tensor, so each is known by its address together with its bytes.
     """
 
-    held: list[list[Tensor]]
-    addresses: list[list[int]]
+    spans: list[list[list[int]]]
+    """For the parameters, and for each kind of state, the addresses and the bytes."""
     pointers: list[array[int]]
     contiguous: bool
     grad_dtype: torch.dtype
@@ -66,7 +71,7 @@ class Compiled:
 
     def prepare(self, batch: Batch) -> ReadyCompiled | None:
         """Compile the rule where that is still to be done, and find every tensor's address."""
-        if not _may_compile(batch) or torch.compiler.is_compiling() or compiler() is None:
+        if not _may_compile(batch) or in_dispatch_mode() or compiler() is None:
             batch.memo.clear()
             return None
         memory = _current_memory(batch)
@@ -134,14 +139,14 @@ def _may_compile(batch: Batch) -> bool:
 def _current_memory(batch: Batch) -> _Memory | None:
     """Return what is known of the batch's memory, looked at again where something has changed."""
     kept = [batch.params, *batch.states.values()]
-    addresses = [list(map(Tensor.data_ptr, column)) for column in kept]
+    spans = [[list(map(Tensor.data_ptr, column)), list(map(_bytes, column))] for column in kept]
     memory: _Memory | None = batch.memo.get("memory")
-    if memory is None or memory.addresses != addresses or not _still_valid(batch, memory):
-        memory = batch.memo["memory"] = _inspect(batch, addresses)
+    if memory is None or memory.spans != spans or not _still_valid(batch, memory):
+        memory = batch.memo["memory"] = _inspect(batch, spans)
     return memory
 
 
-def _inspect(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
+def _inspect(batch: Batch, spans: list[list[list[int]]]) -> _Memory | None:
     """Look at every tensor of a batch; None where a library could not read them."""
     kept = [batch.params, *batch.states.values()]
     sizes = [p.numel() for p in batch.params]
@@ -149,9 +154,8 @@ def _inspect(batch: Batch, addresses: list[list[int]]) -> _Memory | None:
     if not readable or not same_strides(batch) or overlap(kept):
         return None
     return _Memory(
-        [[tensor.detach() for tensor in column] for column in kept],
-        addresses,
-        [array("Q", column) for column in addresses],
+        spans,
+        [array("Q", addresses) for addresses, _ in spans],
         all(p.is_contiguous() for p in batch.params),
         batch.grads[0].dtype,
         sizes,
@@ -179,7 +183,7 @@ def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
     from optimplug._core.optim.executions.c_source import C_TYPES
 
     dtype = column[0].dtype
-    alike = dtype in C_TYPES and all(tensor.dtype is dtype for tensor in column)
+    alike = dtype in C_TYPES and all(t.dtype is dtype and t.is_cpu for t in column)
     return alike and are_plain(column) and [t.numel() for t in column] == sizes
 
 

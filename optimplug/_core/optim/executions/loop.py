@@ -46,6 +46,8 @@ class ReadyLoop:
             for i in range(cell.part.start, cell.part.stop):
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
+                if g.is_sparse and state:
+                    g = g.to_dense()  # a state moves every row anyhow
                 with _in_one_type(p, g, state) as (p, g, state):
                     batch.rule.update(p, g if scale is None else _scaled(g, scale), state, k)
 

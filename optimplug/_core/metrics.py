@@ -1,0 +1,58 @@
+"""A metric by its name, which trainers write with prefixes of their own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from optimplug.errors import ArgumentError
+
+__all__ = ["bare_name", "name_among", "require_metric"]
+
+_PREFIXES = ("eval_", "val_")
+"""Those of the Hugging Face Trainer, and of most modules of Lightning."""
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a metric without the prefix of a trainer."""
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name[len(prefix) :]
+
+
+def name_among(name: str, metrics: Iterable[str]) -> str | None:
+    """Return under which name a metric is there: as it is said, or as another trainer would say it.
+
+    Example:
+        >>> [name_among(name, ["loss", "val_loss"]) for name in ("loss", "eval_loss", "val_f1")]
+        ['loss', 'val_loss', None]
+    """
+    bare = bare_name(name)
+    there = set(metrics)
+    # Without a prefix it may be that of the training.
+    tried = (name, *(prefix + bare for prefix in _PREFIXES), bare)
+    return next((found for found in tried if found in there), None)
+
+
+def require_metric(name: str, metrics: Mapping[str, Any]) -> Any:
+    """Return the metric of this name, as :func:`name_among` finds it.
+
+    Raises:
+        ArgumentError: there is none; it lists those that there are, the nearest first.
+    """
+    found = name_among(name, metrics)
+    if found is None:
+        there = ", ".join(_nearest_first(name, map(str, metrics))) or "none"
+        raise ArgumentError(f"the metric {name!r} is missing; there are: {there}")
+    return metrics[found]
+
+
+def _nearest_first(name: str, metrics: Iterable[str]) -> list[str]:
+    """Return all names in their order, but first those that are spelt much like this one."""
+    names = sorted(metrics)
+    near = difflib.get_close_matches(
+        bare_name(name), [bare_name(other) for other in names], cutoff=0.6
+    )
+    return sorted(
+        names, key=lambda n: near.index(bare_name(n)) if bare_name(n) in near else len(near)
+    )

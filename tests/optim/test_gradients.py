@@ -1,0 +1,128 @@
+"""The global norm and clipping: sparse gradients, parameters that are only parts, bad arguments."""
+
+import pytest
+import torch
+from support.labels import label
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from optimplug import ArgumentError, GradientError
+from optimplug.optim import SGD, AdamW
+
+SPARSE = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "dampening": 0.1, "maximize": True},
+]
+
+
+def embed(sparse):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(6, 4, sparse=sparse), nn.Linear(4, 2))
+    return net, list(net.parameters())
+
+
+def train(cls, sparse, clip=None, **options):
+    """Four steps in which a row occurs twice and others not at all."""
+    net, params = embed(sparse)
+    optimizer = cls(params, lr=0.05, **options)
+    for i in range(4):
+        optimizer.zero_grad()
+        net(torch.tensor([0, 1, 1, i + 2])).square().sum().backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(params, clip)
+        optimizer.step()
+    return params
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize("options", SPARSE, ids=label)
+def test_sparse_gradients_step_as_in_torch(options, choice):
+    for p, q in zip(
+        train(SGD, True, **options, **choice),
+        train(torch.optim.SGD, True, **options, foreach=False),
+        strict=True,
+    ):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", SPARSE, ids=label)
+def test_sparse_gradients_are_clipped_as_dense_ones(options):
+    # torch's clip_grad_norm_ refuses sparse gradients.
+    for p, q in zip(
+        train(SGD, True, **options, max_grad_norm=0.5),
+        train(torch.optim.SGD, False, **options, foreach=False, clip=0.5),
+        strict=True,
+    ):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_of_sparse_gradients_is_refused_before_anything_moves():
+    net, params = embed(sparse=True)
+    before = [p.detach().clone() for p in params]
+    optimizer = SGD(net.named_parameters(), lr=0.1, weight_decay=0.1)
+    net(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(GradientError, match=r"weight_decay must be 0 .* 0.weight .*got 0.1"):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
+@pytest.mark.parametrize("bad", [True, "1", float("nan"), 0, -1.0, [1.0]])
+def test_a_norm_that_is_none_is_refused(bad):
+    with pytest.raises(ArgumentError, match="max_grad_norm"):
+        SGD([torch.zeros(1)], lr=0.1, max_grad_norm=bad)
+
+
+@pytest.mark.parametrize("bad", ["no", 1, None])
+def test_skipping_is_yes_or_no(bad):
+    with pytest.raises(ArgumentError, match="skip_nonfinite must be True or False"):
+        SGD([torch.zeros(1)], lr=0.1, skip_nonfinite=bad)
+
+
+def step_under_fsdp(rank, folder, options):
+    """One of two processes: a step of a model that FSDP's first version has flattened."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = FullyShardedDataParallel(
+        nn.Linear(4, 4),
+        use_orig_params=options.pop("use_orig_params"),
+        device_id=torch.device("cpu"),
+    )
+    optimizer = AdamW(net.parameters(), **options)
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.ones(2, 4)).sum().backward()
+    try:
+        optimizer.step()
+        told = ""
+    except ArgumentError as error:
+        told = str(error)
+    unmoved = all(map(torch.equal, net.parameters(), before))
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank == 0:
+        torch.save((told, unmoved), f"{folder}/told.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_orig_params", [True, False])
+@pytest.mark.parametrize("options", [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}], ids=label)
+def test_a_norm_of_flattened_shards_is_refused(options, use_orig_params, tmp_path):
+    options = {**options, "use_orig_params": use_orig_params}
+    spawn(step_under_fsdp, (str(tmp_path), options), nprocs=2)
+    told, unmoved = torch.load(tmp_path / "told.pt")
+    assert "fully_shard" in told
+    assert unmoved
+
+
+def test_a_flattened_parameter_alone_in_its_process_is_whole():
+    p = nn.Parameter(torch.ones(4))
+    p._fsdp_flattened = True
+    p.grad = torch.ones(4)
+    ours = AdamW([p], max_grad_norm=1.0)
+    ours.step()
+    assert ours.grad_norm == 2
