@@ -51,12 +51,22 @@ def doubts_about_towers(
 def doubts_about_layers(model: nn.Module, towers: Iterable[Tower]) -> Iterator[str]:
     """Find towers of what may be whole models, or stages, each with layers of its own."""
     for tower in towers:
-        modules = [model.get_submodule(path) for layer in tower for path in layer]
-        if all(stages_in(module) is not None for module in modules):
+        paths = [path for layer in tower for path in layer]
+        modules = [model.get_submodule(path) for path in paths]
+        # In the list of a stage, they are blocks with a list of their parts.
+        if all(_lists_around(model, path) < 2 for path in paths) and all(
+            stages_in(module) is not None for module in modules
+        ):
             yield (
                 f"{tower[0][0]} and what follows it have layers of their own, but count as one "
                 f"layer each; if these are meant, {_MEND}"
             )
+
+
+def _lists_around(model: nn.Module, path: str) -> int:
+    parts = path.split(".")[:-1]
+    around = (model.get_submodule(".".join(parts[: n + 1])) for n in range(len(parts)))
+    return sum(map(is_list, around)) + is_list(model)
 
 
 def doubts_about_order(model: nn.Module, containers: Iterable[str]) -> Iterator[str]:
