@@ -8,6 +8,7 @@ from optimplug.recipe.parameters.forward import (
     calls,
     chained,
     in_loops,
+    iterated,
     used,
     words,
 )
@@ -96,6 +97,9 @@ class Chain(nn.Module):
             x = x + block(x) if i else block(x)
         x, _ = self.pair(x)
         x = self._middle(x)
+        x = y.elsewhere(x)
+        for block in y.others:
+            x = block(x)
         y = self.side(x)
         x = self.mixed(y)
         y = y + self.other(y)
@@ -137,7 +141,11 @@ class Loops(nn.Module):
         for i, (layer, down) in enumerate(zip(self.layers, self.downs, strict=True)):
             x = self.tap[i](layer(down(x)))
         for layer in self.up:
-            x = self.inner(layer(x))
+            x = self.inner(layer(x)) + layer.outer(x)
+        for layer in x.others:
+            x = self.free(layer(x))
+        for layer in self.low:
+            x = layer(x)
             for other in self.small:
                 x = self.deep(other(x))
         return self.after(x)
@@ -145,7 +153,7 @@ class Loops(nn.Module):
 
 def test_in_loops():
     assert in_loops(Loops) == {
-        ("tap", "downs"), ("inner", "up"), ("small", "up"), ("deep", "up"), ("deep", "small"),
+        ("tap", "downs"), ("inner", "up"), ("small", "low"), ("deep", "low"), ("deep", "small"),
     }  # fmt: skip
 
 
@@ -157,7 +165,15 @@ class Back(nn.Module):
             x = layer(x)
         for layer in self.c[1:]:
             x = layer(x)
+        for layer in reversed(x.e):
+            x = layer(x)
+        for layer in x.f[::-1]:
+            x = layer(x)
         return self.d[-1](x)
+
+
+def test_iterated():
+    assert iterated(Loops) == {"downs", "up", "low", "small"}
 
 
 def test_backwards():

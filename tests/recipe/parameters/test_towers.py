@@ -267,6 +267,17 @@ MODELS = {  # model: where its parameters lie, as (layer, below the top)
             "high.1": (4, 1), "head": (5, 0),
         },
     ),
+    "an embedding that looks like a block": (
+        lambda: InTurn(stem=linear(), turn=linear(), **{**stacked(), "head": Block()}, patch_embed=Block()),
+        {"low.0": (1, 4), "high.1": (4, 1), "patch_embed": (5, 0), "head": (5, 0)},
+    ),
+    "blocks with lists of their parts": (
+        lambda: nn.Sequential(
+            nn.Sequential(Parts(parts=blocks(2)), Parts(parts=blocks(2))),
+            nn.Sequential(Parts(parts=blocks(3, Wide)), Parts(parts=blocks(3, Wide))),
+        ),
+        {"0.0": (1, 3), "0.1": (2, 2), "1.0.parts.2": (3, 1), "1.1.parts.0": (4, 0)},
+    ),
     "lists of one length that follow each other": (
         lambda: InTurn(**stacked(), stem=linear(), turn=linear()),
         {"stem": (0, 5), "low.1": (2, 3), "turn": (3, 2), "high.0": (3, 2), "head": (5, 0)},
