@@ -256,6 +256,12 @@ def test_what_cannot_be_told_is_listed(kind):
     assert not recipe.plan(model, Horizon(total_steps=1)).warnings
 
 
+def test_a_single_number_is_no_norm():
+    model = nn.ModuleDict({"scale": FusedNorm((1,)), "norm": nn.LayerNorm(2)})
+    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "groups": [{"no_decay": "norm"}]})
+    assert not recipe.plan(model, Horizon(total_steps=1)).warnings
+
+
 def test_a_long_list_is_cut():
     model = nn.Sequential(nn.LayerNorm(2), *(FusedNorm() for _ in range(10)))
     recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "groups": [{"no_decay": "norm"}]})

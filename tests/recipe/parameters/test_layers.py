@@ -45,6 +45,8 @@ def test_layers_by_name():
 def test_numbers_are_numbers_and_modules_without_parameters_no_layers():
     names = [path for (path,) in layers_by_name(UNet(12), ["down*.*", "up.*"])]
     assert names == [*(f"down.{i}" for i in range(12)), "up.0"]
+    mixed = nn.ModuleDict({f"block{i}": nn.Linear(2, 2) for i in (10, 9, 1)})
+    assert layers_by_name(mixed, ["block*"]) == (("block1",), ("block9",), ("block10",))
 
 
 def compiled(model):
