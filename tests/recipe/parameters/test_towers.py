@@ -369,7 +369,7 @@ DOUBTS = {  # model: what may be wrong with its layers, None for nothing
     "lists that follow each other": (
         lambda: InTurn(**stacked(), stem=linear(), turn=linear()), None,
     ),
-    "a list used beside another": (lambda: Taps(**stacked()), None),
+    "a list used beside another": (lambda: Taps(**{**stacked(), "low": blocks(3)}), None),
     "whole models": (lambda: nn.Transformer(4, 2, 2, 3, 8, batch_first=True), None),
     "tied embeddings": (
         lambda: Parts(embed=(table := nn.Embedding(4, 4)), layers=blocks(2), head=table), None,
