@@ -126,10 +126,11 @@ def test_a_factory_can_be_run_without_memory(run):
     arguments = ("plan", "recipe.yaml", "--model", "models:huge", "--meta", "--steps", "9")
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
-    # Two moments of four bytes for each number, and a count.
-    numbers = sum(group["parameters"] for group in json.loads(done.stdout)["groups"])
+    # Two moments of four bytes for each number, and a count for each tensor.
+    groups = json.loads(done.stdout)["groups"]
+    numbers, tensors = (sum(group[key] for group in groups) for key in ("parameters", "tensors"))
     assert numbers > 2**40
-    assert json.loads(done.stdout)["state_bytes"] == 8 * numbers + 4
+    assert json.loads(done.stdout)["state_bytes"] == 8 * numbers + 4 * tensors
 
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}

@@ -71,19 +71,6 @@ def test_hooks_around_loading():
     assert internals.load_pre_hooks(optimizer) == internals.load_post_hooks(optimizer) == []
 
 
-def test_torchs_schedulers_look_where_steps_are_noted():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    internals.note_steps(optimizer)
-    assert not internals.was_stepped(optimizer)
-    optimizer.step()
-    assert internals.was_stepped(optimizer)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    optimizer._opt_called = False
-    optimizer.step()
-    assert internals.was_stepped(optimizer), f"torch's schedulers note steps elsewhere: {GONE}"
-    scheduler.step()  # torch would warn of a scheduler that is stepped first
-
-
 def test_bases_of_modules():
     convolutions = nn.Conv1d, nn.Conv2d, nn.ConvTranspose3d
     norms = nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm3d

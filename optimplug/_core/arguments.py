@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimplug._core.internals import inside_accelerates_wrapper
 from optimplug.errors import ArgumentError
 
 __all__ = [
-    "EPOCH_DEPRECATED",
     "are_floats",
     "as_number",
     "owner_of",
@@ -28,15 +28,12 @@ __all__ = [
     "warn",
 ]
 
-EPOCH_DEPRECATED = "The epoch parameter in `scheduler.step()` is deprecated; call step() without it"
-
 
 def owner_of(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer that owns the groups; a wrapper of it is looked through."""
+    """Return the optimizer that owns the groups: it may be in accelerate's wrapper."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-    # accelerate's wrapper hides the groups' owner and has no hooks of its own.
-    return getattr(optimizer, "optimizer", optimizer)
+    return inside_accelerates_wrapper(optimizer)
 
 
 def require_count(name: str, value: Any, least: int = 0) -> int:

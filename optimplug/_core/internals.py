@@ -6,32 +6,30 @@ that took it away.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
     "children_by_name",
     "foreach_operator",
-    "forget_steps",
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
     "hooked_step",
     "in_dispatch_mode",
+    "inside_accelerates_wrapper",
     "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
-    "note_steps",
     "outside_graphs",
     "parameters_by_name",
     "unhooked_step",
-    "was_stepped",
     "with_children",
 ]
 
@@ -130,32 +128,11 @@ def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[...,
 outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
-def note_steps(optimizer: torch.optim.Optimizer) -> RemovableHandle | None:
-    """Let an optimizer note that it has been stepped, under the name where torch looks for it.
+def inside_accelerates_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer in accelerate's wrapper, or the same one if it is in none.
 
-    torch's own schedulers wrap ``step`` for this; two kinds of schedulers on one optimizer must
-    agree, so the name is torch's.
-
-    Returns:
-        What :func:`forget_steps` takes; None where somebody else has the steps noted.
+    The wrapper hides who owns the groups, and has no hooks of its own.
     """
-    if hasattr(optimizer, "_opt_called"):
-        return None
-    optimizer._opt_called = False  # type: ignore[attr-defined]
-    return optimizer.register_step_post_hook(_note_step)
-
-
-def forget_steps(optimizer: torch.optim.Optimizer, noted: RemovableHandle | None) -> None:
-    """Leave an optimizer as it was before :func:`note_steps`, whose result this takes."""
-    if noted is not None:
-        noted.remove()
-        vars(optimizer).pop("_opt_called", None)
-
-
-def was_stepped(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether an optimizer has noted a step; where nobody has it noted, that is not known."""
-    return getattr(optimizer, "_opt_called", True)
-
-
-def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    optimizer._opt_called = True  # type: ignore[attr-defined]
+    module = sys.modules.get("accelerate.optimizer")
+    wrapped = module is not None and isinstance(optimizer, module.AcceleratedOptimizer)
+    return optimizer.optimizer if wrapped else optimizer  # type: ignore[attr-defined]

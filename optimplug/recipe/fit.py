@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from optimplug.errors import ArgumentError
 from optimplug.recipe.check import CheckedRecipe
 from optimplug.recipe.parameters.groups import Grouping, group_parameters
 from optimplug.recipe.schedule.curves import Curve
@@ -39,7 +40,10 @@ def fit_to_model(recipe: CheckedRecipe, model: nn.Module) -> Grouping:
 
     Raises:
         RecipeError: the rules do not fit the model.
+        ArgumentError: it is no model.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module (got {model!r})")
     return group_parameters(model, recipe.hyperparameters, recipe.spec.groups, recipe.rule_settings)
 
 

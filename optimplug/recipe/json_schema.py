@@ -154,7 +154,9 @@ def _complete_phase(part: dict[str, Any]) -> None:
             )
             cases.append(_case(key, name, [key, *words.keys], forms, words.required))
             merged.append(forms)
-    cases.append({"if": {"required": ["together"]}, "then": _keys(["together", "for", "of"])})
+    cases.append(
+        {"if": {"required": ["together"]}, "then": _keys(["together", "for", "from", "of"])}
+    )
     part["properties"] = {**_merged(merged), **part["properties"]}
     part["oneOf"] = [{"required": [key]} for key in ("name", "preset", "together")]
     part["allOf"] = cases

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
+import yaml
 from torch import nn
 
 from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
 from optimplug.errors import RecipeError
-from optimplug.recipe.check import check, checked_form
+from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
@@ -23,7 +25,7 @@ from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
-from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, read
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.written import Written
@@ -38,54 +40,68 @@ __all__ = ["Recipe"]
 class Recipe:
     """An optimizer, its parameter groups and its schedule, written once for every runtime.
 
-    Build one with :meth:`load`; all that can be checked without a model is checked there.
+    All that can be checked without a model is checked here. A recipe is pickled as what is written
+    in it, so that a checkpoint that holds one (``save_hyperparameters``) loads under torch's
+    ``weights_only=True``; it is checked again when it is first used.
 
     Args:
-        spec: the recipe, valid in its form.
-        source: the file that it came from, for error messages.
-        content: what is in that file, so that messages name keys as they are written there.
+        source: a path to a YAML file, YAML itself (a string with a line break or ``": "`` in it, or
+            with ``{`` at its start), a mapping (a dict, an OmegaConf node), or a recipe.
 
     Raises:
-        RecipeError: an optimizer, a scheduler or an argument does not exist or breaks its rule.
+        RecipeError: everything found wrong, each with its path: in the recipe's form, or, where
+            that is right, in its meaning.
 
     Example:
-        >>> recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 3e-4}})
+        >>> recipe = Recipe({"optimizer": {"name": "AdamW", "lr": 3e-4}})
         >>> optimizer, scheduler = recipe.build(nn.Linear(2, 2), Horizon(total_steps=10))
         >>> scheduler.get_last_lr()
         [0.0003]
     """
 
-    def __init__(
-        self,
-        spec: RecipeSpec,
-        source: str | None = None,
-        content: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.spec = spec
-        self.source = source
-        self._written = Written(content or {}, source)
-        with self._written.located():
-            self._checked = check(spec)
+    def __init__(self, source: Source | Recipe) -> None:
+        self._written: Written
+        if isinstance(source, Recipe):
+            self._written = source._written
+        else:
+            self._written = Written(*read(source))
+        _ = self._checked
 
     @classmethod
     def load(cls, source: Source | Recipe) -> Recipe:
-        """Read and check a recipe.
+        """Read and check a recipe; as the class itself, but a recipe is returned as it is.
 
         Args:
-            source: a path to a YAML file, YAML itself (a string with a line break or ``": "`` in
-                it, or with ``{`` at its start), a mapping (a dict, an OmegaConf node), or a recipe,
-                which is returned as it is.
+            source: as for the class.
 
         Raises:
-            RecipeError: everything found wrong, each with its path in the recipe: in its form, or,
-                where that is right, in its meaning.
+            RecipeError: everything found wrong.
         """
-        if isinstance(source, Recipe):
-            return source
-        content, name = read(source)
-        with Written(content, name).located():
-            spec = checked_form(content)
-        return cls(spec, name, content)
+        return source if isinstance(source, Recipe) else cls(source)
+
+    @property
+    def spec(self) -> RecipeSpec:
+        """What the recipe says, in its form."""
+        return self._checked.spec
+
+    @property
+    def source(self) -> str | None:
+        """The file that it came from, if it came from one."""
+        return self._written.source
+
+    @cached_property
+    def _checked(self) -> CheckedRecipe:
+        with self._written.located():
+            return check(checked_form(self._written.content))
+
+    # A recipe from a checkpoint names classes, and to check it imports them. So nothing is done
+    # with it before somebody uses it.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"content": self._written.content, "source": self.source}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._written = Written(state["content"], state["source"])
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -98,6 +114,7 @@ class Recipe:
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon.
         """
+        require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
         found = plan_warnings(self.spec, grouping, run_schedule, horizon)
@@ -127,6 +144,7 @@ class Recipe:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
                 it was then.
         """
+        require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
         optimizer = self._optimizer(grouping, model)
@@ -158,6 +176,7 @@ class Recipe:
         self, optimizer: torch.optim.Optimizer, horizon: Horizon
     ) -> RecipeScheduler:
         """Build the scheduler alone, for an optimizer of :meth:`build_optimizer`."""
+        require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
         return RecipeScheduler(optimizer, run_schedule)
@@ -231,7 +250,7 @@ class Recipe:
         return state_bytes(optimizer) if _is_own(optimizer) else None
 
     def __repr__(self) -> str:
-        return f"Recipe({self.spec.model_dump(exclude_unset=True, by_alias=True)})"
+        return f"Recipe({self._written.content})"
 
 
 def _depths_if_any(model: nn.Module) -> dict[str, int]:
@@ -252,3 +271,15 @@ def _unknown_on_meta(grouping: Grouping) -> tuple[str, ...]:
     """Return the settings that only the device can judge, if the model is on none yet."""
     on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
     return ("fused", "capturable") if on_meta else ()
+
+
+def _represented(dumper: yaml.representer.BaseRepresenter, recipe: Recipe) -> yaml.Node:
+    found: yaml.Node = dumper.represent_data(recipe._written.content)
+    return found
+
+
+# What a checkpoint holds of a recipe is text and numbers: see Recipe.__setstate__. Trainers write
+# hyperparameters into YAML too, where it is what was written.
+torch.serialization.add_safe_globals([Recipe])
+for _dumper in (yaml.Dumper, yaml.SafeDumper):
+    yaml.add_representer(Recipe, _represented, _dumper)

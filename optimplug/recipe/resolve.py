@@ -16,6 +16,7 @@ from optimplug import optim
 from optimplug.errors import Problem, RecipeError, did_you_mean
 from optimplug.recipe.clipped import CLIPPING, construct
 from optimplug.recipe.keywords import NOT_SET, keywords_of, takes
+from optimplug.recipe.text.written import within
 
 __all__ = [
     "expected_kind",
@@ -152,11 +153,11 @@ def _argument_problems(
             kind = expected_kind(key, known[key].default)
             is_default = value is None and known[key].default is None
             if kind and not is_default and not _is_kind(value, kind):
-                yield Problem(f"{path}.{key}", f"must be {kind} (got {value!r})")
+                yield Problem(within(path, key), f"must be {kind} (got {value!r})")
         elif key in whole:
-            yield Problem(f"{path}.{key}", "is for the whole optimizer; move it to 'optimizer'")
+            yield Problem(within(path, key), "is for the whole optimizer; move it to 'optimizer'")
         elif not others(key):
-            yield Problem(f"{path}.{key}", f"unknown key{did_you_mean(key, valid)}")
+            yield Problem(within(path, key), f"unknown key{did_you_mean(key, valid)}")
 
 
 def expected_kind(key: str, default: object) -> str | None:
@@ -222,7 +223,7 @@ def refusals(
         attempt(**arguments)
     except Exception as error:  # constructors refuse arguments by whatever error they like
         found = [
-            Problem(f"{path}.{key}", reason)
+            Problem(within(path, key), reason)
             for key, value in arguments.items()
             if (reason := _refusal(attempt, {key: value})) is not None
         ]

@@ -14,7 +14,7 @@ from optimplug.recipe.clipped import leave_steps
 from optimplug.recipe.parameters.frozen import freezings_in
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
-from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.durations import Horizon, require_horizon
 
 if TYPE_CHECKING:
     from optimplug.recipe.recipe import Recipe
@@ -75,7 +75,7 @@ class Run(ScheduledOptimizer):
 
     def __init__(self, recipe: Recipe, model: nn.Module, horizon: Horizon | None = None) -> None:
         if horizon is not None:
-            _require_horizon(horizon)
+            require_horizon(horizon)
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
@@ -107,7 +107,7 @@ class Run(ScheduledOptimizer):
                 changed then.
         """
         self._check_open()
-        _require_horizon(horizon)
+        require_horizon(horizon)
         stepped = self.optimizer if optimizer is None else optimizer
         if owner_of(stepped) is not owner_of(self.optimizer):
             raise ArgumentError(
@@ -120,10 +120,3 @@ class Run(ScheduledOptimizer):
             scheduler.go_to(0)  # the one before may have left the groups at other rates
         self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
         return scheduler
-
-
-def _require_horizon(horizon: object) -> None:
-    if not isinstance(horizon, Horizon):
-        raise ArgumentError(
-            f"horizon must be a Horizon, Horizon(total_steps=1000) say (got {horizon!r})"
-        )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
-from optimplug.recipe.schedule.curves import Curve
-from optimplug.recipe.schedule.timeline import RunSchedule
+from optimplug.recipe.schedule.curves import Curve, Phase
+from optimplug.recipe.schedule.phases import turning_point
+from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
+from optimplug.recipe.schedule.vocabulary import row_of
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 
 __all__ = ["plan_warnings"]
+
+# In the name of a metric, these tell that a plateau ought to look for a maximum.
+_THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
 
 
 def plan_warnings(
@@ -109,14 +115,53 @@ def _schedule_warnings(
     """Find phases without effect, and a rate that is 0 before the run is over."""
     for of, curve in curves.items():
         own = [(f"{path}[{i}]", spec) for i, spec in enumerate(phases) if (spec.of or "lr") == of]
+        before: Phase | None = None
         # A rule that schedules weight_decay alone keeps the recipe's curve of lr, without phases.
         for (where, spec), phase in zip(own, curve.phases, strict=False):
+            yield from _part_warnings(where, spec, phase.steps, horizon)
             if phase.steps == 0:
                 yield Problem(where, f"{phase.name} takes 0 steps, so it does nothing")
-            elif spec.floor is not None and spec.floor >= (start := curve(phase.start)):
+                continue
+            if before is not None and spec.from_ is None:
+                yield from _jump_warnings(where, before, phase, of)
+            before = phase
+            start = curve(phase.start)
+            # A cycle starts at its floor.
+            if spec.floor is not None and spec.floor >= start and not row_of(spec).needs_floor:
                 message = f"{spec.floor:g} is not below where the phase starts, {start:g} x {of}"
                 yield Problem(f"{where}.floor", message)
     curve, total = curves["lr"], horizon.total_steps
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
         yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")
+
+
+def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:
+    """Find a phase that does not start where the one before it ends, without saying so."""
+    how = "say 'from: previous' to go on from there, or 'from: peak' if this is meant"
+    if before.follows_validations:
+        yield Problem(
+            where, f"starts at its own {of}, whatever {before.name} has made of it; {how}"
+        )
+        return
+    end, start = before.end, phase(phase.start)
+    if not math.isclose(end, start, rel_tol=0.01, abs_tol=1e-9):
+        yield Problem(where, f"{of} jumps from {end:.3g} x its own to {start:.3g} x; {how}")
+
+
+def _part_warnings(where: str, spec: PhaseSpec, steps: int, horizon: Horizon) -> Iterator[Problem]:
+    """Find what is probably not meant in the arguments of a phase, or of its parts."""
+    for path, part in parts_of(spec, where):
+        turning = turning_point(part, steps, horizon) if steps > 0 else None
+        if turning is not None:
+            key, given, length = turning
+            message = (
+                f"is {given} of the phase's {length} {part.every or 'step'}s, so that it falls"
+            )
+            yield Problem(
+                f"{path}.{key}", f"{message}, rises again, and so on; leave it out to fall once"
+            )
+        words = [word for word in _THE_MORE_THE_BETTER if word in (part.monitor or "").lower()]
+        if words and "mode" not in (part.model_extra or {}):
+            message = f"{part.monitor!r} is better the higher it is, it seems, but mode is 'min'"
+            yield Problem(f"{path}.monitor", f"{message}; say 'mode: max', or 'mode: min'")

@@ -45,7 +45,8 @@ def _phases(plan: Plan) -> Iterator[str]:
     for label, curve in _labelled_curves(plan):
         for phase in curve.phases:
             steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
-            yield f"{label}{steps}: {phase.name}"
+            start = ", from the rate before it" if phase.before else ""
+            yield f"{label}{steps}: {phase.name}{start}"
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:

@@ -18,6 +18,11 @@ PLATEAU = {"name": "ReduceLROnPlateau", "monitor": "eval_worse", "patience": 0}
 WARM = {"name": "LinearLR", "start_factor": 0.1, "for": 4}
 DECAY = {"name": "StepLR", "step_size": 1, "gamma": 0.7}
 MIXED = [WARM, {**DECAY, "every": "epoch", "for": "1 epoch"}, {**PLATEAU, "factor": 0.5}]
+ONWARD = [
+    WARM,
+    {**PLATEAU, "factor": 0.5, "for": 8},
+    {"name": "CosineAnnealingLR", "floor": 0.01, "from": "previous"},
+]
 FROZEN = {"match": "body.*", "freeze": {"until": 8}}
 CASES = {
     "step": [{"name": "CosineAnnealingLR"}],
@@ -25,6 +30,7 @@ CASES = {
     "validation": [{**DECAY, "every": "validation"}],
     "plateau": [{**PLATEAU, "factor": 0.5}],
     "mixed": MIXED,
+    "from the rate before": ONWARD,
     "frozen for a time": MIXED,
 }
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from support.labels import label
 from support.lightning_runs import (
+    COSINE,
     EPOCH,
     FOLLOWING,
     PLATEAU,
@@ -35,6 +36,8 @@ MIXED = recipe_of(
     {"name": "CosineAnnealingLR"},
     groups=[{"match": "head.*", "schedule": VALIDATIONS["schedule"]}],
 )
+# The end of a plateau is known when it comes, and what follows it starts there.
+ONWARD = recipe_of(WARM_UP, {**PLATEAU, "for": 8}, {**COSINE, "floor": 0.01, "from": "previous"})
 
 
 class Saving(Callback):
@@ -91,6 +94,7 @@ CASES = [
     (FOLLOWING, by_epochs, 3, {"enable_checkpointing": True}),
     (FOLLOWING, by_metric, 3, {"enable_checkpointing": True}),
     (MIXED, AfterUpdates, 18, {"val_check_interval": 3}),
+    (ONWARD, AfterUpdates, 18, {"val_check_interval": 3}),
 ]
 
 
@@ -107,6 +111,14 @@ def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes):
         assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
         assert same_weights(module.backbone, whole.backbone), file.name
         assert same_weights(module.head, whole.head), file.name
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+def test_a_phase_goes_on_from_where_a_plateau_has_come_to(tmp_path):
+    _, rates = fit(tmp_path, ONWARD, val_check_interval=3)
+    assert rates == plain_rates(ONWARD, validated_after=range(3, 19, 3))
+    # Of the two validations of the plateau the first is the best, and the second halves.
+    assert rates[12] == [pytest.approx(0.1 / 2)]
 
 
 class Plain(Tiny):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from support.schedules import advance, momentums, optimizer_of, rates, saved, trace
+from support.schedules import advance, momentums, optimizer_of, rates, trace
 
 import optimplug.optim.lr_scheduler as ours
 from optimplug.errors import ArgumentError
@@ -97,6 +97,60 @@ def test_a_sequence_around_one_sequence():
 
     assert firsts(ours, outer, 9) == firsts(ours, inner, 9)
     assert firsts(torchs, outer, 9) != firsts(torchs, inner, 9)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_nested_composites():
+    def chain(module, optimizer):
+        linear = module.LinearLR(optimizer, 0.1, 1.0, 5)
+        return module.ChainedScheduler([linear, module.ExponentialLR(optimizer, 0.9)])
+
+    def first(module, optimizer):
+        phases = [chain(module, optimizer), module.ConstantLR(optimizer, 0.5, 9)]
+        return module.SequentialLR(optimizer, phases, [6])
+
+    def last(module, optimizer):
+        phases = [module.ConstantLR(optimizer, 0.5, 9), chain(module, optimizer)]
+        return module.SequentialLR(optimizer, phases, [4])
+
+    def two(module, optimizer):
+        both = [module.ConstantLR(optimizer, 0.1, 2), module.ExponentialLR(optimizer, 0.9)]
+        inner = [module.SequentialLR(optimizer, [each], []) for each in both]
+        return module.ChainedScheduler(inner)
+
+    alone = firsts(ours, chain, 5)
+    assert firsts(ours, first, 5) == firsts(ours, last, 9)[4:] == alone
+    assert firsts(torchs, chain, 5) == pytest.approx(alone, rel=1e-12)
+    assert firsts(torchs, first, 5) == pytest.approx([lr * 0.9 for lr in alone])
+    with pytest.raises(NotImplementedError):
+        firsts(torchs, last, 9)
+    assert firsts(ours, two, 2) == pytest.approx([0.1, 0.09, 0.81])
+    assert firsts(torchs, two, 2)[1:] != pytest.approx([0.09, 0.81])
+
+
+def test_a_product_jumps_to_an_epoch():
+    found = []
+    for module in (ours, torchs):
+        optimizer = optimizer_of()
+        scheduler = module.MultiplicativeLR(optimizer, lambda t: 0.5)
+        optimizer.step()
+        with pytest.warns(UserWarning, match="epoch"):
+            scheduler.step(3)
+        found.append(rates(optimizer)[0])
+    assert found == [0.125, 0.5]
+
+
+def test_half_steps():
+    for module, works in ((ours, True), (torchs, False)):
+        optimizer = optimizer_of()
+        scheduler = module.StepLR(optimizer, 3)
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].add_(1.0)
+        if works:
+            scheduler.step()
+        else:
+            with pytest.warns(UserWarning, match="before `optimizer.step"):
+                scheduler.step()
 
 
 def test_the_order_of_building():
@@ -238,13 +292,6 @@ def test_restarts_are_where_they_should_be():
 
     assert build(ours) == 1.0
     assert build(torchs) == pytest.approx(0.0)
-
-
-def test_states_are_primitives():
-    optimizer = optimizer_of()
-    scheduler = ours.MultiStepLR(optimizer, [1, 3])
-    assert scheduler.milestones == saved(scheduler.state_dict())["milestones"] == [1, 3]
-    assert isinstance(torchs.MultiStepLR(optimizer, [1, 3]).milestones, dict)
 
 
 def test_epochs_are_whole():

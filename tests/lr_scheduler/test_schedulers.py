@@ -129,16 +129,62 @@ def test_a_rate_set_by_hand_where_there_was_none_follows_the_factor_as_in_torch(
     assert found[0][-1][0] != 0.1
 
 
-@pytest.mark.parametrize("name", {**TORCHS, **NESTED})
-def test_a_group_added_in_mid_run_is_as_one_that_was_there(name):
+def add_group(optimizer, lr=0.5):
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": lr})
+
+
+def joined(module, build, before=12, after=60):
+    """The rates after a group has joined in mid-run, as far as this package can go on."""
     optimizer = optimizer_of()
-    scheduler = ALL[name](ours, optimizer)
-    trace(optimizer, scheduler, 12)
-    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.5})
-    found = [row[2::3] for row in trace(optimizer, scheduler, 60)[1:]]
+    scheduler = build(module, optimizer)
+    trace(optimizer, scheduler, before)
+    add_group(optimizer)
+    found = []
+    for t in range(before, before + after):
+        try:
+            advance(optimizer, scheduler, t)
+        except (ValueError, KeyError, RuntimeError):
+            assert module is torchs
+            break
+        found.append(rates(optimizer))
+    return found
+
+
+TAKEN_BY_TORCH = [
+    *(name for name in SCALING if "multiplicative" not in name),
+    *(name for name in {**SEQUENCES, **CHAINS} if "set" not in name),
+    *(name for name in PLATEAUS),
+]
+
+
+@pytest.mark.parametrize("name", TAKEN_BY_TORCH)
+def test_a_group_added_in_mid_run_goes_on_from_the_rate_that_it_came_with_as_in_torch(name):
+    found, expected = joined(ours, ALL[name]), joined(torchs, ALL[name])
+    assert len(expected) >= 1
+    assert_close(found[: len(expected)], expected, 1e-11, 1e-14)
+
+
+REFUSED_BY_TORCH = [
+    name for name in {**SCALING, **SETTING, **SEQUENCES, **CHAINS} if name not in TAKEN_BY_TORCH
+]
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_TORCH)
+def test_a_group_that_torch_cannot_take_joins_as_one_that_was_there(name):
+    assert joined(torchs, ALL[name]) == []
+    found = [row[1:] for row in joined(ours, ALL[name])]
     # A list for each group serves it with its last entry.
-    expected = [row[1::2] for row in run(ours, ALL[name], 72, lrs=(1.0, 0.5))[13:]]
+    expected = [row[:2] for row in run(ours, ALL[name], 72, lrs=(0.3, 0.5))[13:]]
+    if "two" in name:
+        found, expected = ([row[1:] for row in rows] for rows in (found, expected))
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in NESTED if n != "chain last in a sequence"])
+def test_a_group_added_in_mid_run_has_its_own_rate_from_the_next_phase_on(name):
+    found = [row[1:] for row in joined(ours, ALL[name], after=150)]
+    expected = [row[:2] for row in run(ours, ALL[name], 162, lrs=(0.3, 0.5))[13:]]
+    assert_close(found[90:], expected[90:])
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -164,22 +210,14 @@ def test_a_group_added_where_one_sets_the_rate_and_one_scales_it(name, apart, la
     assert stepped((1.0,), True) == stepped((1.0, 0.3), False)
 
 
-@pytest.mark.parametrize("name", SCALING)
-def test_a_group_added_in_mid_run_joins_at_the_closed_form(name):
-    optimizer = optimizer_of()
-    scheduler = ALL[name](ours, optimizer)
-    trace(optimizer, scheduler, 12)
-    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.5})
-    found = [row[:3] for row in trace(optimizer, scheduler, 60)[1:]]
-    assert_close(found, [scheduler.rates(t) for t in range(13, 73)])
-
-
 @pytest.mark.parametrize("name", WITH_PLATEAUS)
 def test_a_group_added_beside_a_plateau_goes_down_with_the_others(name):
     optimizer = optimizer_of(lrs=(0.3, 0.3))
     scheduler = ALL[name](ours, optimizer)
     trace(optimizer, scheduler, 1)  # nothing is lowered yet
-    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)], "lr": 0.3})
+    reached = optimizer.param_groups[0]["lr"]
+    new = {"params": [torch.zeros(1, requires_grad=True)], "lr": reached, "initial_lr": 0.3}
+    optimizer.add_param_group(new)
     found = [row[1:3] for row in trace(optimizer, scheduler, 60, start=1)[1:]]
     assert_close([[new] for _, new in found], [[old] for old, _ in found])
     assert found[-1] != found[0]
@@ -306,36 +344,10 @@ def test_it_is_a_torch_scheduler(name):
     assert isinstance(scheduler, torchs.ReduceLROnPlateau) is (name in PLATEAUS)
 
 
-class Wrapper(torch.optim.Optimizer):
-    """As accelerate wraps: an Optimizer by type alone."""
-
-    def __init__(self, optimizer):
-        self.optimizer = optimizer
-
-    @property
-    def param_groups(self):
-        return self.optimizer.param_groups
-
-
-def test_a_wrapped_optimizer_is_looked_through():
-    inner = optimizer_of()
-    wrapper = Wrapper(inner)
-    scheduler = SCHEDULES["sequence"](ours, wrapper)
-    assert scheduler.optimizer is inner
-    assert trace(inner, scheduler, 40) == run(ours, SCHEDULES["sequence"], 40)
-
-
-def test_any_wrapper_of_the_optimizer_is_the_same_one_to_a_composite():
-    inner = optimizer_of()
-    wrapper = Wrapper(inner)
-    children = [ours.ConstantLR(wrapper), ours.StepLR(inner, 3)]
-    assert ours.ChainedScheduler(children, wrapper).optimizer is inner
-
-
 class TestWarnings:
     def test_stepping_before_the_optimizer_warns(self):
         scheduler = ours.LinearLR(optimizer_of())
-        with pytest.warns(UserWarning, match="before optimizer.step"):
+        with pytest.warns(UserWarning, match="before `optimizer.step"):
             scheduler.step()
 
     def test_step_with_an_epoch_jumps_and_warns(self):
@@ -489,3 +501,34 @@ def test_the_optimizer_is_listened_to_once_however_many_schedulers_it_has():
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="list is not an Optimizer"):
         ours.LinearLR([])
+
+
+class TestAChainOfSchedulersThatHaveTakenSteps:
+    """It begins where the furthest of them is, with all of them there."""
+
+    LEAVES = {
+        "linear": lambda o: ours.LinearLR(o, 0.1, 1.0, 9),
+        "exponential": lambda o: ours.ExponentialLR(o, 0.8),
+        "lambda": lambda o: ours.LambdaLR(o, lambda t: 1 / (1 + t)),
+        "restarts": lambda o: ours.CosineAnnealingWarmRestarts(o, 4, 2),
+        "product": lambda o: ours.MultiplicativeLR(o, lambda t: 0.5 if t == 3 else 1.0),
+        "torch's": lambda o: torchs.StepLR(o, 2, 0.5),
+    }
+
+    @pytest.mark.parametrize("taken", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (3, 7), (7, 3)])
+    @pytest.mark.parametrize("first", ["linear", "lambda"])
+    @pytest.mark.parametrize("second", ["exponential", "restarts", "product", "torch's"])
+    def test_is_the_chain_from_the_start(self, first, second, taken):
+        straight, optimizer = optimizer_of(), optimizer_of()
+        names = first, second
+        expected = trace(
+            straight, ours.ChainedScheduler([self.LEAVES[n](straight) for n in names]), 20
+        )
+        children = [self.LEAVES[name](optimizer) for name in names]
+        for child, steps in zip(children, taken, strict=True):
+            for _ in range(steps):
+                optimizer.step()
+                child.step()
+        chain, furthest = ours.ChainedScheduler(children), max(taken)
+        assert [chain.last_epoch, *(c.last_epoch for c in children)] == [furthest] * 3
+        assert_close(trace(optimizer, chain, 20 - furthest), expected[furthest:])

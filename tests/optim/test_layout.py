@@ -120,16 +120,29 @@ def test_a_cleared_state_begins_anew(cls, options):
     assert all(map(torch.equal, params, fresh))
 
 
-@pytest.mark.parametrize("lost", ["state of one", "one tensor", "one counter"])
+@pytest.mark.parametrize("lost", ["state of one", "one tensor", "one counter", "one is none"])
 def test_a_state_that_lost_a_part_is_completed(lost):
     params, ours = stepped(AdamW, {})
     if lost == "state of one":
         ours.state[params[0]] = {}
+    elif lost == "one is none":
+        ours.state[params[0]]["exp_avg"] = None
     else:
         del ours.state[params[0]]["step" if lost == "one counter" else "exp_avg"]
     give_gradients(params)
     ours.step()
     assert ours.state[params[0]].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_state_that_is_taken_out_begins_anew_and_leaves_the_others():
+    params, ours = stepped(SGD, {"momentum": 0.9})
+    for p, value in zip(params, (1.0, 2.0, 3.0), strict=True):
+        ours.state[p]["momentum_buffer"].fill_(value)
+    del ours.state[params[0]]
+    give_gradients(params)
+    ours.step()
+    buffers = [ours.state[p]["momentum_buffer"][0, 0].item() for p in params]
+    assert buffers == pytest.approx([1.0, 2.8, 3.7])
 
 
 @pytest.mark.parametrize("package", [torch.optim, optimplug.optim], ids=["torch", "ours"])

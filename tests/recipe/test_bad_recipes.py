@@ -37,6 +37,32 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
         {"optimizer": {**ADAMW, "betas": 0.9}},
         ["optimizer.betas: must be a list of 2 finite numbers (got 0.9)"],
     ),
+    (
+        {"groups": [{"layer_decay": 80}]},
+        ["groups[0].layer_decay: input should be less than or equal to 1 (got 80)"],
+    ),
+    (
+        {"groups": [{"layer_decay": {"rate": 1.001}}]},
+        ["groups[0].layer_decay.rate: input should be less than or equal to 1 (got 1.001)"],
+    ),
+    (
+        {"schedule": [{"name": "LinearLR", "for": "60%"}, {"preset": "cosine", "for": "60%"}]},
+        ["schedule: the phases take 120% of the run; at most it is 100%"],
+    ),
+    (
+        {
+            "groups": [
+                {
+                    "schedule": [
+                        {"name": "LinearLR", "for": "60%"},
+                        {"name": "LinearLR", "for": "100%", "of": "weight_decay"},
+                        {"name": "LinearLR", "for": "40.5%"},
+                    ]
+                }
+            ]
+        },
+        ["groups[0].schedule: the phases take 100.5% of the run; at most it is 100%"],
+    ),
     ({"optimizer": {**ADAMW, "lr": -1}}, ["optimizer.lr: Invalid learning rate: -1; must be >= 0"]),
     (
         {"optimizer": {**ADAMW, "max_grad_norm": 0}},
@@ -248,7 +274,7 @@ def test_a_bad_recipe_is_told_in_lines_that_name_the_key(change, lines):
 
 BAD_FIT = [
     (
-        {"groups": [{"layer_decay": 1e300}]},
+        {"groups": [{"lr": 1e300, "lr_scale": 1e300}]},
         "groups: lr of bert.embeddings.word_embeddings.weight comes to inf; it must be finite",
     ),
     (

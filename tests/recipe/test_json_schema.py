@@ -56,6 +56,21 @@ GOOD = {
         f"for {length}": phase(**{"name": "CosineAnnealingLR", "for": length})
         for length in (5, "500", "500 steps", "1 step", "2 epochs", "0.5 epochs", "6%", "rest")
     },
+    **{
+        f"from {start}": {
+            "optimizer": ADAMW,
+            "schedule": [
+                {"name": "LinearLR", "for": 5},
+                {"preset": "cosine", "for": 5, "from": start},
+                {
+                    "together": [{"name": "StepLR", "step_size": 1}, {"preset": "linear"}],
+                    "from": start,
+                },
+            ],
+        }
+        for start in ("previous", "peak")
+    },
+    "a layer decay of nothing": rule(layer_decay=1),
     "arguments": phase(name="LinearLR", start_factor=0.1, end_factor=0.5, total_iters=5),
 }
 LIST = {"name": "LinearLR", "for": 10}

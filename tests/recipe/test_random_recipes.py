@@ -3,6 +3,7 @@
 import math
 import re
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -136,6 +137,104 @@ def test_a_plan_or_an_error_with_a_path(content):
     assert sorted([*covered, *found.grouping.frozen]) == everything
     assert all(math.isfinite(found.lr(group, t)) for group in found.groups for t in range(13))
     assert str(found)
+
+
+WORDS = st.one_of(
+    st.text(max_size=4),
+    st.sampled_from(
+        [
+            "optimizer",
+            "groups",
+            "schedule",
+            "name",
+            "AdamW",
+            "lr",
+            "betas",
+            "match",
+            "not",
+            "any",
+            "type",
+            "depth",
+            "freeze",
+            "until",
+            "from",
+            "previous",
+            "together",
+            "preset",
+            "for",
+            "LinearLR",
+            "linear",
+            "layer_decay",
+            "<value>",
+            "<mapping>",
+            "schedule[",
+            "groups[0]",
+            "optimizer.",
+            "[",
+            "]",
+            "a.b",
+            "x[']",
+            "..x",
+            "torch.x",
+            "6%",
+            "rest",
+        ]
+    ),
+)
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), WORDS,
+        st.sampled_from([10**15, 10**16, 10**300, -(10**400), 2**9000]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(WORDS, WORDS, st.integers(), st.none()), inner, max_size=3),
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.one_of(
+        st.dictionaries(WORDS, ANYTHING, max_size=4),
+        st.fixed_dictionaries(
+            {"optimizer": st.one_of(st.just({"name": "AdamW"}), ANYTHING)},
+            optional={
+                "groups": st.lists(st.dictionaries(WORDS, ANYTHING, max_size=3), max_size=2),
+                "schedule": ANYTHING,
+                "schedule[": ANYTHING,
+                "": ANYTHING,
+            },
+        ),
+    )
+)
+def test_anything_at_all_is_a_plan_or_lines(content):
+    found = outcome(content)
+    if isinstance(found, RecipeError):
+        assert all(len(str(problem).splitlines()) == 1 for problem in found.problems)
+    else:
+        assert str(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"schedule[": 1}, "['schedule[']: unknown key; did you mean 'schedule'?"),
+        ({"groups[": []}, "['groups[']: unknown key; did you mean 'groups'?"),
+        ({"optimizer.": 1}, "['optimizer.']: unknown key; did you mean 'optimizer'?"),
+        ({"schedule[0]": 1}, "['schedule[0]']: unknown key; did you mean 'schedule'?"),
+        ({"": 1}, "['']: unknown key; valid are: "),
+        ({"<value>": 1}, "<value>: unknown key; valid are: "),
+        ({"groups": [{"[": 1, "lr": 1.0}]}, "groups[0]['[']: unknown key; valid are: "),
+        ({"groups": [{"layer_decay": {"<value>": 1}}]}, "groups[0].layer_decay.<value>: unknown"),
+        ({"schedule": [{"name": "LinearLR", "a.b": 1}]}, "schedule[0]['a.b']: unknown key; valid"),
+        ({"schedule": {"name": "LinearLR", "a'b": 1}}, 'schedule["a\'b"]: unknown key; valid'),
+    ],
+)
+def test_odd_keys_are_named_as_they_are(content, line):
+    found = outcome({"optimizer": {"name": "AdamW"}, **content})
+    assert any(str(problem).startswith(line) for problem in found.problems), found
 
 
 def test_right_and_wrong_ones_are_among_them():

@@ -6,9 +6,11 @@ import pickle
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from support.averaged import Averaged
 from support.tensors import same_weights
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError, Run, StateError
 from optimplug.recipe import RecipeScheduler, build_scheduler
@@ -148,6 +150,70 @@ class TestSteps:
             run.optimizer.zero_grad()
         assert run.scheduler.last_epoch == 6 - len(skipped)
 
+    def test_the_schedule_moves_by_as_many_updates_as_there_were(self):
+        run = started(LINEAR)
+        for new in (2, 0, 1, 3):
+            for _ in range(new):
+                run.optimizer.step()
+            assert run.updated() is (new > 0)
+        assert run.scheduler.last_epoch == 6
+        run.optimizer.step()  # and nobody says so
+        run.step()
+        assert run.scheduler.last_epoch == 8
+
+    def test_a_step_that_calls_its_base_class_is_one_update(self):
+        run, heard = started(MODES), []
+        run.optimizer.register_step_post_hook(lambda *_: heard.append(1))
+        run.optimizer.step()
+        assert heard == [1, 1]
+        assert run.updates.take() == 1
+        run.optimizer.step()
+        run.updated()
+        assert run.scheduler.last_epoch == 1
+
+    def test_a_step_that_raised_is_no_update_and_hides_no_later_one(self):
+        run = started(LINEAR)
+        with pytest.raises(ZeroDivisionError):
+            run.step(lambda: 1 / 0)
+        assert not run.updated()
+        run.optimizer.step()
+        assert run.updated()
+        assert run.scheduler.last_epoch == 1
+
+    def test_a_step_for_the_state_alone_is_none(self):
+        run = started(RECIPE)
+        state = get_optimizer_state_dict(run.model, run.optimizer)
+        assert state["state"]
+        assert not run.updated()
+        update(run, 0)
+        assert run.scheduler.last_epoch == 1
+
+    @pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+    def test_a_rate_of_0_alone_makes_no_step_one_for_the_state(self, rate):
+        run = started({"optimizer": {"name": "torch.optim.SGD", "lr": 1.0}, "schedule": "linear"})
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        backward(run, 0)
+        run.optimizer.step()
+        assert run.updates.take() == 1
+        for p in run.model.parameters():
+            p.grad.zero_()
+        run.optimizer.step()
+        assert run.updates.take() == 0
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_a_warmup_from_0_begins_with_an_update_whatever_the_gradients_are(self, device):
+        model = nn.Embedding(5, 3, sparse=device == "cpu", device=device)
+        recipe = {
+            "optimizer": {"name": "torch.optim.SGD", "lr": 1.0},
+            "schedule": {"preset": "linear", "warmup": 2},
+        }
+        run = Recipe.load(recipe).start(model, HORIZON)
+        for _ in range(3):
+            model(torch.tensor([1, 3], device=device)).sum().backward()
+            run.step()
+        assert run.scheduler.last_epoch == 3
+
     def test_updates_can_be_counted_where_another_steps_the_schedule(self):
         run = started(LINEAR)
         run.optimizer.step()
@@ -204,6 +270,37 @@ class TestModes:
         run.train()
         assert same_weights(run.model, trained)
 
+    @pytest.mark.parametrize("name", ["two modes", "ours"])
+    @pytest.mark.parametrize("evaluated", [False, True])
+    def test_the_mode_is_that_in_which_a_state_was_saved(self, name, evaluated):
+        whole, run = started(RECIPES[name]), started(RECIPES[name])
+        for t in range(4):
+            update(whole, t)
+        if evaluated:
+            whole.eval()
+        run.model.load_state_dict(whole.model.state_dict())
+        run.load_state_dict(through_file(whole.state_dict()))
+        assert run.training is not evaluated
+        whole.train()
+        run.train()
+        assert run.training
+        assert same(what_is(run), what_is(whole))
+
+    @pytest.mark.parametrize("evaluated", [False, True])
+    def test_the_state_of_an_optimizer_alone_may_tell_too(self, evaluated):
+        whole, run = started(MODES), started(MODES)
+        update(whole, 0)
+        if evaluated:
+            whole.eval()
+        run.load_state_dict(whole.optimizer.state_dict())
+        assert run.training is not evaluated
+
+    def test_where_a_state_tells_nothing_the_last_call_counts(self):
+        run = started()
+        run.eval()
+        run.load_state_dict(run.optimizer.state_dict())
+        assert not run.training
+
     def test_other_optimizers_have_none(self):
         run = started()
         before = what_is(run)
@@ -213,10 +310,10 @@ class TestModes:
         assert same(before, what_is(run))
 
 
-class Wrapper(torch.optim.Optimizer):
+class Wrapper(AcceleratedOptimizer):
     """As accelerate's: no hooks of its own, and it may leave out a step."""
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer):  # without an Accelerator
         self.optimizer, self.stepping = optimizer, True
 
     param_groups = property(lambda self: self.optimizer.param_groups)
@@ -398,8 +495,9 @@ class TestState:
         ),
         "bad moments": (
             lambda s: {**s, "optimizer": {**s["optimizer"], "state": 3}},
-            "must be a dict|does not",
+            "does not|must be a dict",
         ),
+        "no mode": (lambda s: {**s, "training": "yes"}, "training must be true or false"),
         "no schedule": (lambda s: {**s, "scheduler": 3}, "must be a dict"),
         "another schedule": (
             lambda s: {**s, "scheduler": {**s["scheduler"], "fingerprint": "x"}},

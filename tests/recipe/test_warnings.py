@@ -62,6 +62,9 @@ RULES = {
     ),
 }
 FALL = {"name": "CosineAnnealingLR"}
+PLATEAU = {"name": "ReduceLROnPlateau", "monitor": "loss"}
+HOW = "say 'from: previous' to go on from there, or 'from: peak' if this is meant"
+WAVE = "so that it falls, rises again, and so on; leave it out to fall once"
 PHASES = {
     "nothing to say": ([{"name": "LinearLR", "start_factor": 0.1, "for": "10%"}, FALL], []),
     "a phase of no steps": (
@@ -79,6 +82,112 @@ PHASES = {
     "a run that outlives its rate": (
         [{**FALL, "for": 60}],
         ["schedule: lr is 0 for the last 40 of 100 steps, after the phases"],
+    ),
+    "a floor of a cycle, which starts there": (
+        [{"name": "CyclicLR", "floor": 0.1, "step_size_up": 10}],
+        [],
+    ),
+    "a jump up": (
+        [{**FALL, "floor": 0.1, "for": 50}, PLATEAU],
+        [f"schedule[1]: lr jumps from 0.1 x its own to 1 x; {HOW}"],
+    ),
+    "a jump down": (
+        [{"name": "ConstantLR", "factor": 1, "for": 50}, {"name": "LinearLR", "start_factor": 0.5}],
+        [f"schedule[1]: lr jumps from 1 x its own to 0.5 x; {HOW}"],
+    ),
+    "a jump from a rate that is held": (
+        [{"name": "ConstantLR", "factor": 0.2, "for": 50}, FALL],
+        [f"schedule[1]: lr jumps from 0.2 x its own to 1 x; {HOW}"],
+    ),
+    "a jump to 0": (
+        [{"name": "ConstantLR", "factor": 1, "for": 50}, {"preset": "cosine", "warmup": 10}],
+        [f"schedule[1]: lr jumps from 1 x its own to 0 x; {HOW}"],
+    ),
+    "a jump past a phase of no steps": (
+        [{**FALL, "floor": 0.1, "for": 50}, {"name": "LinearLR", "for": 0}, PLATEAU],
+        [
+            "schedule[1]: LinearLR takes 0 steps, so it does nothing",
+            f"schedule[2]: lr jumps from 0.1 x its own to 1 x; {HOW}",
+        ],
+    ),
+    "a jump of another hyperparameter": (
+        [
+            {
+                "name": "LinearLR",
+                "start_factor": 1,
+                "end_factor": 0.5,
+                "for": 50,
+                "of": "weight_decay",
+            },
+            {"name": "ConstantLR", "factor": 1, "of": "weight_decay"},
+        ],
+        [f"schedule[1]: weight_decay jumps from 0.5 x its own to 1 x; {HOW}"],
+    ),
+    "a jump that is said": (
+        [{**FALL, "floor": 0.1, "for": 50}, {**PLATEAU, "from": "peak"}],
+        [],
+    ),
+    "no jump": ([{**FALL, "floor": 0.1, "for": 50}, {**PLATEAU, "from": "previous"}], []),
+    "almost none": (
+        [{**FALL, "floor": 0.991, "for": 50}, {"name": "StepLR", "step_size": 10}],
+        [],
+    ),
+    "what a plateau has come to is not known": (
+        [{**PLATEAU, "for": 50}, FALL],
+        [f"schedule[1]: starts at its own lr, whatever ReduceLROnPlateau has made of it; {HOW}"],
+    ),
+    "nor what goes on from there": (
+        [{**PLATEAU, "for": 50}, {**FALL, "floor": 0.1, "for": 10, "from": "previous"}, PLATEAU],
+        [f"schedule[2]: starts at its own lr, whatever CosineAnnealingLR has made of it; {HOW}"],
+    ),
+    "nor what validations have made of it": (
+        [{"name": "ExponentialLR", "gamma": 0.9, "every": "validation", "for": 50}, FALL],
+        [f"schedule[1]: starts at its own lr, whatever ExponentialLR has made of it; {HOW}"],
+    ),
+    "a wave": (
+        [{**FALL, "T_max": 10}],
+        [f"schedule[0].T_max: is 10 of the phase's 100 steps, {WAVE}"],
+    ),
+    "a wave in epochs": (
+        [{**FALL, "T_max": 1, "every": "epoch"}],
+        [f"schedule[0].T_max: is 1 of the phase's 4 epochs, {WAVE}"],
+    ),
+    "a wave in percent": (
+        [{"name": "ConstantLR", "factor": 1, "for": "90%"}, {**FALL, "T_max": "5%"}],
+        [f"schedule[1].T_max: is 5 of the phase's 10 steps, {WAVE}"],
+    ),
+    "a wave among others": (
+        [{"together": [{**FALL, "T_max": 10}, {"name": "StepLR", "step_size": 50}]}],
+        [f"schedule[0].together[0].T_max: is 10 of the phase's 100 steps, {WAVE}"],
+    ),
+    "a wave that is meant": ([{"name": "CosineAnnealingWarmRestarts", "T_0": 10}], []),
+    "a wave by validations, of which nobody knows": (
+        [{**FALL, "T_max": 10, "every": "validation"}],
+        [],
+    ),
+    "as long as the phase": ([{**FALL, "T_max": 100}], []),
+    "a step of rounding": ([{**FALL, "T_max": 99}], []),
+    **{
+        f"a plateau on {monitor}": (
+            [{**PLATEAU, "monitor": monitor}],
+            [
+                f"schedule[0].monitor: {monitor!r} is better the higher it is, it seems, but mode "
+                "is 'min'; say 'mode: max', or 'mode: min'"
+            ],
+        )
+        for monitor in ("eval_accuracy", "val_acc", "macro_F1", "eval_roc_auc", "eval_sacrebleu")
+    },
+    "a plateau on accuracy, with its mode": (
+        [{**PLATEAU, "monitor": "eval_accuracy", "mode": "max"}],
+        [],
+    ),
+    "even with the other": ([{**PLATEAU, "monitor": "eval_accuracy", "mode": "min"}], []),
+    "a plateau on accuracy among others": (
+        [{"together": [FALL, {**PLATEAU, "monitor": "val_acc"}]}],
+        [
+            "schedule[0].together[1].monitor: 'val_acc' is better the higher it is, it seems, but "
+            "mode is 'min'; say 'mode: max', or 'mode: min'"
+        ],
     ),
     "a run that outlives its phases, at a rate": ([{**FALL, "floor": 0.1, "for": 60}], []),
 }
@@ -105,6 +214,6 @@ def test_rules(rules, build, expected):
 
 @pytest.mark.parametrize(("phases", "expected"), PHASES.values(), ids=PHASES)
 def test_phases(phases, expected):
-    plan = recipe_of(schedule=phases).plan(model(), Horizon(total_steps=100))
+    plan = recipe_of(schedule=phases).plan(model(), Horizon(total_steps=100, steps_per_epoch=25))
     assert [str(warning) for warning in plan.warnings] == expected
     assert [f"{w['path']}: {w['message']}" for w in plan.to_dict()["warnings"]] == expected

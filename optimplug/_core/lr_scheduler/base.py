@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
-from optimplug._core.arguments import EPOCH_DEPRECATED, are_floats, owner_of, require_count, warn
-from optimplug._core.internals import note_steps, was_stepped
-from optimplug._core.lr_scheduler import state as states
+from optimplug._core.arguments import are_floats, owner_of, require_count, warn
+from optimplug._core.lr_scheduler.forgotten import forget_watch, is_beyond_epochs, watch
 from optimplug._core.lr_scheduler.groups import (
     holds,
     kept_on_error,
-    momentum_of,
     own_rate,
-    set_momentum,
     set_rate,
     unshare,
 )
-from optimplug.errors import StateError
+from optimplug._core.lr_scheduler.internals import (
+    calls_by_accelerate,
+    note_steps,
+    torchs_warning,
+)
+from optimplug._core.lr_scheduler.saved import SavedScheduler
 
 __all__ = ["LRScheduler"]
 
 
-class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
+class LRScheduler(SavedScheduler):
     r"""Base class of the schedulers: a closed form :math:`\eta(t)`, applied to every group.
 
     A subclass gives :meth:`closed_form`, and :meth:`chained` where the change from one step to the
     next is not a ratio. While nobody else changes a group's rate, it follows the closed form
     exactly; where another scheduler (or the user) does, the change from step to step is applied to
-    what is there, so several schedulers can act on the same groups. A subclass in torch's style,
-    with :meth:`get_lr`, works as well; a jump goes to the closed form if there is one, as in torch.
+    what is there, so several schedulers can act on the same groups. A subclass in torch's style
+    works as well, with ``get_lr``, ``_get_closed_form_lr``, or a ``step`` of its own.
 
     Args:
         optimizer: its groups' ``lr`` is what the schedule sets. A group's ``initial_lr`` is its
@@ -47,26 +46,17 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         ArgumentError: ``last_epoch`` is not an int >= -1.
     """
 
-    # In torch's class these lists may hold tensors; here they hold floats alone.
-    base_lrs: list[float]  # type: ignore[assignment]
-    _last_lr: list[float]  # type: ignore[assignment]
-
-    # What is not state: the groups' owner, and what a subclass is built from.
-    _not_saved: tuple[str, ...] = ("optimizer", "verbose", "_noted")
-    # The functions among the arguments, one or a list. Of an object its attributes are state.
-    _functions: tuple[str, ...] = ()
-    # Lists with an entry for each group. The last one serves groups that join later.
-    _per_group: tuple[str, ...] = ()
     # What a scaled rate does not go below.
     eta_min: float = 0.0
-    # What the argument mode may be.
-    _modes: tuple[str, ...] = ()
     # Whether there is a plateau in it.
     _takes_metric: bool = False
-    # Whether base_lrs are the groups' own rates, and not arguments.
-    _own_bases: ClassVar[bool] = True
-    # The hook that notes steps, where this scheduler was the first to need it.
-    _noted: RemovableHandle | None = None
+    # Whether a group that joins in mid-run is scaled by the schedule so far.
+    _catches_up: ClassVar[bool] = False
+    # The attribute that says in how many steps it does what it does.
+    _length: ClassVar[str] = ""
+
+    # No part of what a scheduler is, so not in __dict__: how far a round of accelerate's has come.
+    __slots__ = ("_turn",)
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, last_epoch: int = -1, verbose: bool = False
@@ -74,9 +64,11 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.optimizer = owner_of(optimizer)
         self.last_epoch = require_count("last_epoch", last_epoch, least=-1)
         self.verbose = verbose
-        self._noted = note_steps(self.optimizer)
+        self._turn = 0
+        note_steps(self.optimizer)
         with kept_on_error(self._groups):
             self._initial_step()
+        watch(self)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
@@ -107,6 +99,8 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """Return the rate of every group at ``last_epoch``, from what the groups hold now."""
+        if not self._get_lr_called_within_step:
+            warn(torchs_warning("get_lr"), frames=2)
         return self._follow([group["lr"] for group in self._groups])
 
     def _follow(self, held: list[Any]) -> list[float]:
@@ -121,10 +115,6 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
     def _before(self, t: int) -> list[float]:
         """Return what this schedule alone left in the groups before step ``t``."""
         return self.rates(t - 1) if t > 0 else self.base_lrs
-
-    def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """Return the rate of every group, in the optimizer's order, as last set."""
-        return list(self._last_lr)
 
     def print_lr(self, group: int | None = None) -> None:
         """Print the current rate of every group, or of the one with this index."""
@@ -142,16 +132,37 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self._step(None, epoch)
 
     def _step(self, metrics: Any, epoch: Any) -> None:
+        if self._is_initial:
+            self._step_count += 1
+            self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
+            return
+        # accelerate's wrapper calls once for each process: the first call is that of the update.
+        calls = calls_by_accelerate(self)
+        if calls > 1 and self._turn:
+            self._turn = (self._turn + 1) % calls
+            return
         if epoch is None:
             self._check_next(metrics)
         else:
             epoch = require_count("epoch", epoch)
             self._check_jump(epoch)
-            warn(EPOCH_DEPRECATED)
-        if self._step_count == 1 and not was_stepped(self.optimizer):
-            warn("lr_scheduler.step() came before optimizer.step(): the first rate is skipped")
+        self._turn = 1 if calls > 1 else 0
+        self._check_order()
+        if epoch is not None:
+            warn(torchs_warning("epoch"))
         self._step_count += 1
         self._advance(metrics) if epoch is None else self._jump(epoch)
+
+    def _check_order(self) -> None:
+        """Warn, as torch does, if the optimizer has not been stepped before the first step."""
+        noted = forget_watch(self.optimizer)
+        # Of an optimizer that a run has left as it was, nothing is known.
+        if self._step_count != 1 or noted is None:
+            return
+        if noted.replaced:
+            warn(torchs_warning("replaced"), frames=4)
+        elif not noted.happened:
+            warn(torchs_warning("order"), frames=4)
 
     def _check_next(self, metrics: Any) -> None:
         """Raise if the next step cannot be done with this metric; nothing has changed then."""
@@ -163,7 +174,7 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Take one step from what the groups hold; from before the first, begin anew."""
         known = self._admit_groups()
         self.last_epoch += 1
-        if 0 < known < len(self.base_lrs) and self.last_epoch > 0:
+        if self._catches_up and 0 < known < len(self.base_lrs) and self.last_epoch > 0:
             self._catch_up(known)
         held = [group["lr"] for group in self._groups]
         self._write(self._given() if self._gives_lr else self._follow(held), held)
@@ -172,21 +183,38 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         """Go to where this schedule alone has the groups at step ``t``."""
         self._admit_groups()
         self.last_epoch = t
-        rates = self.rates(t) if self._has_form else self._given()
+        form = getattr(self, "_get_closed_form_lr", None)
+        if form is not None:
+            rates = list(map(float, form()))
+        else:
+            rates = self.rates(t) if self._has_form and not self._gives_lr else self._given()
         self._write(rates, [group["lr"] for group in self._groups])
 
     def _given(self) -> list[float]:
-        return list(map(float, self.get_lr()))
+        self._get_lr_called_within_step = True
+        try:
+            return list(map(float, self.get_lr()))
+        finally:
+            self._get_lr_called_within_step = False
 
     # The names _initial_step and _update_lr are torch's: its SequentialLR calls them.
 
     def _initial_step(self) -> None:
-        self._step_count = 1
+        self._step_count = 0
         unshare(self.optimizer)
         self.base_lrs: list[float] = getattr(self, "base_lrs", [])
         for group in self._groups:
             own_rate(group)
-        self._update_lr(None if self.last_epoch == -1 else self.last_epoch + 1)
+        self._admit_groups()
+        self._is_initial = True
+        try:
+            self._begin()
+        finally:
+            self._is_initial = False
+
+    def _begin(self) -> None:
+        """Take the step that torch's constructors take, with the method that a user calls."""
+        self.step()
 
     def _update_lr(self, epoch: int | None = None) -> None:
         if epoch is None:
@@ -194,6 +222,21 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
         else:
             self._check_jump(epoch)
             self._jump(epoch)
+
+    def _moves_by(self, updates: int) -> bool:
+        """Tell whether the schedule has changed the rates by a tenth, so many steps from now."""
+        if not self._has_form:
+            return False
+        now, then = self.rates(self.last_epoch), self.rates(self.last_epoch + updates)
+        return any(abs(b - a) > 0.1 * abs(a) for a, b in zip(now, then, strict=True))
+
+    def _steps_in_it(self) -> float:
+        """Return in how many steps it does what it does; 0 where it does not say."""
+        return getattr(self, self._length) if self._length else 0
+
+    def _is_forgotten(self, updates: int) -> bool:
+        """Tell whether so many updates without a step of this scheduler can only be a slip."""
+        return is_beyond_epochs(self._steps_in_it(), updates) and self._moves_by(updates)
 
     @property
     def _gives_lr(self) -> bool:
@@ -233,8 +276,6 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _catch_up(self, known: int) -> None:
         """Bring groups that joined in mid-run to where they would be from the start."""
-        if not self._has_form:
-            return
         # Where one that sets the rate has come first, it is already where the others' are.
         known = max(known, getattr(self.optimizer, "_overwritten", 0))
         before = self._before(self.last_epoch)
@@ -243,62 +284,3 @@ class LRScheduler(torch.optim.lr_scheduler.LRScheduler):
             if base:
                 own = holds(group["lr"], base)
                 set_rate(group, before[i] if own else group["lr"] * before[i] / base)
-
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
-
-    def _floats(self) -> list[float]:
-        return [float(group["lr"]) for group in self._groups]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as copies: primitives, and lists of them.
-
-        The rates in it are those that the groups hold now, whoever has set them. Plain functions
-        are not saved, of an object that can be called its attributes are.
-        """
-        own = {k: v for k, v in self.__dict__.items() if k not in self._not_saved}
-        own |= {name: states.function_state(getattr(self, name)) for name in self._functions}
-        to_come = [None] * (len(self._groups) - len(self.base_lrs))  # they join at the next step
-        cycled = [momentum_of(group) for group in self._groups if "initial_momentum" in group]
-        own |= {"_class": type(self).__name__, "_last_momentum": cycled}
-        own |= {"base_lrs": self.base_lrs + to_come, "_last_lr": self._floats()}
-        return copy.deepcopy(own)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the schedule and the optimizer's rates; the argument is left as it is.
-
-        Raises:
-            StateError: the state is of another class or another number of groups, or of functions
-                where here are objects. Nothing has changed then.
-        """
-        state = self._completed(state_dict)
-        self._check_state(state)
-        self._restore(copy.deepcopy(state))
-        unshare(self.optimizer)
-        for group, base in zip(self._groups, self.base_lrs, strict=False):
-            group["initial_lr"] = base if self._own_bases else own_rate(group)
-        for group, lr in zip(self._groups, self._last_lr, strict=True):
-            set_rate(group, lr)
-        for group, momentum in zip(self._groups, state["_last_momentum"], strict=False):
-            set_momentum(group, momentum)
-
-    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state, torch's included, with the keys and number types that it has here."""
-        return states.completed(state_dict, self.state_dict(), self._per_group)
-
-    def _check_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Raise a StateError unless the state fits."""
-        states.check_state(state_dict, self.state_dict(), self._per_group, self._functions)
-        if self._modes and state_dict["mode"] not in (*self._modes, self.__dict__["mode"]):
-            raise StateError(f"mode must be one of {self._modes} (got {state_dict['mode']!r})")
-        states.check_momentums(state_dict["_last_momentum"], self._groups)
-        for name in self._functions:
-            states.check_functions(name, getattr(self, name), state_dict[name])
-
-    def _restore(self, state_dict: dict[str, Any]) -> None:
-        own = {k: v for k, v in state_dict.items() if k not in ("_class", "_last_momentum")}
-        for name in self._functions:
-            states.load_functions(getattr(self, name), own.pop(name))
-        known = [base for base in own["base_lrs"] if base is not None]
-        self.__dict__.update({**own, "base_lrs": known})

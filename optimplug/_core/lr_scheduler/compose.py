@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
 from optimplug._core.arguments import owner_of, require_ascending
 from optimplug._core.lr_scheduler.base import LRScheduler
+from optimplug._core.lr_scheduler.foreign import TorchLR
 from optimplug._core.lr_scheduler.groups import own_rate, reset, set_rate, unshare
 from optimplug.errors import ArgumentError, StateError
 
@@ -32,8 +34,16 @@ def phase_at(t: int, milestones: Sequence[int]) -> tuple[int, int]:
 class CompositeLR(LRScheduler):
     """What schedulers made of schedulers share: passing metrics on, and one state for all."""
 
-    _not_saved = (*LRScheduler._not_saved, "_schedulers")
-    _schedulers: list[LRScheduler]
+    _not_saved = (*LRScheduler._not_saved, "_schedulers", "_children")
+    _schedulers: list[Any]
+
+    def _take(self, schedulers: Iterable[Any], owner: Optimizer | None) -> Optimizer:
+        """Take schedulers that can act on one optimizer, this or the first's; return it."""
+        self._schedulers = list(schedulers)
+        owner = _owner_of_all(self._schedulers, owner)
+        # What drives them: ours drive themselves.
+        self._children = [s if isinstance(s, LRScheduler) else TorchLR(s) for s in self._schedulers]
+        return owner
 
     def step(self, metrics: Any = None, epoch: int | None = None) -> None:  # type: ignore[override]
         """Advance by one update; a plateau that is active in it takes the metric.
@@ -54,7 +64,7 @@ class CompositeLR(LRScheduler):
 
     @property
     def _takes_metric(self) -> bool:  # type: ignore[override]
-        return any(child._takes_metric for child in self._schedulers)
+        return any(child._takes_metric for child in self._children)
 
     def _initial_step(self) -> None:
         unshare(self.optimizer)
@@ -62,15 +72,15 @@ class CompositeLR(LRScheduler):
             reset(group)
         super()._initial_step()
 
-    def _arrive(self, t: int, last: LRScheduler) -> None:
+    def _arrive(self, t: int, last: LRScheduler | TorchLR) -> None:
         """Note where the children have come to."""
-        self.last_epoch, self._last_lr = t, last._last_lr
+        self.last_epoch, self._last_lr = t, last.get_last_lr()
         if self.verbose:
             self.print_lr()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as copies, with a state for each of the schedulers."""
-        children = [child.state_dict() for child in self._schedulers]
+        children = [child.state_dict() for child in self._children]
         return {**super().state_dict(), "_schedulers": children}
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +88,7 @@ class CompositeLR(LRScheduler):
         given = state.get("_schedulers")
         if not isinstance(given, list) or not all(isinstance(s, Mapping) for s in given):
             raise StateError(f"_schedulers must be a list of states (got {given!r})")
-        children = [c._completed(s) for c, s in zip(self._schedulers, given, strict=False)]
+        children = [c._completed(s) for c, s in zip(self._children, given, strict=False)]
         state["_schedulers"] = [*children, *given[len(children) :]]
         if "_class" not in state_dict and children:  # torch's leaves out what its children know
             state.setdefault("last_epoch", children[0].get("last_epoch"))
@@ -92,11 +102,11 @@ class CompositeLR(LRScheduler):
             held, own = len(state_dict[key]), len(getattr(self, key))
             if held != own:
                 raise StateError(f"{key}: state holds {held} {key[1:]}, but this one has {own}")
-        for child, state in zip(self._schedulers, children, strict=True):
+        for child, state in zip(self._children, children, strict=True):
             child._check_state(state)
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        for child, state in zip(self._schedulers, state_dict.pop("_schedulers"), strict=True):
+        for child, state in zip(self._children, state_dict.pop("_schedulers"), strict=True):
             child._restore(state)
         super()._restore(state_dict)
 
@@ -110,8 +120,8 @@ class SequentialLR(CompositeLR):
 
     Args:
         optimizer: the optimizer whose groups are scheduled.
-        schedulers: schedulers of this package on the same optimizer. In which order they were built
-            makes no difference.
+        schedulers: schedulers on the same optimizer, of this package or torch's. In which order
+            they were built makes no difference.
         milestones: the step at which each scheduler but the first takes over, ascending.
         last_epoch: number of steps already taken, minus one; -1 starts anew.
         verbose: print every group's rate at each update.
@@ -145,7 +155,7 @@ class SequentialLR(CompositeLR):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        self._schedulers = _children(schedulers, owner_of(optimizer))
+        self._take(schedulers, owner_of(optimizer))
         self._milestones = require_ascending("milestones", milestones)
         if len(self._milestones) != len(self._schedulers) - 1:
             raise ArgumentError(f"milestones must be one fewer than schedulers (got {milestones})")
@@ -154,16 +164,23 @@ class SequentialLR(CompositeLR):
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
         i, within = phase_at(t, self._milestones)
-        return self._schedulers[i].closed_form(base_lr, within)
+        return self._children[i].closed_form(base_lr, within)
+
+    def _steps_in_it(self) -> float:
+        return (0, *self._milestones)[-1] + self._children[-1]._steps_in_it()
+
+    def _moves_by(self, updates: int) -> bool:
+        i, within = phase_at(self.last_epoch + updates, self._milestones)
+        return self._children[i]._moves_by(within)
 
     def _check_next(self, metrics: Any) -> None:
         i, within = phase_at(self.last_epoch + 1, self._milestones)
         if within > 0:
-            self._schedulers[i]._check_next(metrics)
+            self._children[i]._check_next(metrics)
 
     def _check_jump(self, t: int) -> None:
         i, within = phase_at(t, self._milestones)
-        self._schedulers[i]._check_jump(within)
+        self._children[i]._check_jump(within)
 
     def _advance(self, metrics: Any = None) -> None:
         t = self.last_epoch + 1
@@ -172,7 +189,7 @@ class SequentialLR(CompositeLR):
             self._jump(t)
             return
         self._admit_groups()
-        child = self._schedulers[i]
+        child = self._children[i]
         if within == 0:
             child.last_epoch = -1  # the first begins on what others have made of the rates
         child._advance(metrics)
@@ -181,8 +198,8 @@ class SequentialLR(CompositeLR):
     def _jump(self, t: int) -> None:
         self._admit_groups()
         i, within = phase_at(t, self._milestones)
-        self._schedulers[i]._jump(within)
-        self._arrive(t, self._schedulers[i])
+        self._children[i]._jump(within)
+        self._arrive(t, self._children[i])
 
 
 class ChainedScheduler(CompositeLR):
@@ -195,9 +212,9 @@ class ChainedScheduler(CompositeLR):
     :class:`CyclicLR`, :class:`OneCycleLR`) overwrites what those before it have made, as in torch.
 
     Args:
-        schedulers: schedulers of this package on one optimizer, in the order in which they act. In
-            which order they were built makes no difference. If some of them have taken steps
-            already, all are taken to the step of the furthest.
+        schedulers: schedulers on one optimizer, of this package or torch's, in the order in which
+            they act. In which order they were built makes no difference. If some of them have taken
+            steps already, all are taken to the step of the furthest.
         optimizer: their optimizer; left out, that of the first.
         verbose: print every group's rate at each update.
 
@@ -227,25 +244,31 @@ class ChainedScheduler(CompositeLR):
         optimizer: Optimizer | None = None,
         verbose: bool = False,
     ) -> None:
-        self._schedulers = _children(schedulers, None if optimizer is None else owner_of(optimizer))
-        taken = max(child.last_epoch for child in self._schedulers)
-        super().__init__(self._schedulers[0].optimizer, taken - 1 if taken > 0 else -1, verbose)
+        owner = self._take(schedulers, None if optimizer is None else owner_of(optimizer))
+        taken = max(child.last_epoch for child in self._children)
+        super().__init__(owner, taken - 1 if taken > 0 else -1, verbose)
 
     def _check_next(self, metrics: Any) -> None:
-        for child in self._schedulers:
+        for child in self._children:
             child._check_next(metrics)
 
+    def _steps_in_it(self) -> float:
+        return max(child._steps_in_it() for child in self._children)
+
+    def _moves_by(self, updates: int) -> bool:
+        return any(child._moves_by(updates) for child in self._children)
+
     def _check_jump(self, t: int) -> None:
-        for child in self._schedulers:
+        for child in self._children:
             child._check_jump(t)
 
     def _advance(self, metrics: Any = None) -> None:
         self._admit_groups()
-        for child in self._schedulers:
+        for child in self._children:
             if self.last_epoch == -1:
                 child.last_epoch = -1
             child._advance(metrics)
-        self._arrive(self.last_epoch + 1, self._schedulers[-1])
+        self._arrive(self.last_epoch + 1, self._children[-1])
 
     def _jump(self, t: int) -> None:
         self._admit_groups()
@@ -257,15 +280,15 @@ class ChainedScheduler(CompositeLR):
             self._advance()
 
 
-def _children(schedulers: Iterable[LRScheduler], owner: Optimizer | None) -> list[LRScheduler]:
-    """Return the schedulers as a list if they can act on one optimizer: this, or the first's."""
-    children = list(schedulers)
-    if not children:
-        raise ArgumentError("schedulers must hold at least one scheduler (got none)")
-    for i, child in enumerate(children):
-        if not isinstance(child, LRScheduler):
-            raise ArgumentError(f"schedulers[{i}] must be a scheduler of optimplug (got {child!r})")
-        owner = child.optimizer if owner is None else owner
-        if child.optimizer is not owner:
+def _owner_of_all(schedulers: list[Any], owner: Optimizer | None) -> Optimizer:
+    """Return the optimizer that all of them act on: this, or the first's."""
+    for i, child in enumerate(schedulers):
+        if not isinstance(child, TorchScheduler):
+            raise ArgumentError(f"schedulers[{i}] must be a scheduler (got {child!r})")
+        own = owner_of(child.optimizer)
+        owner = own if owner is None else owner
+        if own is not owner:
             raise ArgumentError(f"schedulers[{i}] must belong to the same optimizer as the others")
-    return children
+    if owner is None or not schedulers:
+        raise ArgumentError("schedulers must hold at least one scheduler (got none)")
+    return owner

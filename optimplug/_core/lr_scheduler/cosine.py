@@ -8,7 +8,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optimplug._core.arguments import require_count, require_number
-from optimplug._core.lr_scheduler.factor import AbsoluteLR, FactorLR
+from optimplug._core.lr_scheduler.factor import AbsoluteLR, FactorLR, scaled
+from optimplug._core.lr_scheduler.forgotten import forget_watch
 
 __all__ = ["CosineAnnealingLR", "CosineAnnealingWarmRestarts", "cosine", "in_cycle"]
 
@@ -74,6 +75,8 @@ class CosineAnnealingLR(FactorLR):
     https://arxiv.org/abs/1608.03983. Only the annealing, without the restarts.
     """
 
+    _length = "T_max"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -133,6 +136,8 @@ class CosineAnnealingWarmRestarts(AbsoluteLR, FactorLR):
     https://arxiv.org/abs/1608.03983.
     """
 
+    _length = "T_0"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -157,20 +162,30 @@ class CosineAnnealingWarmRestarts(AbsoluteLR, FactorLR):
         if epoch is None:
             self._step(None, None)
         else:
-            self._jump(require_number("epoch", epoch, "a finite number >= 0", lambda e: e >= 0))
+            epoch = require_number("epoch", epoch, "a finite number >= 0", lambda e: e >= 0)
+            forget_watch(self.optimizer)
+            self._jump(epoch)
 
     def factor_at(self, t: float) -> float:
         """Return the factor at step ``t``, from 0."""
         into, length = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
         return cosine(into, T_max=length)
 
-    def _follow(self, held: list[Any]) -> list[float]:
-        # A jump into the middle of an epoch leaves a part of a step, which goes on with each.
-        t = self.last_epoch + (self.T_cur % 1 if self.last_epoch else 0)
-        self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
-        return self.rates(t)  # type: ignore[arg-type]  # a part of an epoch is a time like any
+    def _advance(self, metrics: Any = None) -> None:
+        if self.last_epoch < 0:
+            self.T_cur, self.T_i = 0, self.T_0
+        else:  # from where it is: a jump into the middle of an epoch leaves a part of a step
+            self.T_cur += 1
+            if self.T_cur >= self.T_i:
+                self.T_cur, self.T_i = self.T_cur % self.T_i, self.T_i * self.T_mult
+        super()._advance(metrics)
 
     def _jump(self, t: float) -> None:
-        super()._jump(t)  # type: ignore[arg-type]  # the same
+        self._admit_groups()
         self.T_cur, self.T_i = in_cycle(t, T_0=self.T_0, T_mult=self.T_mult)
         self.last_epoch = math.floor(t)
+        held = [group["lr"] for group in self._groups]
+        self._write(self._given() if self._gives_lr else self._follow(held), held)
+
+    def _follow(self, held: list[Any]) -> list[float]:
+        return scaled(self.base_lrs, cosine(self.T_cur, T_max=self.T_i), self.eta_min)

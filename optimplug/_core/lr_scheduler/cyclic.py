@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -41,6 +42,12 @@ class MomentumLR(AbsoluteLR):
         self.base_momentums = require_rates("base_momentum", low, optimizer) if cycled else []
         self.max_momentums = require_rates("max_momentum", high, optimizer) if cycled else []
 
+    def _initial_step(self) -> None:
+        bounds = zip(self._groups, self.base_momentums, self.max_momentums, strict=False)
+        for group, low, high in bounds:  # for whoever reads them there, as in torch
+            group |= {"base_momentum": low, "max_momentum": high}
+        super()._initial_step()
+
     def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
         self._cycle()
@@ -54,6 +61,14 @@ class MomentumLR(AbsoluteLR):
         super()._restore(state_dict)
         if not state_dict["_last_momentum"]:  # torch's
             self._cycle()
+
+
+def _whole(cycle: float) -> float:
+    return 1.0
+
+
+def _halved(cycle: float) -> float:
+    return float(0.5 ** (cycle - 1))
 
 
 def triangle(t: float, *, total_size: float, step_ratio: float) -> tuple[int, float]:
@@ -123,6 +138,8 @@ class CyclicLR(MomentumLR):
     _functions = ("_scale_fn_custom",)
     _modes = ("triangular", "triangular2", "exp_range")
 
+    _length = "total_size"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -159,11 +176,16 @@ class CyclicLR(MomentumLR):
 
     def scale_fn(self, x: float) -> float:
         """Return the scale of a cycle or a step, whichever ``scale_mode`` says."""
+        return float(self._scale_fn_ref(x))
+
+    @property
+    def _scale_fn_ref(self) -> Callable[[float], float]:
+        """The function that is in use, under torch's name for it."""
         if self._scale_fn_custom is not None:
-            return float(self._scale_fn_custom(x))
+            return self._scale_fn_custom
         if self.mode == "triangular2":
-            return float(0.5 ** (x - 1))
-        return float(self.gamma**x) if self.mode == "exp_range" else 1.0
+            return _halved
+        return functools.partial(pow, self.gamma) if self.mode == "exp_range" else _whole
 
     def _swung(self, t: int, low: list[float], high: list[float]) -> list[float]:
         """Return what is added to the low bounds, or taken from the high ones, at step ``t``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -46,6 +45,8 @@ class ConstantLR(FactorLR):
         0.05
         0.05
     """
+
+    _length = "total_iters"
 
     def __init__(
         self,
@@ -98,6 +99,8 @@ class LinearLR(FactorLR):
         0.0875
         0.1
     """
+
+    _length = "total_iters"
 
     def __init__(
         self,
@@ -158,6 +161,8 @@ class PolynomialLR(FactorLR):
     Convolutional Nets, Atrous Convolution, and Fully Connected CRFs",
     https://arxiv.org/abs/1606.00915.
     """
+
+    _length = "total_iters"
 
     def __init__(
         self,
@@ -256,6 +261,8 @@ class StepLR(FactorLR):
         0.0005
     """
 
+    _length = "step_size"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -315,16 +322,20 @@ class MultiStepLR(FactorLR):
         last_epoch: int = -1,
         verbose: bool = False,
     ) -> None:
-        self.milestones = require_ascending("milestones", milestones)
+        self.milestones = Counter(require_ascending("milestones", milestones))
         self.gamma = _require_gamma(gamma)
         super().__init__(optimizer, last_epoch, verbose)
 
     def factor_at(self, t: int) -> float:
         """Return the factor at step ``t``, from 0."""
-        return float(self.gamma ** bisect_right(self.milestones, t))
+        return float(self.gamma ** sum(n for at, n in self.milestones.items() if at <= t))
+
+    def _steps_in_it(self) -> float:
+        return max(self.milestones, default=0)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         state = super()._completed(state_dict)
-        if isinstance(state.get("milestones"), Counter):  # torch's
-            state["milestones"] = sorted(state["milestones"].elements())
+        milestones = state.get("milestones")
+        if isinstance(milestones, list) and milestones == sorted(milestones):
+            state["milestones"] = Counter(milestones)  # saved by an earlier release
         return state

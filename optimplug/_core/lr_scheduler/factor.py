@@ -32,12 +32,17 @@ class FactorLR(LRScheduler):
     groups.
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_latest")
-    _latest: tuple[list[float], float, float, list[float]] | None = None
+    # The rates that were asked for last, beside all that they were computed from.
+    __slots__ = ("_latest",)
+    _latest: tuple[list[float], float, float, list[float]]
 
     def factor_at(self, t: int) -> float:
         """Return the factor at step ``t``, from 0."""
         raise NotImplementedError
+
+    def _get_closed_form_lr(self) -> list[float]:
+        """Return the rate of every group at ``last_epoch``: torch's name, for its subclasses."""
+        return self.rates(self.last_epoch)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate at step ``t`` (from 0) of a group whose own rate is ``base_lr``."""
@@ -46,10 +51,11 @@ class FactorLR(LRScheduler):
     def rates(self, t: int) -> list[float]:
         """Return the closed form of every group at step ``t``, in the optimizer's order."""
         factor = self.factor_at(t)
-        # Each step asks for the rates of the one before as well: they are kept, beside all that
-        # they were computed from.
-        if self._latest and self._latest[:3] == (self.base_lrs, factor, self.eta_min):
-            return self._latest[3]
+        # Each step asks for the rates of the one before as well.
+        latest: Any = getattr(self, "_latest", None)
+        if latest and latest[:3] == (self.base_lrs, factor, self.eta_min):
+            kept: list[float] = latest[3]
+            return kept
         rates = scaled(self.base_lrs, factor, self.eta_min)
         self._latest = (list(self.base_lrs), factor, self.eta_min, rates)
         return rates
@@ -67,6 +73,8 @@ class FactorLR(LRScheduler):
 
 class AbsoluteLR(LRScheduler):
     """A schedule that sets the rate to its closed form, whoever has changed it before."""
+
+    _catches_up = True
 
     def _follow(self, held: list[Any]) -> list[float]:
         return self.rates(self.last_epoch)

@@ -25,7 +25,9 @@ Group = dict[str, Any]
 
 def own_rate(group: Group) -> float:
     """Return the group's own rate, ``initial_lr``; it is filled in from ``lr`` if missing."""
-    return float(group.setdefault("initial_lr", float(group["lr"])))
+    lr = group["lr"]
+    own = group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else float(lr))
+    return float(own)
 
 
 def set_rate(group: Group, lr: float) -> None:
@@ -43,7 +45,8 @@ def unshare(optimizer: Optimizer) -> None:
     be in all of them, and in those to come.
     """
     seen: set[int] = set()
-    for group in (*optimizer.param_groups, optimizer.defaults):
+    # A wrapper that is an optimizer by type alone may have no defaults.
+    for group in (*optimizer.param_groups, getattr(optimizer, "defaults", {})):
         lr = group.get("lr")
         if isinstance(lr, Tensor) and id(lr) in seen:
             group["lr"] = lr.clone()

@@ -18,6 +18,10 @@ __all__ = ["LambdaLR", "MultiplicativeLR"]
 Function = Callable[[int], float]
 
 
+class _NoFunctionError(ArgumentError, TypeError):
+    """What torch raises here is a TypeError."""
+
+
 class _FunctionLR(LRScheduler):
     """What the two schedulers below share: a function for each group."""
 
@@ -33,7 +37,10 @@ class _FunctionLR(LRScheduler):
         self.lr_lambdas: list[Function] = per_group("lr_lambda", lr_lambda, optimizer)
         for function in self.lr_lambdas:
             if not callable(function):
-                raise ArgumentError(f"lr_lambda must be a function of a step (got {function!r})")
+                raise _NoFunctionError(
+                    f"lr_lambda should be a function, but got {type(function).__name__}: "
+                    f"lr_lambda must be a function of a step (got {function!r})"
+                )
         super().__init__(optimizer, last_epoch, verbose)
 
 
@@ -113,6 +120,8 @@ class MultiplicativeLR(_FunctionLR):
         0.25
         0.25
     """
+
+    _catches_up = True
 
     def rates(self, t: int) -> list[float]:
         """Return the closed form of every group at step ``t``, in the optimizer's order."""

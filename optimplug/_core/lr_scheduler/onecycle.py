@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -118,6 +118,8 @@ class OneCycleLR(MomentumLR):
 
     _per_group = (*MomentumLR._per_group, "min_lrs")
 
+    _length = "total_steps"
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -171,6 +173,22 @@ class OneCycleLR(MomentumLR):
         pct = (t - start) / length if length else 1.0  # a phase without length is over
         low, high = bounds[phase[f"start_{what}"]], bounds[phase[f"end_{what}"]]
         return anneal(low, high, pct, self._anneal_func_type)
+
+    @staticmethod
+    def _annealing_cos(start: float, end: float, pct: float) -> float:
+        return anneal([start], [end], pct, "cos")[0]
+
+    @staticmethod
+    def _annealing_linear(start: float, end: float, pct: float) -> float:
+        return anneal([start], [end], pct, "linear")[0]
+
+    def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        state = super()._completed(state_dict)
+        old = state.pop("anneal_func", None)  # torch once saved the function
+        if old is not None:
+            self.__dict__.setdefault("_anneal_func_type", "cos")
+            state["_anneal_func_type"] = getattr(old, "__name__", "").removeprefix("_annealing_")
+        return state
 
     def _check_next(self, metrics: Any) -> None:
         self._check_jump(self.last_epoch + 1)

@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau as TorchPlateau
 
 from optimplug._core.arguments import (
-    EPOCH_DEPRECATED,
     require_count,
     require_number,
     require_one_of,
@@ -17,7 +16,9 @@ from optimplug._core.arguments import (
     warn,
 )
 from optimplug._core.lr_scheduler.base import LRScheduler
+from optimplug._core.lr_scheduler.forgotten import forget_watch
 from optimplug._core.lr_scheduler.groups import own_rate, set_rate
+from optimplug._core.lr_scheduler.internals import torchs_warning
 from optimplug.errors import ArgumentError
 
 __all__ = ["MetricLR", "ReduceLROnPlateau", "improves", "read_metric"]
@@ -69,9 +70,16 @@ class MetricLR(LRScheduler, TorchPlateau):
         self._check_next(metrics)
         if epoch is not None:
             epoch = require_count("epoch", epoch)
-            warn(EPOCH_DEPRECATED, frames=2)
+            warn(torchs_warning("epoch"), frames=2)
             self.last_epoch = epoch - 1
-        self._advance(metrics)
+        self._step(metrics, None)
+
+    def _begin(self) -> None:  # torch's plateaus take no step as they are built
+        self._step_count += 1
+        self._update_lr(None)
+
+    def _check_order(self) -> None:
+        forget_watch(self.optimizer)  # torch's plateaus look no further at the optimizer's steps
 
     def _advance(self, metrics: Any = None) -> None:
         self._admit_groups()
@@ -166,19 +174,27 @@ class ReduceLROnPlateau(MetricLR):
             raise ArgumentError("metrics must not be NaN under nan_policy='raise' (got nan)")
 
     def _reset(self) -> None:
-        self.best = math.inf if self.mode == "min" else -math.inf
+        self.best = self.mode_worse
         self.cooldown_counter = self.num_bad_epochs = 0
 
     def _judge(self, value: float) -> None:
         if self.nan_policy == "ignore" and math.isnan(value):
             return
-        better = improves(value, self.best, self.mode, self.threshold, self.threshold_mode)
+        better = self._is_better(value, self.best)
         self.best = value if better else self.best
         self.num_bad_epochs = 0 if better or self.cooldown_counter else self.num_bad_epochs + 1
         self.cooldown_counter = max(0, self.cooldown_counter - 1)
         if self.num_bad_epochs <= self.patience:
             return
+        self._reduce_lr(self.last_epoch)
         self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
+
+    # The names below are torch's: its subclasses replace or call them.
+
+    def _is_better(self, a: float, best: float) -> bool:
+        return improves(a, best, self.mode, self.threshold, self.threshold_mode)
+
+    def _reduce_lr(self, epoch: int) -> None:
         for i, (group, least) in enumerate(zip(self._groups, self.min_lrs, strict=True)):
             old = float(group["lr"])
             new = max(old * self.factor, least)
@@ -186,3 +202,11 @@ class ReduceLROnPlateau(MetricLR):
                 set_rate(group, new)
                 if self.verbose:
                     self.print_lr(i)
+
+    @property
+    def mode_worse(self) -> float:  # type: ignore[override]
+        """What any metric is better than."""
+        return math.inf if self.mode == "min" else -math.inf
+
+    def _init_is_better(self, mode: str, threshold: float, threshold_mode: str) -> None:
+        self.mode, self.threshold, self.threshold_mode = mode, threshold, threshold_mode

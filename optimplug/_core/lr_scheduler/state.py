@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import types
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -31,8 +32,10 @@ Names = Collection[str]
 # What torch's state has alone: flags of its own, and what is told by the groups, min_lrs and mode.
 _TORCHS = "_get_lr_called_within_step _is_initial verbose use_beta1 default_min_lr mode_worse"
 # What ours has alone: torch's schedulers keep it elsewhere, or do not know it.
-_OURS = "_class _last_momentum base_lrs _step_count nan_policy"
+_OURS = "_class _last_momentum _held_lr base_lrs _step_count nan_policy"
 
+# The rates that the scheduler has set last, and those that the groups hold.
+_RATES = ("_last_lr", "_held_lr")
 _POSITIVE = ("T_max", "T_0", "T_mult", "step_size", "total_steps")
 _COUNTS = ("total_iters", "patience", "cooldown", "cooldown_counter", "num_bad_epochs")
 _CHOICES = {
@@ -46,7 +49,8 @@ _RULES: dict[str, Callable[[str, Any], Any]] = {
     "last_epoch": lambda name, value: require_count(name, value, least=-1),
     **{key: functools.partial(require_count, least=1) for key in _POSITIVE},
     **dict.fromkeys((*_COUNTS, "_step_count"), require_count),
-    **dict.fromkeys(("milestones", "_milestones"), require_ascending),
+    "_milestones": require_ascending,
+    "milestones": lambda name, value: require_ascending(name, sorted(Counter(value).elements())),
     **{key: functools.partial(require_one_of, choices=way) for key, way in _CHOICES.items()},
 }
 
@@ -62,7 +66,9 @@ def completed(given: State, own: State, per_group: Names) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise StateError(f"a state must be a dict (got {given!r})")
     state = {key: value for key, value in given.items() if key not in _TORCHS.split()}
-    for key in ("base_lrs", "_last_lr", *per_group):
+    # What a state is without that holds no more than what the scheduler has set last.
+    state = {"_held_lr": state["_last_lr"]} | state if "_last_lr" in state else state
+    for key in ("base_lrs", *_RATES, *per_group):
         if isinstance(state.get(key), list):
             numbers = [(item, as_number(item)) for item in state[key]]
             state[key] = [item if number is None else number for item, number in numbers]
@@ -72,7 +78,9 @@ def completed(given: State, own: State, per_group: Names) -> dict[str, Any]:
     return state
 
 
-def check_state(given: State, own: State, per_group: Names, apart: Names) -> None:
+def check_state(
+    given: State, own: State, per_group: Names, apart: Names, foreign: bool = False
+) -> None:
     """Raise unless a state has the keys, kinds and number of groups of our own.
 
     Args:
@@ -80,45 +88,56 @@ def check_state(given: State, own: State, per_group: Names, apart: Names) -> Non
         own: the state of the scheduler that it is for.
         per_group: keys of lists of numbers whose last entry serves groups to come.
         apart: keys whose values are judged elsewhere.
+        foreign: whether the class is somebody else's: it may have gained attributes since it was
+            built, where it had none as yet, and mean something else by a name.
 
     Raises:
         StateError: what does not fit.
     """
-    name, other, groups = own["_class"], given["_class"], len(own["_last_lr"])
-    if other != name or own.keys() != given.keys():
+    name, other, groups = own["_class"], given["_class"], len(own["_held_lr"])
+    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
+    if other != name or missing or (unexpected and not foreign):
         raise StateError(
             f"this state is {f'of a {other}, ' if other != name else ''}not of a {name}: "
-            f"missing {sorted(own.keys() - given.keys())}, "
-            f"unexpected {sorted(map(str, given.keys() - own.keys()))}"
+            f"missing {sorted(missing)}, unexpected {sorted(map(str, unexpected))}"
         )
     for key, value in own.items():
-        if key not in apart and not _same_kind(value, given[key]):
+        fits = _same_kind(value, given[key]) or (foreign and value is None)
+        if key not in apart and not fits:
             raise StateError(f"{key} must be of the kind of {value!r} (got {given[key]!r})")
-    _check_rules(given)
-    for key in ("base_lrs", "_last_lr", "_last_momentum", *per_group):
+    _check_rules(given, own if foreign else {})
+    for key in ("base_lrs", *_RATES, "_last_momentum", *per_group):
         # A schedule may itself have come below 0. A base that is None is of a group to come.
-        least = -math.inf if key == "_last_lr" else 0.0
+        least = -math.inf if key in _RATES else 0.0
         values = _without_tail(given[key]) if key == "base_lrs" else given[key]
         if not all(isinstance(v, float) and math.isfinite(v) and v >= least for v in values):
             raise StateError(
                 f"{key} must be a list of finite numbers >= {least} (got {given[key]!r})"
             )
-    for key in ("base_lrs", "_last_lr", *per_group):
+    for key in ("base_lrs", *_RATES, *per_group):
         held, least = len(given[key]), min(1, len(own[key])) if key in per_group else groups
         if not least <= held <= groups:
             raise StateError(f"the state holds {held} groups, but the optimizer has {groups}")
 
 
-def _check_rules(given: State) -> None:
+def _check_rules(given: State, own: State) -> None:
+    """Raise where a value breaks the rule of its name; not if that is already broken by our own."""
     for key in ("last_epoch", "_step_count"):  # they go on being counted
         if type(given[key]) is not int:
             raise StateError(f"{key} must be an int (got {given[key]!r})")
     for key, rule in _RULES.items():
-        try:
-            if key in given:
-                rule(key, given[key])
-        except (ArgumentError, TypeError) as error:
-            raise StateError(f"a state that nothing could have saved: {error}") from None
+        problem = _problem(key, rule, given)
+        if problem is not None and _problem(key, rule, own) is None:
+            raise StateError(f"a state that nothing could have saved: {problem}")
+
+
+def _problem(key: str, rule: Callable[[str, Any], Any], state: State) -> Exception | None:
+    try:
+        if key in state:
+            rule(key, state[key])
+    except (ArgumentError, TypeError) as error:
+        return error
+    return None
 
 
 def _without_tail(bases: list[Any]) -> list[Any]:
@@ -137,7 +156,12 @@ def check_momentums(momentums: list[float], groups: list[dict[str, Any]]) -> Non
 
 
 def _same_kind(own: Any, given: Any) -> bool:
-    """Tell whether both are of one type; all numbers are one, and so are all items of a list."""
+    """Tell whether both are of one type; all numbers are one, and so are all items of a list.
+
+    What a Counter counts is for its rule to judge.
+    """
+    if isinstance(own, Counter):
+        return isinstance(given, Counter)
     if isinstance(own, dict) and isinstance(given, dict):
         return own.keys() == given.keys() and all(_same_kind(own[k], given[k]) for k in own)
     if isinstance(own, list) and isinstance(given, list):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
 
-__all__ = ["Batch", "Cell", "are_plain"]
+__all__ = ["Batch", "Cell", "Form", "are_plain"]
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import are_plain
 
-__all__ = ["AnyCounters", "gather", "with_own_count"]
+__all__ = ["AnyCounters", "Counters", "SingleCounters", "gather", "with_own_count"]
 
 Kept = dict[str, Any]
 """The state of one parameter."""

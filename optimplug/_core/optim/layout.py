@@ -138,7 +138,7 @@ class Layout:
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
         self._params = list(map(id, _flat(groups)))
-        self._owners, self._kept = list(map(id, state)), list(map(id, state.values()))
+        self._owners = list(map(id, state))
         positions = {number: i for i, number in enumerate(self._owners)}
         layouts: dict[Any, _BatchLayout] = {}
         for member in members:
@@ -168,7 +168,6 @@ class Layout:
             and self._kinds == _kinds(grads)
             and self._rules == rules
             and self._owners == list(map(id, state))
-            and self._kept == list(map(id, states))
         )
         if not fits:
             return None

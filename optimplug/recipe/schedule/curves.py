@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optimplug._core.metrics import require_metric
@@ -24,11 +25,22 @@ class Factor:
         label: its scheduler or preset, with the arguments.
         every: what it counts: "step", "epoch" or "validation".
         factor: from that count to the factor.
+        least: what it falls to where it is moved to another start; its own least is 0 then.
+        springs: whether it springs back where its phase ends, so that what it leaves is before.
     """
 
-    def __init__(self, label: str, every: str, factor: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        label: str,
+        every: str,
+        factor: Callable[[int], float],
+        least: float = 0.0,
+        springs: bool = False,
+    ) -> None:
         self.label = label if every == "step" else f"{label} every {every}"
         self.every = every
+        self.least = least
+        self.springs = springs
         self._factor = factor
         self._validations = 0
 
@@ -36,6 +48,15 @@ class Factor:
         """Return the factor after so many steps and epochs of the phase."""
         times = {"step": steps, "epoch": epochs, "validation": self._validations}
         return self._factor(times[self.every])
+
+    def moved(self, share: float, start: float) -> float:
+        """Return the factor of a phase that starts somewhere else.
+
+        Args:
+            share: the factor, as a share of what it starts at by itself.
+            start: where the phase starts.
+        """
+        return self.least + (start - self.least) * share
 
     def check(self, metrics: Metrics) -> None:
         """Check that the metrics have what it follows; this one follows none.
@@ -81,12 +102,22 @@ class PlateauFactor(Factor):
         label: its scheduler, with the arguments.
         monitor: the name of the metric.
         plateau: the scheduler, on an optimizer made for it, whose rate is 1.
+        least: as in Factor.
     """
 
-    def __init__(self, label: str, monitor: str, plateau: ReduceLROnPlateau) -> None:
-        super().__init__(label, "validation", lambda _: plateau.get_last_lr()[0])
+    def __init__(
+        self, label: str, monitor: str, plateau: ReduceLROnPlateau, least: float = 0.0
+    ) -> None:
+        super().__init__(label, "validation", lambda _: plateau.get_last_lr()[0], least)
         self.monitor = monitor
         self._plateau = plateau
+
+    def moved(self, share: float, start: float) -> float:
+        """Return the factor of a phase that starts somewhere else; see Factor.
+
+        It goes down by steps, the last of which ends at the least. It never goes up.
+        """
+        return max(start * share, min(start, self.least))
 
     def check(self, metrics: Metrics) -> None:
         """Check that the metric is there, and a number.
@@ -130,19 +161,57 @@ class Phase:
     factors: tuple[Factor, ...]
     """They act together: what they are at a time is multiplied."""
     steps_per_epoch: int | None = None
+    before: Phase | None = None
+    """The phase at whose end this one starts; None if it starts at a rate of its own."""
 
     def __call__(self, t: int) -> float:
         """Return the factor after ``t`` updates of the run."""
+        return self._moved(self._by_itself([t] * len(self.factors)))
+
+    @property
+    def end(self) -> float:
+        """The factor that it leaves to the next phase."""
+        last = self.start + self.steps
+        return self._moved(self._by_itself([last - factor.springs for factor in self.factors]))
+
+    def __post_init__(self) -> None:
+        if self.before is not None:
+            _ = self._own_start  # as long as nothing has been validated
+
+    @cached_property
+    def _own_start(self) -> float:
+        return self._by_itself([self.start] * len(self.factors))
+
+    @property
+    def follows_validations(self) -> bool:
+        """Whether it is not known beforehand, as validations decide it."""
+        of_before = self.before is not None and self.before.follows_validations
+        return of_before or any(factor.every == "validation" for factor in self.factors)
+
+    def _moved(self, value: float) -> float:
+        if self.before is None:
+            return value
+        share, start = value / self._own_start, self.before.end
+        return self.factors[0].moved(share, start) if len(self.factors) == 1 else share * start
+
+    def _by_itself(self, times: Sequence[int]) -> float:
+        """Return the product of the factors, each after so many updates of the run."""
+        return math.prod(
+            factor(t - self.start, self._epochs(t))
+            for factor, t in zip(self.factors, times, strict=True)
+        )
+
+    def _epochs(self, t: int) -> int:
         length = self.steps_per_epoch
         # Epochs begin where those of the run do, though the phase may begin within one.
-        epochs = t // length - self.start // length if length else 0
-        return math.prod(factor(t - self.start, epochs) for factor in self.factors)
+        return t // length - self.start // length if length else 0
 
     def __str__(self) -> str:
         labels = [factor.label for factor in self.factors] or [self.name]
         epochs = any(factor.every == "epoch" for factor in self.factors)
         unit = f" in epochs of {self.steps_per_epoch}" if epochs else ""
-        return f"{' x '.join(labels)} for {self.steps}{unit}"
+        start = " from previous" if self.before else ""
+        return f"{' x '.join(labels)} for {self.steps}{unit}{start}"
 
 
 class Curve:

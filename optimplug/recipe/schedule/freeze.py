@@ -9,6 +9,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from optimplug.recipe.text.rule_id import RuleId
+from optimplug.recipe.updates import is_preparing
 
 __all__ = ["TimedFreeze"]
 
@@ -69,7 +70,7 @@ class TimedFreeze:
         return (args[0], without_frozen, *args[2:]), rest
 
     def _drop_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        if _is_preparing(optimizer):
+        if is_preparing(optimizer):
             return
         done = self._updates_done()
         for group in optimizer.param_groups:
@@ -77,17 +78,3 @@ class TimedFreeze:
             if rule is not None and done < self._until.get(rule, 0):
                 for p in group["params"]:
                     p.grad = None
-
-
-def _is_preparing(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether this step is made for the state alone, to have what a checkpoint is loaded into.
-
-    torch.distributed.checkpoint steps once with gradients and rates of 0. It needs all the state,
-    that of frozen groups too.
-    """
-    groups = optimizer.param_groups
-    if optimizer.state or any(group["lr"] != 0 for group in groups):
-        return False
-    held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
-    return bool(own) and not any(bool(g.any()) for g in own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.resolve import refusals
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
-from optimplug.recipe.schedule.presets import PRESETS
+from optimplug.recipe.schedule.presets import PRESETS, least_of, without_least
 from optimplug.recipe.schedule.vocabulary import (
     ELSEWHERE,
     arguments_of,
@@ -26,8 +27,9 @@ from optimplug.recipe.schedule.vocabulary import (
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.written import within
 
-__all__ = ["build_factor", "factor_problems"]
+__all__ = ["build_factor", "factor_problems", "turning_point"]
 
 Arguments = dict[str, Any]
 
@@ -44,7 +46,9 @@ def factor_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
     yield from wrong or _value_problems(spec, path)
 
 
-def build_factor(spec: PhaseSpec, steps: int, horizon: Horizon, base: float) -> Factor:
+def build_factor(
+    spec: PhaseSpec, steps: int, horizon: Horizon, base: float, moved: bool = False
+) -> Factor:
     """Return the factor of a phase of so many steps.
 
     Args:
@@ -52,6 +56,7 @@ def build_factor(spec: PhaseSpec, steps: int, horizon: Horizon, base: float) -> 
         steps: the length of the phase in updates.
         horizon: of the run.
         base: the optimizer's own value of what is scheduled, for presets with an absolute end.
+        moved: whether it will be moved to another start (``from: previous``).
 
     Raises:
         ArgumentError: a value does not fit the length.
@@ -60,33 +65,39 @@ def build_factor(spec: PhaseSpec, steps: int, horizon: Horizon, base: float) -> 
     arguments = _counted(spec, steps, horizon)
     name = scheduler_of(spec)
     if name is None:
-        return _preset_factor(spec, arguments, base)
-    row = row_of(spec)
-    if spec.floor is not None and row.minimum is not None:
+        return _preset_factor(spec, arguments, base, moved)
+    row, least = row_of(spec), 0.0
+    # A floor is a ratio of the group's own rate, wherever the phase starts; but where a cycle
+    # starts at its floor, all of it moves.
+    if moved and not row.needs_floor:
+        least = spec.floor or 0.0
+    elif spec.floor is not None and row.minimum is not None:
         arguments[row.minimum] = spec.floor
     # On an optimizer whose rate is 1, the rates of a scheduler are factors for any group.
     unit = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = scheduler_class(name, "")(unit, **arguments, **row.fixed)
-    label = f"{name}({_listed(arguments)})"
+    label = f"{name}({_listed(arguments)})" + (f" down to {least}" if least else "")
     if isinstance(scheduler, ReduceLROnPlateau):
-        return PlateauFactor(f"{label} of {spec.monitor}", spec.monitor or "", scheduler)
+        return PlateauFactor(f"{label} of {spec.monitor}", spec.monitor or "", scheduler, least)
     # OneCycleLR raises past its end, where every other keeps its last rate.
     last = scheduler.total_steps - 1 if isinstance(scheduler, OneCycleLR) else None
-    return Factor(label, spec.every or "step", partial(_rate, scheduler, last))
+    return Factor(label, spec.every or "step", partial(_rate, scheduler, last), least, row.springs)
 
 
 def _rate(scheduler: LRScheduler, last: int | None, t: int) -> float:
     return scheduler.rates(t if last is None else min(t, last))[0]
 
 
-def _preset_factor(spec: PhaseSpec, arguments: Arguments, base: float) -> Factor:
+def _preset_factor(spec: PhaseSpec, given: Arguments, base: float, moved: bool) -> Factor:
     preset = PRESETS[spec.preset or ""]
-    if "lr" in inspect.signature(preset).parameters:
-        arguments = {**arguments, "lr": base}
-    factor: Callable[[int], float] = partial(preset, **arguments)
+    arguments = {**given, "lr": base} if "lr" in keywords_of(preset, ()) else given
+    label, least = f"{spec.preset}({_listed(arguments)})", 0.0
     for t in (0, arguments["total"]):  # presets check their values as they are called
-        factor(t)
-    return Factor(f"{spec.preset}({_listed(arguments)})", spec.every or "step", factor)
+        preset(t, **arguments)
+    if moved:
+        least = least_of(preset, arguments)
+        arguments = without_least(preset, arguments)
+    return Factor(label, spec.every or "step", partial(preset, **arguments), least)
 
 
 def _listed(arguments: Arguments) -> str:
@@ -136,6 +147,10 @@ def _unit_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.every", f"a plateau steps every validation (got {spec.every!r})")
     if spec.warmup is not None and (spec.preset is None or plateau):
         yield Problem(f"{path}.warmup", "is for presets; let a LinearLR phase come first")
+    elif spec.warmup is not None and spec.from_ == "previous":
+        yield Problem(
+            f"{path}.warmup", "rises from 0, but 'from: previous' starts at the rate before"
+        )
     if spec.every == "validation" and not plateau:
         yield from _validation_problems(spec, path)
 
@@ -158,7 +173,7 @@ def _argument_problems(
 ) -> Iterator[Problem]:
     row, given = row_of(spec), spec.model_extra or {}
     for key, value in given.items():
-        yield from _key_problems(spec, known, key, value, f"{path}.{key}")
+        yield from _key_problems(spec, known, key, value, within(path, key))
     for key, parameter in known.items():
         needed = parameter.default is inspect.Parameter.empty
         if needed and key not in given and key not in (row.minimum, row.length):
@@ -244,6 +259,27 @@ def _required(spec: PhaseSpec, given: Arguments) -> Arguments:
     known = arguments_of(spec, "")
     empty = inspect.Parameter.empty
     return {k: v for k, v in given.items() if k in known and known[k].default is empty}
+
+
+def turning_point(spec: PhaseSpec, steps: int, horizon: Horizon) -> tuple[str, int, int] | None:
+    """Return which argument ends before the phase does, so that its rate goes back up again.
+
+    Args:
+        spec: a phase that fits its horizon, or a part of one.
+        steps: the length of the phase in updates.
+        horizon: of the run.
+
+    Returns:
+        The argument, what it is, and the length of the phase in the same unit; None where the
+        phase goes one way, and where its length in its own unit, validations, is not known.
+    """
+    name, every = row_of(spec).length, spec.every or "step"
+    if not row_of(spec).turns or name is None or every == "validation":
+        return None
+    given = _counted(spec, steps, horizon)[name]
+    length = _count(Duration(Fraction(steps), "steps"), every, horizon)
+    # Boundaries of phases are rounded, so that a step more is nothing that was meant.
+    return (name, given, length) if length > 1.05 * given else None
 
 
 def _is_int(value: object) -> bool:

@@ -7,9 +7,10 @@ returns the factor on a group's own rate. Names, arguments and values are those 
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from optimplug.errors import ArgumentError
 
@@ -24,9 +25,11 @@ __all__ = [
     "cosine_with_min_lr",
     "cosine_with_restarts",
     "inverse_sqrt",
+    "least_of",
     "linear",
     "polynomial",
     "warmup_stable_decay",
+    "without_least",
 ]
 
 Preset = Callable[..., float]
@@ -193,6 +196,31 @@ def _minimum(lr: float, min_lr: float | None, min_lr_rate: float | None) -> floa
     if (min_lr is None) == (min_lr_rate is None):
         raise ArgumentError("give one of min_lr and min_lr_rate")
     return min_lr / lr if min_lr is not None else float(min_lr_rate or 0.0)
+
+
+# What presets call the least that they come to: a rate, or a ratio of the group's own. All of them
+# fall from 1 to it in proportion.
+_RATES, _RATIOS = ("lr_end", "min_lr"), ("min_lr_rate", "min_lr_ratio")
+
+
+def least_of(preset: Preset, arguments: Mapping[str, Any]) -> float:
+    """Return what a preset falls to, as a ratio of the group's own rate.
+
+    Example:
+        >>> least_of(polynomial, {"warmup": 0, "total": 9, "lr": 0.1, "lr_end": 0.01})
+        0.1
+    """
+    defaults = {key: p.default for key, p in inspect.signature(preset).parameters.items()}
+    given = {key: v for key, v in {**defaults, **arguments}.items() if v is not None}
+    rates = [given[key] / given["lr"] for key in _RATES if key in given]
+    return float(sum(rates) + sum(given[key] for key in _RATIOS if key in given))
+
+
+def without_least(preset: Preset, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with which a preset is the same, but falls to 0."""
+    known = inspect.signature(preset).parameters
+    none = {key: 0.0 for key in ("lr_end", *_RATIOS) if key in known}
+    return {**{key: v for key, v in arguments.items() if key != "min_lr"}, **none}
 
 
 PRESETS: dict[str, Preset] = {

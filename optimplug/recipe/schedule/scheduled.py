@@ -93,20 +93,20 @@ class ScheduledOptimizer:
         return loss
 
     def updated(self) -> bool:
-        """Move the schedule on if the optimizer was updated since the last call.
+        """Move the schedule on by as many updates as there were since the last call.
 
         To be called after every step that may have been an update. One that a GradScaler skipped
         is none, and so is a batch whose gradients are only accumulated.
 
         Returns:
-            Whether there was an update.
+            Whether there was any.
         """
         self._check_open()
         scheduler = self.scheduler  # or else an error, before anything is counted
-        happened = self.updates.take() > 0
-        if happened:
+        new = self.updates.take()
+        for _ in range(new):
             scheduler.step()
-        return happened
+        return new > 0
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
         """Tell the schedule of a validation, once it is complete; rates change at once if need be.
@@ -149,7 +149,9 @@ class ScheduledOptimizer:
         self.training = training
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer and of the schedule: primitives and tensors alone.
+        """Return the state of the optimizer, of the schedule, and the mode that they are in.
+
+        It holds primitives and tensors alone.
 
         The tensors are the optimizer's own, as in torch's state dicts: save or copy them before
         training goes on.
@@ -157,12 +159,15 @@ class ScheduledOptimizer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            **({} if self.training else {"training": False}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a state, with a schedule or of an optimizer alone.
 
-        With the state of an optimizer alone, the schedule stays where it is and sets the rates.
+        With the state of an optimizer alone, the schedule stays where it is and sets the rates. The
+        mode is that in which the state was saved: of a schedule-free optimizer, call :meth:`train`
+        before the next step, unless that was the last call before it was saved.
 
         Args:
             state_dict: what :meth:`state_dict` returned, or an optimizer's.
@@ -170,13 +175,16 @@ class ScheduledOptimizer:
         Raises:
             StateError: it does not fit, and says what. Nothing has changed then.
         """
-        optimizer_state, schedule_state = _parts(state_dict)
+        optimizer_state, schedule_state, training = _parts(state_dict)
         if schedule_state is None:
             schedule_state = self.scheduler.state_dict()
         self.scheduler.check_state(schedule_state)
         with _kept_on_error(self.optimizer):
             self.optimizer.load_state_dict(optimizer_state)
             self.scheduler.load_state_dict(schedule_state)
+        mode = self.training if training is None else training
+        groups = owner_of(self.optimizer).param_groups
+        self.training = all(group.get("train_mode", mode) for group in groups)
         self.updates.take()  # what came before the state is no update after it
 
     def on_close(self, undo: Callable[[], Any]) -> None:
@@ -223,8 +231,10 @@ class ScheduledOptimizer:
         self.close()
 
 
-def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
-    """Return the state of the optimizer and, if it is there, that of the schedule."""
+def _parts(
+    state_dict: Mapping[str, Any],
+) -> tuple[dict[str, Any], Mapping[str, Any] | None, bool | None]:
+    """Return the state of the optimizer; that of the schedule and the mode, where it has them."""
     given = type(state_dict).__name__
     if isinstance(state_dict, Mapping):
         if {"optimizer", "scheduler"} <= state_dict.keys():
@@ -232,9 +242,12 @@ def _parts(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, 
                 if not isinstance(state_dict[key], Mapping):
                     given = repr(state_dict[key])
                     raise StateError(f"{key} in the state of a run must be a dict (got {given})")
-            return state_dict["optimizer"], state_dict["scheduler"]
+            training = state_dict.get("training", True)
+            if not isinstance(training, bool):
+                raise StateError(f"training must be true or false (got {training!r})")
+            return state_dict["optimizer"], state_dict["scheduler"], training
         if {"state", "param_groups"} <= state_dict.keys():
-            return dict(state_dict), None
+            return dict(state_dict), None, None
         given = f"the keys {sorted(map(str, state_dict))}"
     raise StateError(
         "a state must be that of a run, with the keys 'optimizer' and 'scheduler', or of an "

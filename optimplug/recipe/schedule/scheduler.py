@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from optimplug._core.arguments import require_count
-from optimplug._core.internals import forget_steps
+from optimplug._core.arguments import owner_of, require_count
 from optimplug._core.lr_scheduler.groups import set_rate
+from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
 from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
@@ -46,12 +46,15 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze")
+    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze", "_notes_steps")
+    _catches_up = True
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
         self._run_schedule = run_schedule
         self._was_told = False
         self.fingerprint = str(run_schedule)
+        # Whether it is this scheduler that first needs the optimizer's steps noted.
+        self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
         self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
 
@@ -103,6 +106,9 @@ class RecipeScheduler(LRScheduler):
         """Whether its steps change anything over the run."""
         phases = any(curve.phases for curve in self._run_schedule.all_curves())
         return phases or self.freezes_for_a_time
+
+    def _is_forgotten(self, updates: int) -> bool:
+        return self.changes  # it takes one step per update, and nothing else
 
     def step_metric(self, metrics: Mapping[str, Any]) -> None:
         """Tell of a validation, once it is complete; rates change at once if it is time.
@@ -157,6 +163,10 @@ class RecipeScheduler(LRScheduler):
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
+        self._write_others()
+
+    def _write_others(self) -> None:
+        """Set the other hyperparameters that follow a curve."""
         for group in self._groups:
             for of, curve in self._curves_of(group).items():
                 if of != "lr":
@@ -229,12 +239,13 @@ class RecipeScheduler(LRScheduler):
                 changed then.
         """
         super().load_state_dict(state_dict)
-        self._set(self._last_lr)
+        self._write_others()
 
     def close(self) -> None:
         """Take from the optimizer what this scheduler has put there; rates stay as they are."""
-        forget_steps(self.optimizer, self._noted)
-        self._noted = None
+        if self._notes_steps:
+            note_steps(self.optimizer).forget()
+        self._notes_steps = False
         self._freeze.close()
 
 

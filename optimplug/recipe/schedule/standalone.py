@@ -15,8 +15,9 @@ from optimplug.recipe.schedule.timeline import (
     schedule_problems,
     target_problems,
 )
-from optimplug.recipe.text.durations import Horizon
+from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.form import validated
+from optimplug.recipe.text.plain import plain
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import ScheduleSpec
 from optimplug.recipe.text.written import Written
@@ -52,9 +53,10 @@ def build_scheduler(
         >>> scheduler.get_last_lr()
         [0.75]
     """
+    require_horizon(horizon)
     # A wrapper, as accelerate's, does not own the groups.
     owner = owner_of(optimizer)
-    written = Written({"schedule": schedule})
+    written = Written(plain({"schedule": schedule}))
     with written.located():
         phases = validated(ScheduleSpec, written.content).schedule
         wrong = Problems()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "Curves",
     "RunSchedule",
     "compile_schedule",
+    "parts_of",
     "schedule_problems",
     "target_problems",
     "until",
@@ -71,13 +73,30 @@ def _text(before: str, curves: Curves) -> str:
 def schedule_problems(phases: Sequence[PhaseSpec], path: str = "schedule") -> Iterator[Problem]:
     """Check names and arguments of phases, as far as that needs no horizon."""
     last = {phase.of: i for i, phase in enumerate(phases)}
+    started: set[str] = set()
+    yield from _shares_problems(phases, path)
     for i, phase in enumerate(phases):
         here = f"{path}[{i}]"
         if i != last[phase.of] and (phase.for_ is None or phase.for_.unit == "rest"):
             message = "only the last phase can take the rest; give a length"
             yield Problem(f"{here}.for", message)
-        for where, part in _factors(phase, here):
+        of = phase.of or "lr"
+        if phase.from_ == "previous" and of not in started:
+            yield Problem(f"{here}.from", f"no phase of {of} comes before it; leave it out")
+        started.add(of)
+        for where, part in parts_of(phase, here):
             yield from factor_problems(part, where)
+
+
+def _shares_problems(phases: Sequence[PhaseSpec], path: str) -> Iterator[Problem]:
+    """Check that what is given in percent is no more than the run."""
+    shares: dict[str, Fraction] = defaultdict(Fraction)
+    for phase in phases:
+        if phase.for_ is not None and phase.for_.unit == "%":
+            shares[phase.of or "lr"] += phase.for_.amount
+    for share in shares.values():
+        if share > 100:
+            yield Problem(path, f"the phases take {float(share):g}% of the run; at most it is 100%")
 
 
 def target_problems(
@@ -155,30 +174,49 @@ def _sequence(
         with wrong.caught(f"{path}.for"):
             # Each boundary is rounded by itself: rounded lengths would add up to another total.
             exact += _length(spec.for_, exact, horizon)
-            phase = _phase(spec, path, start, math.ceil(exact) - start, horizon, base)
-            start += phase.steps
-            phases.append(phase)
+            steps = math.ceil(exact) - start
+            acting = [phase for phase in phases if phase.steps > 0]
+            before = acting[-1] if acting and spec.from_ == "previous" else None
+            phases.append(_phase(spec, path, start, steps, horizon, base, before))
+            start += steps
     return Curve(phases)
 
 
 def _phase(
-    spec: PhaseSpec, path: str, start: int, steps: int, horizon: Horizon, base: float
+    spec: PhaseSpec,
+    path: str,
+    start: int,
+    steps: int,
+    horizon: Horizon,
+    base: float,
+    before: Phase | None,
 ) -> Phase:
-    """Return a phase of so many updates, from one on."""
+    """Return a phase of so many updates, from one on; and from where ``before`` ended, if given."""
     factors, at = [], f"{path}.for"
+    moved = before is not None and spec.together is None
     try:
         # A phase without steps is never asked, and many schedulers refuse such a length.
-        for where, part in _factors(spec, path) if steps > 0 else ():
+        for where, part in parts_of(spec, path) if steps > 0 else ():
             at = f"{where}.{length_argument(part)}"
-            factors.append(build_factor(part, steps, horizon, base))
-        name = " x ".join(part.name or part.preset or "" for _, part in _factors(spec, path))
+            factors.append(build_factor(part, steps, horizon, base, moved))
+        name = " x ".join(part.name or part.preset or "" for _, part in parts_of(spec, path))
         phase = Phase(name, start, steps, tuple(factors), horizon.steps_per_epoch)
+        if before is not None and steps > 0 and _can_follow(phase, before):
+            phase = replace(phase, before=before)
         _check_finite(phase)
     except ArgumentError as error:  # several values do not fit together
         raise RecipeError.at(path, str(error)) from None
     except ValueError as error:  # a duration has no length over this horizon
         raise RecipeError.at(at, str(error)) from None
+    if before is not None and steps > 0 and phase.before is None:
+        zero = f"{before.name} before it ends" if before.end == 0 else f"{name} starts"
+        raise RecipeError.at(f"{path}.from", f"{zero} at 0, from which no rate can go on")
     return phase
+
+
+def _can_follow(phase: Phase, before: Phase) -> bool:
+    """Tell whether a phase can start where another ends: 0 has no multiples."""
+    return phase(phase.start) != 0 and (before.follows_validations or before.end > 0)
 
 
 def _check_finite(phase: Phase) -> None:
@@ -192,7 +230,7 @@ def _check_finite(phase: Phase) -> None:
         raise ArgumentError(f"grows beyond all numbers within its {phase.steps} steps")
 
 
-def _factors(phase: PhaseSpec, path: str) -> list[tuple[str, PhaseSpec]]:
+def parts_of(phase: PhaseSpec, path: str) -> list[tuple[str, PhaseSpec]]:
     """Return what acts in a phase: itself, or the parts under ``together``; each with its path."""
     if phase.together is None:
         return [(path, phase)]

@@ -45,6 +45,10 @@ class SchedulerRow(NamedTuple):
     needs_floor: bool = False
     no_floor_hint: str = ""
     """What to use instead of ``floor`` where there is no minimum."""
+    turns: bool = False
+    """Whether it goes back to where it began after its length, and so on."""
+    springs: bool = False
+    """Whether it springs back to the group's own rate where its length ends."""
     follows_metric: bool = False
     preset: str | None = None
     """The Trainer's name for it (``lr_scheduler_type``), where that is no function of time."""
@@ -59,8 +63,8 @@ _NO_PHASE = SchedulerRow(is_phase=False)
 SCHEDULERS: Mapping[str, SchedulerRow] = MappingProxyType(
     {
         "ChainedScheduler": _NO_PHASE,
-        "ConstantLR": SchedulerRow(("total_iters",), "total_iters"),
-        "CosineAnnealingLR": SchedulerRow(("T_max",), "T_max", minimum="eta_min"),
+        "ConstantLR": SchedulerRow(("total_iters",), "total_iters", springs=True),
+        "CosineAnnealingLR": SchedulerRow(("T_max",), "T_max", minimum="eta_min", turns=True),
         "CosineAnnealingWarmRestarts": SchedulerRow(("T_0",), "T_0", minimum="eta_min"),
         "CyclicLR": SchedulerRow(
             ("step_size_up", "step_size_down"), minimum="base_lr", fixed=_CYCLE, needs_floor=True
@@ -171,7 +175,7 @@ def vocabulary(spec: PhaseSpec) -> Vocabulary:
     """Return what a phase may say, by its name or preset alone."""
     row = row_of(spec)
     known = {key: p for key, p in arguments_of(spec, "").items() if key != row.minimum}
-    keys = ["for", "every", "of"]
+    keys = ["for", "from", "every", "of"]
     keys += ["floor"] if row.minimum else []
     keys += ["monitor"] if row.follows_metric else ["warmup"] if spec.preset else []
     empty = [key for key, p in known.items() if p.default is inspect.Parameter.empty]

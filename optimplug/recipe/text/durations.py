@@ -9,10 +9,11 @@ from fractions import Fraction
 
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Duration", "Horizon"]
+__all__ = ["Duration", "Horizon", "require_horizon"]
 
 _UNITS = {"step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs", "%": "%"}
 _FORM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|[A-Za-z]+)?\s*")
+_LONGEST = 10**15  # steps, or epochs: what is longer is a slip, and no float holds it exactly
 _VALID = "a number of steps, '500 steps', '2 epochs', '6%' or 'rest'"
 
 
@@ -40,6 +41,14 @@ class Horizon:
                 raise ArgumentError(f"Horizon.{name} must be an int >= 1 or None (got {value!r})")
 
 
+def require_horizon(value: object) -> None:
+    """Raise an ArgumentError unless a value is a Horizon."""
+    if not isinstance(value, Horizon):
+        raise ArgumentError(
+            f"horizon must be a Horizon, Horizon(total_steps=1000) say (got {value!r})"
+        )
+
+
 @dataclass(frozen=True)
 class Duration:
     """A length of time in a unit: ``steps``, ``epochs``, ``%`` of the run, or the ``rest`` of it.
@@ -63,6 +72,8 @@ class Duration:
             ValueError: it is in none of these forms; the message names the nearest.
         """
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            if value > _LONGEST:
+                raise ValueError(f"{value!r} is longer than any run")
             return cls(Fraction(value), "steps", bare=True)
         if value == "rest":
             return cls(Fraction(1), "rest")
@@ -71,6 +82,8 @@ class Duration:
         if form is None or unit is None:
             raise ValueError(f"must be {_VALID} (got {value!r}{_suggestion(value)})")
         duration = cls(Fraction(form[1]), unit, bare=form[2] is None)
+        if duration.amount > _LONGEST:
+            raise ValueError(f"{value!r} is longer than any run")
         if unit == "%" and duration.amount > 100:
             raise ValueError(f"{value!r} is longer than the run; the most is '100%'")
         if unit == "steps" and duration.amount.denominator != 1:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
-from optimplug.recipe.text.schema import FORMS, MisspeltError, RecipeSpec
+from optimplug.recipe.text.schema import FORMS, HAVE_FORMS, MisspeltError, RecipeSpec
 from optimplug.recipe.text.written import path_of
 
 __all__ = ["validated"]
@@ -31,10 +31,8 @@ def validated(model: type[_Model], content: Mapping[str, Any]) -> _Model:
 
 
 def _problems(error: ValidationError) -> Iterator[Problem]:
-    # Where a key has two forms, pydantic puts the name of the form into the location. It is no key.
     errors: list[dict[str, Any]] = [
-        {**found, "loc": tuple(part for part in found["loc"] if part not in FORMS)}
-        for found in error.errors()
+        {**found, "loc": _without_forms(found["loc"])} for found in error.errors()
     ]
     unknown = [found["loc"] for found in errors if found["type"] == "extra_forbidden"]
     meant = {(*loc[:-1], nearest(loc[-1], _keys_at(loc[:-1]))) for loc in unknown}
@@ -43,6 +41,18 @@ def _problems(error: ValidationError) -> Iterator[Problem]:
         if not (found["type"] == "missing" and found["loc"] in meant):
             loc, message = _in_words(found)
             yield Problem(path_of(loc), message)
+
+
+def _without_forms(loc: _Location) -> _Location:
+    """Return a location without the name of a form, which pydantic puts after a key that has two.
+
+    It is no key, but somebody may have one of the same name.
+    """
+    return tuple(
+        part
+        for part, key in zip(loc, (None, *loc), strict=False)
+        if not (part in FORMS and key in HAVE_FORMS)
+    )
 
 
 def _in_words(found: Mapping[str, Any]) -> tuple[_Location, str]:

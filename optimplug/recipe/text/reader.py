@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeGuard
 
 import yaml
 
 from optimplug.errors import RecipeError
+from optimplug.recipe.text.plain import plain
 from optimplug.recipe.text.written import Written
 
 __all__ = ["Source", "is_text", "read", "value_of"]
 
 _REPLACED = ("int", "float", "timestamp")  # PyYAML reads these otherwise than YAML 1.2 has them
+
+_MOST_KEYS = 10_000
 
 Source: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 """A path to a YAML file, YAML itself, or a mapping: a dict, an OmegaConf node, ...
@@ -34,10 +37,15 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
     """
     if isinstance(source, Mapping):
         try:
-            return _plain(source), None
+            return plain(source), None
+        except RecipeError:
+            raise
         except Exception as error:  # a mapping runs code of its own: OmegaConf interpolates
             message = f"cannot read the mapping: {type(error).__name__}: {error}"
             raise RecipeError.at("", message) from error
+    if not isinstance(source, str | os.PathLike):
+        message = "a recipe must be a path to a YAML file, YAML itself, or a mapping"
+        raise RecipeError.at("", f"{message} (got {source!r})")
     if is_text(source):
         return _parsed(source), None
     name = os.fspath(source)
@@ -48,8 +56,9 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
 def _text_of(name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+    except (OSError, ValueError) as error:  # a path with a 0 in it is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
         raise RecipeError.at("", f"cannot read the recipe: {reason}") from None
 
 
@@ -78,7 +87,7 @@ def _parsed(text: str) -> dict[str, Any]:
         given = "nothing" if loaded is None else f"a {type(loaded).__name__}"
         message = f"a recipe must be a mapping with the key 'optimizer' (got {given})"
         raise RecipeError.at("", message)
-    return loaded
+    return dict(plain(loaded))
 
 
 def value_of(text: str, path: str) -> Any:
@@ -88,18 +97,11 @@ def value_of(text: str, path: str) -> Any:
         RecipeError: it is not YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (_Loader is a SafeLoader)
+        return plain(yaml.load(text, Loader=_Loader))  # noqa: S506 (_Loader is a SafeLoader)
+    except RecipeError as error:
+        raise RecipeError.at(path, "; ".join(map(str, error.problems))) from None
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise RecipeError.at(path, f"{text!r} is not valid YAML: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    """Copy a value into plain dicts and lists; that resolves the interpolations of OmegaConf."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return value
 
 
 class _Loader(yaml.SafeLoader):
@@ -131,6 +133,13 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Take in what is merged by ``<<``, which may double from alias to alias."""
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_KEYS:
+            problem = f"more than {_MOST_KEYS:,} keys in one mapping"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """Read a number as YAML 1.2 has it."""

@@ -25,6 +25,7 @@ from optimplug.recipe.text.rule_id import RuleId
 
 __all__ = [
     "FORMS",
+    "HAVE_FORMS",
     "FreezeSpec",
     "LayerDecay",
     "Match",
@@ -114,7 +115,7 @@ class OptimizerSpec(_Spec):
 class LayerDecay(_Spec):
     """How the rate falls from layer to layer."""
 
-    rate: float = Field(gt=0, description="lr x this ^ (distance from the top)")
+    rate: float = Field(gt=0, le=1, description="lr x this ^ (distance from the top)")
     min: float = Field(0.0, ge=0, description="the smallest factor on lr")
 
     def __str__(self) -> str:
@@ -122,7 +123,8 @@ class LayerDecay(_Spec):
 
 
 FORMS = ("<value>", "<mapping>")
-"""What layer_decay and freeze may be; the errors told are of the form that was meant."""
+HAVE_FORMS = ("layer_decay", "freeze")
+"""The keys whose value may be of either form; the errors told are of the one that was meant."""
 
 
 # Without it, pydantic would try both forms and report what is wrong with each.
@@ -149,7 +151,8 @@ class RuleSpec(_Spec):
     match: Match | None = Field(None, description="left out: every parameter")
     layer_decay: (
         Annotated[
-            Annotated[float, Field(gt=0), Tag(FORMS[0])] | Annotated[LayerDecay, Tag(FORMS[1])],
+            Annotated[float, Field(gt=0, le=1), Tag(FORMS[0])]
+            | Annotated[LayerDecay, Tag(FORMS[1])],
             Discriminator(_form),
         ]
         | None
@@ -207,6 +210,9 @@ class PhaseSpec(_Spec):
     for_: InstanceOf[Duration] | None = Field(
         None, alias="for", description="left out: what the other phases leave"
     )
+    from_: Literal["previous", "peak"] | None = Field(
+        None, alias="from", description="where it starts: at the rate before it, or at its own"
+    )
     warmup: InstanceOf[Duration] | None = Field(None, description="of a preset: rise from 0 first")
     every: Literal["step", "epoch", "validation"] | None = Field(
         None, description="what it counts: steps, unless it follows a metric"
@@ -239,12 +245,14 @@ class PhaseSpec(_Spec):
         if self.together is None:
             return self
         # They act at the same time and on the same hyperparameter, or there were no product.
-        shared = {"together", "for_", "of"}
+        shared = {"together", "for_", "from_", "of"}
         wrong = self.model_fields_set - shared | {*(self.model_extra or {})}
         if wrong:
             raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
         if any(shared & part.model_fields_set for part in self.together):
-            raise ValueError("phases under together have no together, for or of of their own")
+            raise ValueError(
+                "phases under together have no together, for or of of their own, and no from"
+            )
         return self
 
 

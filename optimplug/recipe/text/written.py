@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from optimplug.errors import Problem, RecipeError
 
-__all__ = ["Written", "path_of"]
+__all__ = ["Written", "path_of", "within"]
 
 _ABSENT = object()
 _DEFAULT_KEYS = ("name", "preset")  # what a text alone stands for: a glob's, or a schedule's
@@ -57,8 +59,7 @@ class Written:
         """
         node: Any = self.content
         found: list[str | int] = []
-        for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
-            part = key or int(index)
+        for part in _parts(path):
             if node is not _ABSENT and _is_left_out(part, node):
                 continue
             found.append(part)
@@ -83,6 +84,20 @@ def path_of(parts: Iterable[int | str]) -> str:
     Example:
         >>> path_of(("groups", 2, "match"))
         'groups[2].match'
+        >>> path_of(("optimizer", "lr["))
+        "optimizer['lr[']"
     """
-    written = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return "".join(written).removeprefix(".")
+    return reduce(within, parts, "")
+
+
+def within(path: str, part: int | str) -> str:
+    """Return the path of a key, or of an item by its number, in what is at a path."""
+    if isinstance(part, int) or not re.fullmatch(r"[^.\[\]'\"]+", part):
+        return f"{path}[{part!r}]"  # a key that would be taken for a path itself is in quotes
+    return f"{path}.{part}" if path else part
+
+
+def _parts(path: str) -> Iterator[int | str]:
+    quoted = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+    for key, item in re.findall(rf"([^.\[\]]+)|\[(\d+|{quoted})\]", path):
+        yield key or ast.literal_eval(item)

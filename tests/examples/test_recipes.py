@@ -1,0 +1,36 @@
+"""What the project's own recipes say: nothing in them is warned of."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from torch import nn
+
+from optimplug import Horizon, Recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
+TEXTS = {
+    **{f"{page.name}[{i}]": text for page in PAGES for i, text in enumerate(
+        re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )},
+    **{str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "examples").rglob("*.yaml")},
+}  # fmt: skip
+SCHEDULES = {
+    name: content["schedule"]
+    for name, text in TEXTS.items()
+    if isinstance(content := yaml.safe_load(text), dict) and "schedule" in content
+}
+
+
+def test_recipes_were_found():
+    assert {"README.md[0]", "README.md[2]", "examples/docstrings/plateau.yaml"} <= SCHEDULES.keys()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("epochs", [3, 10])
+def test_no_schedule_is_warned_of(name, epochs):
+    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "schedule": SCHEDULES[name]})
+    plan = recipe.plan(nn.Linear(2, 2), Horizon(total_steps=40 * epochs, steps_per_epoch=40))
+    assert plan.warnings == ()
