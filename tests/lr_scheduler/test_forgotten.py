@@ -132,6 +132,11 @@ PER_EPOCH = {
 }
 
 
+def test_a_rate_that_would_hardly_have_moved_is_as_good_as_stepped():
+    optimizer, _scheduler = plain(lambda o: ours.LinearLR(o, 0.95, 1.0, 10**7))
+    assert said(optimizer, 2_000) == []
+
+
 @pytest.mark.parametrize("name", PER_EPOCH)
 def test_one_step_per_epoch_is_no_slip_however_long_the_first(name):
     optimizer, _scheduler = plain(PER_EPOCH[name])
