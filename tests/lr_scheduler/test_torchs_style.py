@@ -429,6 +429,16 @@ class TestStates:
         other.load_state_dict({**state, "anneal_func": torchs.OneCycleLR._annealing_cos})
         assert trace(again, other, 20) == trace(optimizer, scheduler, 20)
 
+    @pytest.mark.parametrize("name", ["cyclic, two", "one cycle, two"])
+    def test_the_bounds_of_momentum_are_in_the_groups(self, name):
+        found = []
+        for module in (ours, torchs):
+            optimizer = optimizer_of()
+            ALL[name](module, optimizer)
+            keys = "base_momentum", "max_momentum"
+            found.append([[group[key] for key in keys] for group in optimizer.param_groups])
+        assert found[0] == found[1]
+
     def test_the_function_of_a_cycle_has_torchs_name(self):
         for mode, x in (("triangular", 3), ("triangular2", 3), ("exp_range", 3)):
             found, expected = (
