@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optimplug import optim
-from optimplug._core.internals import hooked_step, unhooked_step
+from optimplug._core.internals import hooked_step, outside_graphs, unhooked_step
 from optimplug._core.optim.gradients import (
     check_clipping,
     clip_coefficient,
@@ -192,6 +192,7 @@ def _clipping(optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
     return clipped
 
 
+@outside_graphs  # in one, what is set on an optimizer is lost
 @torch.no_grad()
 def _clip(optimizer: Any, may_skip: bool = True) -> bool:
     """Clip, and return whether there is to be an update."""

@@ -62,6 +62,37 @@ def test_one_that_is_stepped_is_not_forgotten(every):
     assert said(optimizer, 100, lambda t: None if t % every else scheduler.step()) == []
 
 
+@pytest.mark.parametrize(("skipped", "warned"), [(5, 1), (20, 0)])
+def test_updates_that_amp_leaves_out_do_not_count(skipped, warned):
+    optimizer, _scheduler = recipes(LINEAR)
+
+    def scale(t):
+        optimizer.found_inf = torch.full((1,), float(t < skipped))
+
+    scale(-1)
+    assert len(said(optimizer, 20, scale)) == warned
+
+
+def test_a_closed_run_leaves_nothing_on_the_optimizer():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    before, hooks = {*vars(optimizer)}, len(optimizer._optimizer_step_post_hooks)
+    recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [LINEAR]})
+    scheduler = recipe.build_scheduler(optimizer, Horizon(total_steps=20))
+    scheduler.close()
+    assert {*vars(optimizer)} == before
+    assert len(optimizer._optimizer_step_post_hooks) == hooks
+    assert said(optimizer, 20) == []
+
+
+def test_a_closed_run_leaves_what_another_scheduler_needs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    other = ours.StepLR(optimizer, 3)
+    recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [LINEAR]})
+    recipe.build_scheduler(optimizer, Horizon(total_steps=20)).close()
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        other.step()
+
+
 def test_one_that_is_let_go_is_not_missed():
     optimizer, scheduler = recipes(LINEAR)
     del scheduler

@@ -113,6 +113,52 @@ class TestSubclasses:
             found.append(steps_of(optimizer, scheduler))
         assert found[0] == found[1]
 
+    def test_the_attributes_of_a_subclass_are_its_own_affair(self):
+        def build(module, optimizer):
+            class Own(module.LRScheduler):
+                def __init__(self, optimizer):
+                    self.T_0, self.milestones, self.best, self.patience = 2.5, [30, 10], None, -1
+                    super().__init__(optimizer)
+
+                def get_lr(self):
+                    if self.last_epoch > 1:
+                        self.best, self.late = 0.5, ["a", 1]
+                    return [base / (1 + self.last_epoch / self.T_0) for base in self.base_lrs]
+
+            return Own(optimizer)
+
+        for module in (ours, torchs):
+            optimizer, again = optimizer_of(), optimizer_of()
+            scheduler, other = build(module, optimizer), build(module, again)
+            steps_of(optimizer, scheduler, 5)
+            other.load_state_dict(saved(scheduler.state_dict()))
+            assert (other.best, other.late, other.milestones) == (0.5, ["a", 1], [30, 10])
+            assert steps_of(again, other)[1:] == steps_of(optimizer, scheduler)[1:]
+
+    def test_a_scheduler_that_a_subclass_holds_goes_on_acting_on_the_same_optimizer(self):
+        class Warming(ours.LRScheduler):
+            def __init__(self, optimizer, after):
+                self.after = after
+                super().__init__(optimizer)
+
+            def get_lr(self):
+                if self.last_epoch < 3:
+                    return [base * self.last_epoch / 3 for base in self.base_lrs]
+                return self.after.get_last_lr()
+
+            def step(self, epoch=None):
+                if self.last_epoch >= 3:
+                    self.after.step()
+                super().step(epoch)
+
+        optimizer, again = optimizer_of(), optimizer_of()
+        scheduler, other = (Warming(o, ours.ExponentialLR(o, 0.5)) for o in (optimizer, again))
+        steps_of(optimizer, scheduler, 5)
+        steps_of(again, other, 5)
+        other.load_state_dict(other.state_dict())
+        assert other.after.optimizer is again
+        assert steps_of(again, other, 4) == steps_of(optimizer, scheduler, 4)
+
     @pytest.mark.parametrize("step", ["constructor", "later"])
     @pytest.mark.parametrize("name", ["StepLR", "LambdaLR", "CosineAnnealingWarmRestarts"])
     def test_the_constructor_takes_its_step_by_the_method_that_users_call(self, name, step):

@@ -355,3 +355,36 @@ def test_of_sharded_parameters_the_norm_is_that_of_the_whole(tmp_path):
         torch.testing.assert_close(norms, expected)
         torch.testing.assert_close(weights, dict(alone.named_parameters()))
         assert all("(FSDP2)" in text for text in refused)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own, as it traces torch
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("closing", [False, True], ids=["bare", "closure"])
+def test_a_compiled_train_step_clips_and_tells_the_norm(closing):
+    ours, theirs = build_model(), build_model()
+    optimizer = clipping(torch.optim.SGD, {"lr": 0.1}, ours)
+    plain = reference(torch.optim.SGD, {"lr": 0.1}, theirs)
+
+    def loss_of(model, x):
+        model.zero_grad()
+        loss = model(x).square().sum() * 10
+        loss.backward()
+        return loss
+
+    def train(x):
+        if closing:
+            optimizer.step(lambda: loss_of(ours, x))
+        else:
+            loss_of(ours, x)
+            optimizer.step()
+
+    compiled = torch.compile(train, backend="eager")
+    for step in range(1, 4):
+        x = torch.full((2, 3), float(step))
+        compiled(x)
+        loss_of(theirs, x)
+        norm = clip_as_torch(theirs)
+        plain.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
