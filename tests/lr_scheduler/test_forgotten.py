@@ -132,6 +132,21 @@ PER_EPOCH = {
 }
 
 
+@pytest.mark.parametrize("stepped", ["itself", "a plateau"])
+def test_any_step_of_any_scheduler_shows_that_they_are_not_forgotten(stepped):
+    def build(optimizer):
+        return ours.ReduceLROnPlateau(optimizer), PER_UPDATE["restarts"](optimizer)
+
+    optimizer, (plateau, restarts) = plain(build)
+    restarts.step(0.5) if stepped == "itself" else plateau.step(1.0)
+    assert said(optimizer, 2**13) == []
+
+
+def test_a_rate_that_would_hardly_have_moved_is_as_good_as_stepped():
+    optimizer, _scheduler = plain(lambda o: ours.LinearLR(o, 0.95, 1.0, 10**7))
+    assert said(optimizer, 2_000) == []
+
+
 @pytest.mark.parametrize("name", PER_EPOCH)
 def test_one_step_per_epoch_is_no_slip_however_long_the_first(name):
     optimizer, _scheduler = plain(PER_EPOCH[name])
@@ -148,6 +163,9 @@ PER_UPDATE = {  # read as epochs, each would be a run of more than 10^8 updates
     "restarts": lambda o: ours.CosineAnnealingWarmRestarts(o, 3 * 10**4),
     "sequence": lambda o: ours.SequentialLR(
         o, [ours.LinearLR(o, 0.01, 1.0, 100), ours.CosineAnnealingLR(o, 3 * 10**4)], [100]
+    ),
+    "sequence that ends in a rest": lambda o: ours.SequentialLR(
+        o, [ours.LinearLR(o, 0.01, 1.0, 3 * 10**4), ours.ConstantLR(o, 1.0, 1)], [3 * 10**4]
     ),
     "chain": lambda o: ours.ChainedScheduler(
         [ours.LinearLR(o, 0.01, 1.0, 100), ours.CosineAnnealingLR(o, 3 * 10**4)]

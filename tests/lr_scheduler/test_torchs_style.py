@@ -313,6 +313,10 @@ class TestWarnings:
             scheduler.get_lr()
 
         assert "get_last_lr" in self.said(ours, use)[0]
+        scheduler, line = ours.StepLR(optimizer_of(), 3), inspect.currentframe().f_lineno + 2
+        with pytest.warns(UserWarning, match="get_last_lr") as caught:
+            scheduler.get_lr()
+        assert caught[0].lineno == line
         with pytest.warns(UserWarning, match="get_last_lr") as caught:
             torchs.StepLR(optimizer_of(), 3).get_lr()
         assert self.said(ours, use) == [str(caught[0].message)]
@@ -329,6 +333,13 @@ class TestWarnings:
                     each.step()
 
         assert self.said(first, use) == []
+
+    def test_of_nothing_where_the_optimizer_was_stepped_before_it_was_built(self):
+        def use(optimizer, scheduler):
+            optimizer.step()
+            ours.ConstantLR(optimizer).step()
+
+        assert self.said(torchs, use) == self.said(ours, use) == []
 
     def test_of_nothing_where_the_optimizers_own_step_is_put_back(self):
         def use(optimizer, scheduler):
@@ -418,6 +429,16 @@ class TestStates:
         other.load_state_dict({**state, "anneal_func": torchs.OneCycleLR._annealing_cos})
         assert trace(again, other, 20) == trace(optimizer, scheduler, 20)
 
+    @pytest.mark.parametrize("name", ["cyclic, two", "one cycle, two"])
+    def test_the_bounds_of_momentum_are_in_the_groups(self, name):
+        found = []
+        for module in (ours, torchs):
+            optimizer = optimizer_of()
+            ALL[name](module, optimizer)
+            keys = "base_momentum", "max_momentum"
+            found.append([[group[key] for key in keys] for group in optimizer.param_groups])
+        assert found[0] == found[1]
+
     def test_the_function_of_a_cycle_has_torchs_name(self):
         for mode, x in (("triangular", 3), ("triangular2", 3), ("exp_range", 3)):
             found, expected = (
@@ -501,6 +522,7 @@ class TestTorchsInsideOurs:
         for inner in (torchs, ours):
             optimizer = optimizer_of()
             scheduler = build(inner)(ours, optimizer)
+            scheduler._schedulers[1].step(-9.0)  # what it has seen before it begins
             found.append([])
             for t in range(60):
                 optimizer.step()
@@ -525,9 +547,10 @@ class TestTorchsInsideOurs:
         other.load_state_dict(saved(scheduler.state_dict()))
         assert trace(again, other, 40) == trace(optimizer, scheduler, 40)
 
-    def test_a_jump_is_the_whole_way(self):
+    @pytest.mark.parametrize("name", ["cosine", "sequence of the seed", "chain of the seed"])
+    def test_a_jump_is_the_whole_way(self, name):
         def build(inner, optimizer):
-            phases = [ours.ConstantLR(optimizer, 0.5), inner.CosineAnnealingLR(optimizer, 20)]
+            phases = [ours.ConstantLR(optimizer, 0.5), ALL[name](inner, optimizer)]
             return ours.SequentialLR(optimizer, phases, [5])
 
         found = []
@@ -535,11 +558,13 @@ class TestTorchsInsideOurs:
             optimizer = optimizer_of()
             scheduler = build(inner, optimizer)
             optimizer.step()
-            for epoch in (12, 3, 5):
+            for epoch in (12, 3, 5, 9):
                 with pytest.warns(UserWarning, match="epoch parameter"):
                     scheduler.step(epoch=epoch)
                 found.append(rates(optimizer))
-        assert_close(found[:3], found[3:])
+                scheduler.step()
+                found.append(rates(optimizer))
+        assert_close(found[:8], found[8:])
 
     def test_a_state_of_another_class_is_refused(self):
         optimizer = optimizer_of()

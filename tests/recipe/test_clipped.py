@@ -207,6 +207,14 @@ def test_a_copy_clips_as_well(copied):
     assert optimizer.skipped_steps == 1
 
 
+def test_a_class_that_is_derived_from_it_is_copied_as_itself():
+    """As Lightning derives one from whatever optimizer it is given."""
+    optimizer = clipping(torch.optim.SGD, {"lr": 0.1}, build_model())
+    optimizer.__class__ = derived = type("Derived", (type(optimizer),), {})
+    found = copy.deepcopy(optimizer)
+    assert type(found) is derived
+
+
 def test_states_go_to_and_from_the_plain_class():
     model = build_model()
     optimizer = clipping(torch.optim.AdamW, {"lr": 0.1}, model)

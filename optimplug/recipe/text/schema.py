@@ -116,7 +116,7 @@ class LayerDecay(_Spec):
     """How the rate falls from layer to layer."""
 
     rate: float = Field(gt=0, le=1, description="lr x this ^ (distance from the top)")
-    min: float = Field(0.0, ge=0, description="the smallest factor on lr")
+    min: float = Field(0.0, ge=0, le=1, description="the smallest factor on lr")
 
     def __str__(self) -> str:
         return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
