@@ -117,9 +117,13 @@ class Heard:
         self._handler = logging.logging.Handler()
         self._handler.emit = lambda record: self.lines.append(record.getMessage())
         logging.add_handler(self._handler)
+        # Another test of this process may have made it quieter.
+        self._verbosity = logging.get_verbosity()
+        logging.set_verbosity_warning()
         return self
 
     def __exit__(self, *_):
+        logging.set_verbosity(self._verbosity)
         logging.remove_handler(self._handler)
 
     def of_clipping(self):
