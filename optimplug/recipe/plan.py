@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from optimplug.errors import Problem
-from optimplug.recipe.parameters.depth import Layout
+from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.explain import Explanation, explain, plain
 from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.schedule.curves import Curve, Phase

@@ -17,7 +17,7 @@ from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
-from optimplug.recipe.parameters.depth import Layout, find_layout
+from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping

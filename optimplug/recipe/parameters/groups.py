@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from optimplug.errors import Problem, RecipeError
-from optimplug.recipe.parameters.depth import Layout
+from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from optimplug._core.internals import EVERY_CONVOLUTION, EVERY_NORM_BY_BATCH
-from optimplug.recipe.parameters.forward import calls, words
+from optimplug.recipe.parameters.code.forward import calls, words
 
 __all__ = ["FAMILIES", "families", "is_bias", "is_norm", "is_vector", "unknown_kinds"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.dead_words import DeadWord, absent_family, dead_words
-from optimplug.recipe.parameters.depth import Layout, find_layout
+from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,

@@ -10,7 +10,7 @@ import transformers
 import yaml
 from support.layers import expected_depth, record_calls
 
-from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.depth.depth import find_depths
 from optimplug.recipe.parameters.match import places
 
 TRUTH = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text())

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from optimplug.recipe.parameters.forward import (
+from optimplug.recipe.parameters.code.forward import (
     backwards,
     calls,
     chained,

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
-from optimplug.recipe.parameters.blocks import (
+from optimplug.recipe.parameters.code.forward import chained
+from optimplug.recipe.parameters.depth.blocks import (
     BLOCK,
     Tower,
     alike,
@@ -21,7 +22,6 @@ from optimplug.recipe.parameters.blocks import (
     is_list,
     weights,
 )
-from optimplug.recipe.parameters.forward import chained
 
 __all__ = ["in_sequence", "stages_in"]
 

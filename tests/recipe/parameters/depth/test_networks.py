@@ -10,7 +10,7 @@ import yaml
 from support.layers import expected_depth, record_calls
 
 from optimplug import Horizon, Recipe
-from optimplug.recipe.parameters.depth import find_layout
+from optimplug.recipe.parameters.depth.depth import find_layout
 
 TRUTH = yaml.safe_load(Path(__file__).with_name("networks.yaml").read_text())
 CASES = [(source, name) for source in TRUTH for name in TRUTH[source]]

@@ -6,8 +6,8 @@ from torch import nn
 
 from optimplug import Horizon, Recipe
 from optimplug.errors import RecipeError
-from optimplug.recipe.parameters.depth import find_depths
-from optimplug.recipe.parameters.layers import layers_by_name
+from optimplug.recipe.parameters.depth.depth import find_depths
+from optimplug.recipe.parameters.depth.layers import layers_by_name
 
 
 class UNet(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import nn
 
 from optimplug._core.internals import children_by_name
-from optimplug.recipe.parameters.blocks import Tower, is_list
-from optimplug.recipe.parameters.chains import stages_in
-from optimplug.recipe.parameters.forward import backwards, in_loops, used
+from optimplug.recipe.parameters.code.forward import backwards, in_loops, used
+from optimplug.recipe.parameters.depth.blocks import Tower, is_list
+from optimplug.recipe.parameters.depth.chains import stages_in
 
 __all__ = ["doubts_about_layers", "doubts_about_order", "doubts_about_tied", "doubts_about_towers"]
 

@@ -10,15 +10,15 @@ from typing import NamedTuple
 from torch import nn
 
 from optimplug._core.internals import children_by_name
-from optimplug.recipe.parameters.blocks import Tower, forward_ranks
-from optimplug.recipe.parameters.doubts import (
+from optimplug.recipe.parameters.depth.blocks import Tower, forward_ranks
+from optimplug.recipe.parameters.depth.doubts import (
     doubts_about_layers,
     doubts_about_order,
     doubts_about_tied,
     doubts_about_towers,
 )
-from optimplug.recipe.parameters.layers import layers_by_name
-from optimplug.recipe.parameters.towers import towers
+from optimplug.recipe.parameters.depth.layers import layers_by_name
+from optimplug.recipe.parameters.depth.towers import towers
 from optimplug.recipe.text.depth_range import Depth
 
 __all__ = ["Layout", "depths", "find_depths", "find_layout"]

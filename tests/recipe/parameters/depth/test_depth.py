@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from optimplug.recipe.parameters.depth import depths, find_depths
+from optimplug.recipe.parameters.depth.depth import depths, find_depths
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 

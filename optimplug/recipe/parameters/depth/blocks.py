@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from optimplug._core.internals import children_by_name, parameters_by_name
-from optimplug.recipe.parameters.forward import used
+from optimplug.recipe.parameters.code.forward import used
 from optimplug.recipe.parameters.kinds import is_norm
 
 __all__ = [

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optimplug.recipe.parameters.blocks import (
+from optimplug.recipe.parameters.code.forward import chained, iterated, used
+from optimplug.recipe.parameters.depth.blocks import (
     BLOCK,
     SINGLE,
     Tower,
@@ -19,8 +20,7 @@ from optimplug.recipe.parameters.blocks import (
     grade_of,
     weights,
 )
-from optimplug.recipe.parameters.chains import in_sequence
-from optimplug.recipe.parameters.forward import chained, iterated, used
+from optimplug.recipe.parameters.depth.chains import in_sequence
 
 __all__ = ["towers"]
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from optimplug.errors import Problem, nearest
-from optimplug.recipe.parameters.blocks import Tower
+from optimplug.recipe.parameters.depth.blocks import Tower
 from optimplug.recipe.text.problems import Problems
 
 __all__ = ["layers_by_name"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from optimplug import Horizon, Recipe
-from optimplug.recipe.parameters.depth import find_depths, find_layout
+from optimplug.recipe.parameters.depth.depth import find_depths, find_layout
 
 
 class Block(nn.Module):
