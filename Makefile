@@ -44,6 +44,6 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"
-# Alone: it would bring a torchvision built for CUDA, which does not import beside this torch.
-	$(BIN)/python -m pip install -c constraints.txt --no-deps timm
+# Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch.
+	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers
 	touch $@

@@ -16,6 +16,7 @@ They also derive from the built-in error that torch raises in the same place, so
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ __all__ = [
     "did_you_mean",
     "nearest",
 ]
+
+
+# Everything at which str.splitlines ends a line.
+_LINE_BREAKS = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class OptimplugError(Exception):
@@ -68,7 +73,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.path}: {self.message}" if self.path else self.message
-        return line.replace("\n", "\\n")
+        return _LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class RecipeError(OptimplugError, ValueError):

@@ -169,7 +169,8 @@ def test_lightnings_command_line(tmp_path, command):
 def test_the_trainers_command_line(tmp_path, command):
     for name in ("docstrings", "huggingface_cli"):
         shutil.copytree(ROOT / "examples" / name, tmp_path / name)
-    small = "--train 16 --held_out 8 --max_steps 1 --use_cpu True --report_to none"
+    # As many updates as leave some to the phase that follows the evaluation.
+    small = "--train 16 --held_out 8 --max_steps 3 --use_cpu True --report_to none"
     done = run(f"{command} {small}", tmp_path / "huggingface_cli")
     assert done.returncode == 0, done.stderr
 

@@ -1,6 +1,6 @@
 """Fine-tune MiniLM on docstrings with the Hugging Face Trainer, all of it said from outside.
 
-python train.py --output_dir runs --recipe recipe.yaml --num_train_epochs 1
+python train.py --output_dir runs --recipe recipe.yaml --eval_strategy steps --eval_steps 50
 python train.py arguments.yaml
 """
 

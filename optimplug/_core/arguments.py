@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optimplug._core.internals import inside_accelerates_wrapper
+from optimplug._core.internals import inside_wrapper
 from optimplug.errors import ArgumentError
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
 
 
 def owner_of(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer that owns the groups: it may be in accelerate's wrapper."""
+    """Return the optimizer that owns the groups: accelerate and Fabric wrap it."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{type(optimizer).__name__} is not an Optimizer")
-    return inside_accelerates_wrapper(optimizer)
+    return inside_wrapper(optimizer)
 
 
 def require_count(name: str, value: Any, least: int = 0) -> int:

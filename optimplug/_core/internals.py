@@ -24,7 +24,7 @@ __all__ = [
     "fused_sgd",
     "hooked_step",
     "in_dispatch_mode",
-    "inside_accelerates_wrapper",
+    "inside_wrapper",
     "is_flattened",
     "load_post_hooks",
     "load_pre_hooks",
@@ -130,11 +130,18 @@ def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[...,
 outside_graphs: Callable[[Callable[..., Any]], Callable[..., Any]] = torch._disable_dynamo  # type: ignore[attr-defined]
 
 
-def inside_accelerates_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer in accelerate's wrapper, or the same one if it is in none.
+# Wrappers of an optimizer that hide who owns its groups and have no hooks of their own, by their
+# modules. Fabric's is told of nowhere, but it is what its ``setup`` returns.
+_WRAPPERS = {
+    "accelerate.optimizer": "AcceleratedOptimizer",
+    "lightning.fabric.wrappers": "_FabricOptimizer",
+    "lightning_fabric.wrappers": "_FabricOptimizer",
+}
 
-    The wrapper hides who owns the groups, and has no hooks of its own.
-    """
-    module = sys.modules.get("accelerate.optimizer")
-    wrapped = module is not None and isinstance(optimizer, module.AcceleratedOptimizer)
-    return optimizer.optimizer if wrapped else optimizer  # type: ignore[attr-defined]
+
+def inside_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer in the wrapper of accelerate or Fabric, or the same one if in none."""
+    for module, name in _WRAPPERS.items():
+        if isinstance(optimizer, getattr(sys.modules.get(module), name, ())):
+            return optimizer.optimizer  # type: ignore[attr-defined, no-any-return]
+    return optimizer

@@ -72,9 +72,8 @@ class RecipeArguments:
         Raises:
             RecipeError: there is a recipe.
         """
-        if self.recipe is not None and not getattr(
-            self, "deepspeed", None
-        ):  # which asks for it under recipes too
+        deepspeed = getattr(self, "deepspeed", None)  # which asks for it under recipes too
+        if self.recipe is not None and not deepspeed:
             raise RecipeError.at(
                 "recipe",
                 "would not be run: the trainer makes an optimizer and a schedule of its own; use "

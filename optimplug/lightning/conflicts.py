@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
+from optimplug._core.lr_scheduler.forgotten import forget_watch
 from optimplug.errors import RecipeError
 from optimplug.lightning.internals import callbacks_of, changes_batch_size_in_fit, sets_rates
 from optimplug.lightning.patches import clips_by_itself
@@ -94,6 +95,7 @@ def check_stepping(trainer: Trainer, scheduler: RecipeScheduler) -> None:
                     f"1 (got {config.interval!r} and {config.frequency})",
                 )
             return
+    forget_watch(scheduler.optimizer)  # this says it sooner, and once
     warnings.warn(
         f"the recipe has a schedule, but {type(trainer.lightning_module).__name__}'s "
         "configure_optimizers does not return its scheduler, so Lightning never steps it; return "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optimplug import optim
-from optimplug._core.internals import hooked_step, unhooked_step
+from optimplug._core.internals import hooked_step, outside_graphs, unhooked_step
 from optimplug._core.optim.gradients import (
     check_clipping,
     clip_coefficient,
@@ -119,7 +119,7 @@ _made: dict[type[torch.optim.Optimizer], type[torch.optim.Optimizer]] = {}
 
 
 def _clipping_class(plain: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """Return a class that looks like the plain one, and clips; for each there is one."""
+    """Return a class like the plain one that clips; for each there is one."""
     if plain not in _made:
         _made[plain] = _derived(plain)
     return _made[plain]
@@ -149,15 +149,17 @@ def _derived(plain: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
         kept = {name: getattr(self, name) for name in _OWN if name != "grad_norm"}
         return (_made_again, (make, known, kept), *state)
 
+    # Not the name of the plain one: who looks for a class by its name would find two.
+    name = f"Clipped{plain.__name__}"
     body = {
         "__doc__": plain.__doc__,
-        "__module__": plain.__module__,
-        "__qualname__": plain.__qualname__,
+        "__module__": __name__,
+        "__qualname__": f"_made.{name}",  # private, so no command line lists it
         "__reduce_ex__": reduced,
         "step": step,
         "unclipped": plain,
     }
-    return type(plain.__name__, (plain,), body)
+    return type(name, (plain,), body)
 
 
 def _made_again(
@@ -192,6 +194,7 @@ def _clipping(optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
     return clipped
 
 
+@outside_graphs  # in one, what is set on an optimizer is lost
 @torch.no_grad()
 def _clip(optimizer: Any, may_skip: bool = True) -> bool:
     """Clip, and return whether there is to be an update."""

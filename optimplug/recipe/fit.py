@@ -44,7 +44,10 @@ def fit_to_model(recipe: CheckedRecipe, model: nn.Module) -> Grouping:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module (got {model!r})")
-    return group_parameters(model, recipe.hyperparameters, recipe.spec.groups, recipe.rule_settings)
+    spec = recipe.spec
+    return group_parameters(
+        model, recipe.hyperparameters, spec.groups, recipe.rule_settings, spec.layers
+    )
 
 
 def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:

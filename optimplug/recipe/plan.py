@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 from optimplug.errors import Problem
+from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.explain import Explanation, explain, plain
 from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.schedule.curves import Curve, Phase
@@ -50,8 +51,8 @@ class Plan:
     horizon: Horizon
     rules: Sequence[RuleSpec]
     """The recipe's rules, in order."""
-    depth: Mapping[str, int]
-    """The depth of every parameter; empty where the model gives none."""
+    layout: Layout | None
+    """The layers of the model, and the depth of every parameter; None where it has no layers."""
     state_bytes: int | None
     """How many bytes the optimizer's state has after its first step; None for an optimizer that is
     not of optimplug.optim, whose state is not known."""
@@ -64,6 +65,12 @@ class Plan:
     def groups(self) -> tuple[Group, ...]:
         """The parameter groups, in the optimizer's order."""
         return self.grouping.groups
+
+    @property
+    def depth(self) -> Mapping[str, int]:
+        """The depth of every parameter by its name; empty where the model has no layers."""
+        found = self.layout.depths if self.layout else {}
+        return {name: depth.layer for name, depth in found.items()}
 
     @property
     def curve(self) -> Curve:
@@ -110,6 +117,7 @@ class Plan:
                 {"name": phase.name, "start": phase.start, "steps": phase.steps}
                 for phase in self.curve.phases
             ],
+            "layers": list(self.layout.heights) if self.layout else None,
             "state_bytes": self.state_bytes,
             "absent": [each._asdict() for each in self.absent],
             "warnings": [each._asdict() for each in self.warnings],
@@ -164,10 +172,11 @@ class Plan:
         It is the mean over the group's parameters. Where the model has no layers, groups are spread
         evenly, in their order.
         """
-        top = max(self.depth.values(), default=0)
+        depth = self.depth
+        top = max(depth.values(), default=0)
         if top == 0:  # the model has no depths, or all are 0
             return [i / max(1, len(self.groups) - 1) for i in range(len(self.groups))]
-        sums = [sum(self.depth[name] for name in group.parameters) for group in self.groups]
+        sums = [sum(depth[name] for name in group.parameters) for group in self.groups]
         return [
             total / len(group.parameters) / top
             for total, group in zip(sums, self.groups, strict=True)

@@ -17,7 +17,7 @@ from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
-from optimplug.recipe.parameters.depth import depths
+from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
@@ -117,7 +117,7 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        found = plan_warnings(self.spec, grouping, run_schedule, horizon)
+        found = plan_warnings(self.spec, without_wrappers(model), grouping, run_schedule, horizon)
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._checked.settings,
@@ -126,7 +126,7 @@ class Recipe:
             run_schedule=run_schedule,
             horizon=horizon,
             rules=self.spec.groups,
-            depth=_depths_if_any(model),
+            layout=grouping.layout or _layout_if_any(model),
             state_bytes=self._state_bytes(grouping),
             absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
             warnings=tuple(self._written.problem(path, text) for path, text in found),
@@ -253,13 +253,13 @@ class Recipe:
         return f"Recipe({self._written.content})"
 
 
-def _depths_if_any(model: nn.Module) -> dict[str, int]:
+def _layout_if_any(model: nn.Module) -> Layout | None:
     try:
-        return depths(without_wrappers(model))
+        return find_layout(without_wrappers(model))
     except ValueError:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.
-        return {}
+        return None
 
 
 def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:

@@ -109,12 +109,13 @@ class Run(ScheduledOptimizer):
         self._check_open()
         require_horizon(horizon)
         stepped = self.optimizer if optimizer is None else optimizer
-        if owner_of(stepped) is not owner_of(self.optimizer):
+        # Every wrapper (accelerate's, Fabric's) shows the groups of what it wraps.
+        if owner_of(stepped).param_groups is not self._owner.param_groups:
             raise ArgumentError(
                 "optimizer must be the run's own, or a wrapper of it: its groups are those that "
                 "the schedule is for (got another one); give run.optimizer to what wraps it"
             )
-        scheduler = self.recipe.build_scheduler(stepped, horizon)
+        scheduler = self.recipe.build_scheduler(self._owner, horizon)
         if self._scheduler is not None:
             self._scheduler.close()
             scheduler.go_to(0)  # the one before may have left the groups at other rates

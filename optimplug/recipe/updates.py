@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ["Updates", "is_preparing"]
 
@@ -59,8 +60,20 @@ def is_preparing(optimizer: torch.optim.Optimizer) -> bool:
     that of frozen groups too.
     """
     groups = optimizer.param_groups
-    if optimizer.state or any(group["lr"] != 0 for group in groups):
+    if optimizer.state or not all(_is_zero(group["lr"]) for group in groups):
         return False
     held = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    own = [g.to_local() if hasattr(g, "to_local") else g for g in held]
-    return bool(own) and not any(bool(g.any()) for g in own)
+    return bool(held) and not any(map(_has_values, held))
+
+
+def _is_zero(rate: float | Tensor) -> bool:
+    # One on an accelerator is not what torch.distributed.checkpoint sets, and to read it would wait
+    # for the device at every step of an optimizer without state.
+    return not (isinstance(rate, Tensor) and rate.device.type != "cpu") and bool(rate == 0)
+
+
+def _has_values(gradient: Tensor) -> bool:
+    own = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    if own.is_meta:
+        return True
+    return bool((own.coalesce().values() if own.is_sparse else own).any())

@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.kinds import unknown_kinds
+from optimplug.recipe.parameters.match import asks_layers, asks_norm
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -19,22 +23,52 @@ __all__ = ["plan_warnings"]
 
 # In the name of a metric, these tell that a plateau ought to look for a maximum.
 _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
+_SHOWN = 8  # of a list in a message
 
 
 def plan_warnings(
-    spec: RecipeSpec, grouping: Grouping, run_schedule: RunSchedule, horizon: Horizon
+    spec: RecipeSpec,
+    model: nn.Module,
+    grouping: Grouping,
+    run_schedule: RunSchedule,
+    horizon: Horizon,
 ) -> Iterator[Problem]:
     """Find what a recipe asks for in vain.
 
     Args:
         spec: the recipe.
+        model: the model, without wrappers.
         grouping: what its rules make of the model.
         run_schedule: what its phases make of the run.
         horizon: of the run.
     """
     yield from _rule_warnings(grouping)
+    yield from _layer_warnings(spec, grouping)
+    yield from _kind_warnings(spec, model)
     for rule, path, phases in spec.schedules():
         yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
+
+
+def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+    """Find layers that no rule asks for, and what may be wrong about those that were found."""
+    asking = [i for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    if spec.layers is not None and not asking:
+        yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
+    if grouping.layout is not None and asking:
+        yield from (Problem(f"groups[{asking[0]}]", doubt) for doubt in grouping.layout.doubts)
+
+
+def _kind_warnings(spec: RecipeSpec, model: nn.Module) -> Iterator[Problem]:
+    """Find parameters that may be a norm's, where a rule asks for norms."""
+    asking = [i for i, rule in enumerate(spec.groups) if asks_norm(rule)]
+    unknown = list(unknown_kinds(model)) if asking else []
+    if unknown:
+        more = f", and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+        message = (
+            f"kinds that could not be told: {', '.join(unknown[:_SHOWN])}{more}; they are treated "
+            "as weights, so name them if they are norms"
+        )
+        yield Problem(f"groups[{asking[0]}]", message)
 
 
 class _Effect(NamedTuple):

@@ -26,6 +26,8 @@ def summary(plan: Plan) -> Iterator[str]:
         f"{len(plan.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
         f"rules are counted from 0; end is after the last update"
     )
+    if plan.layout is not None:
+        yield str(plan.layout)
     yield f"optimizer state: {_memory(plan)}"
     if plan.grouping.frozen:
         size = sum(p.numel() for p in plan.grouping.frozen.values())

@@ -229,3 +229,13 @@ def test_two_real_processes(tmp_path):
     assert done.returncode == 0, done.stderr
     expected = [round(0.1 + 0.9 * t / 7, 6) for t in range(1, 6)]
     assert done.stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "one cycle", "sequence"])
+def test_the_wrapper_of_an_optimizer_is_looked_through(name, accelerated):
+    inner = optimizer_of()
+    wrapper = accelerated(1).prepare(inner)
+    scheduler = SCHEDULES[name](ours, wrapper)
+    assert scheduler.optimizer is inner
+    children = [ours.ConstantLR(wrapper), ours.StepLR(inner, 3)]
+    assert ours.ChainedScheduler(children, wrapper).optimizer is inner

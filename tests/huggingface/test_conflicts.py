@@ -86,6 +86,14 @@ def test_a_recipe_in_a_trainer_that_runs_none_is_an_error(tmp_path, evaluates):
         assert "eval_loss" in trainer.evaluate(points(4))
 
 
+def test_deepspeed_may_ask_for_what_a_trainer_of_its_own_schedule_asks_for(tmp_path):
+    args = arguments(tmp_path, RecipeTrainingArguments, recipe=SGD, warmup_steps=3)
+    with pytest.raises(RecipeError, match="would not be run"):
+        args.get_warmup_steps(10)
+    args.deepspeed = {"optimizer": {}}
+    assert args.get_warmup_steps(10) == 3
+
+
 def test_arguments_without_a_recipe_are_as_any_other(tmp_path):
     trainer_of(tmp_path, None, Trainer, RecipeTrainingArguments, warmup_steps=3).train()
 
@@ -109,9 +117,13 @@ class Heard:
         self._handler = logging.logging.Handler()
         self._handler.emit = lambda record: self.lines.append(record.getMessage())
         logging.add_handler(self._handler)
+        # Another test of this process may have made it quieter.
+        self._verbosity = logging.get_verbosity()
+        logging.set_verbosity_warning()
         return self
 
     def __exit__(self, *_):
+        logging.set_verbosity(self._verbosity)
         logging.remove_handler(self._handler)
 
     def of_clipping(self):

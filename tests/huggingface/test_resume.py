@@ -78,6 +78,15 @@ def test_a_recipe_goes_on_where_a_plain_trainer_stopped(tmp_path, stop, optim):
     assert told[0].endswith("the optimizer's state is taken over by parameter name")
 
 
+def test_torchs_own_optimizer_goes_on_as_well_though_it_is_clipped(tmp_path):
+    checkpoint, saved = stock_run(tmp_path, 2)
+    clipped = {"name": "torch.optim.AdamW", "lr": 1e-3, "max_grad_norm": 1.0}
+    start = AtTheStart()
+    trainer, _ = resumed(tmp_path, checkpoint, {"optimizer": clipped}, callbacks=[start])
+    assert same_moments(start.moments, saved)
+    assert trainer.run.optimizer.optimizer.max_grad_norm == 1.0
+
+
 @pytest.mark.parametrize("stop", [2, 6, 11])
 def test_a_recipe_that_says_what_the_trainer_did_changes_nothing(tmp_path, stop):
     uninterrupted = trainer_of(tmp_path / "whole", cls=Trainer, **STOCK)

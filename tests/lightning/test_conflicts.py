@@ -507,6 +507,8 @@ class TestOtherConfigurations:
             fit(tmp_path, STEPS, cls=Changing)
         fit(tmp_path, recipe_of(), cls=Changing)  # there is nothing to step
 
+    # What any loop is told that forgets its scheduler, some updates later.
+    @pytest.mark.filterwarnings(r"ignore:RecipeScheduler\.step\(\) has not been called")
     def test_a_schedule_that_is_never_stepped_is_warned_of(self, tmp_path):
         class Dropping(Tiny):
             def configure_optimizers(self):

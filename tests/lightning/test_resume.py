@@ -1,5 +1,7 @@
 """A fit that goes on from any checkpoint of it is the uninterrupted one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -12,10 +14,13 @@ from support.lightning_runs import (
     PLATEAU,
     STEPS,
     WARM_UP,
+    Resumable,
     Tiny,
+    batches,
     fit,
     plain_rates,
     recipe_of,
+    trainer_of,
 )
 from support.tensors import same_weights
 
@@ -164,3 +169,25 @@ def test_a_checkpoint_says_that_a_validation_comes_next_only_where_it_does(tmp_p
         for file in sorted(tmp_path.glob("*.ckpt"))
     ]
     assert [update for update, due in enumerate(said, 1) if due] == [EPOCH, 2 * EPOCH, 3 * EPOCH]
+
+
+@pytest.mark.parametrize("stateful", [True, False])
+def test_only_a_loader_with_a_state_goes_on_in_the_midst_of_an_epoch(tmp_path, stateful):
+    """What the README says of Lightning."""
+
+    class Seeing(Tiny):
+        def training_step(self, batch):
+            seen.append(batch[0].sum().item())
+            return super().training_step(batch)
+
+    def run(*callbacks, ckpt_path=None):
+        loader = Resumable(batches()) if stateful else batches()
+        trainer = trainer_of(tmp_path, *callbacks, max_epochs=1)
+        trainer.fit(Seeing(STEPS), loader, batches(), ckpt_path=ckpt_path)
+
+    seen = []
+    run(AfterUpdates(tmp_path))
+    whole, seen = seen, []
+    with nullcontext() if stateful else pytest.warns(UserWarning, match="is not resumable"):
+        run(ckpt_path=tmp_path / "04.ckpt")
+    assert seen == (whole[4:] if stateful else whole[: EPOCH - 4])

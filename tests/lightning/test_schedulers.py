@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning
 from support.lightning_runs import EPOCH, Rates, batches, trainer_of
@@ -90,3 +91,15 @@ def test_lightning_counts_a_step_of_the_constructor(interval, count, tmp_path):
         trainer = trainer_of(tmp_path, max_epochs=2, enable_checkpointing=True)
         trainer.fit(Stepped(), batches())
     assert stepped.call_count == count
+
+
+def test_fabrics_wrapper_of_an_optimizer_is_looked_through():
+    model = torch.nn.Linear(2, 2)
+    inner = sgd(model.parameters())
+    _, wrapper = Fabric(accelerator="cpu", devices=1).setup(model, inner)
+    assert wrapper is not inner
+    scheduler = ours.StepLR(wrapper, 1)
+    assert scheduler.optimizer is inner, "Fabric wraps in another way; mend _core/internals.py"
+    wrapper.step()
+    scheduler.step()
+    assert wrapper.param_groups[0]["lr"] == pytest.approx(0.01)

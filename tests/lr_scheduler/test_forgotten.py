@@ -62,6 +62,37 @@ def test_one_that_is_stepped_is_not_forgotten(every):
     assert said(optimizer, 100, lambda t: None if t % every else scheduler.step()) == []
 
 
+@pytest.mark.parametrize(("skipped", "warned"), [(5, 1), (20, 0)])
+def test_updates_that_amp_leaves_out_do_not_count(skipped, warned):
+    optimizer, _scheduler = recipes(LINEAR)
+
+    def scale(t):
+        optimizer.found_inf = torch.full((1,), float(t < skipped))
+
+    scale(-1)
+    assert len(said(optimizer, 20, scale)) == warned
+
+
+def test_a_closed_run_leaves_nothing_on_the_optimizer():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    before, hooks = {*vars(optimizer)}, len(optimizer._optimizer_step_post_hooks)
+    recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [LINEAR]})
+    scheduler = recipe.build_scheduler(optimizer, Horizon(total_steps=20))
+    scheduler.close()
+    assert {*vars(optimizer)} == before
+    assert len(optimizer._optimizer_step_post_hooks) == hooks
+    assert said(optimizer, 20) == []
+
+
+def test_a_closed_run_leaves_what_another_scheduler_needs():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    other = ours.StepLR(optimizer, 3)
+    recipe = Recipe.load({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": [LINEAR]})
+    recipe.build_scheduler(optimizer, Horizon(total_steps=20)).close()
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        other.step()
+
+
 def test_one_that_is_let_go_is_not_missed():
     optimizer, scheduler = recipes(LINEAR)
     del scheduler
@@ -101,6 +132,21 @@ PER_EPOCH = {
 }
 
 
+@pytest.mark.parametrize("stepped", ["itself", "a plateau"])
+def test_any_step_of_any_scheduler_shows_that_they_are_not_forgotten(stepped):
+    def build(optimizer):
+        return ours.ReduceLROnPlateau(optimizer), PER_UPDATE["restarts"](optimizer)
+
+    optimizer, (plateau, restarts) = plain(build)
+    restarts.step(0.5) if stepped == "itself" else plateau.step(1.0)
+    assert said(optimizer, 2**13) == []
+
+
+def test_a_rate_that_would_hardly_have_moved_is_as_good_as_stepped():
+    optimizer, _scheduler = plain(lambda o: ours.LinearLR(o, 0.95, 1.0, 10**7))
+    assert said(optimizer, 2_000) == []
+
+
 @pytest.mark.parametrize("name", PER_EPOCH)
 def test_one_step_per_epoch_is_no_slip_however_long_the_first(name):
     optimizer, _scheduler = plain(PER_EPOCH[name])
@@ -117,6 +163,9 @@ PER_UPDATE = {  # read as epochs, each would be a run of more than 10^8 updates
     "restarts": lambda o: ours.CosineAnnealingWarmRestarts(o, 3 * 10**4),
     "sequence": lambda o: ours.SequentialLR(
         o, [ours.LinearLR(o, 0.01, 1.0, 100), ours.CosineAnnealingLR(o, 3 * 10**4)], [100]
+    ),
+    "sequence that ends in a rest": lambda o: ours.SequentialLR(
+        o, [ours.LinearLR(o, 0.01, 1.0, 3 * 10**4), ours.ConstantLR(o, 1.0, 1)], [3 * 10**4]
     ),
     "chain": lambda o: ours.ChainedScheduler(
         [ours.LinearLR(o, 0.01, 1.0, 100), ours.CosineAnnealingLR(o, 3 * 10**4)]

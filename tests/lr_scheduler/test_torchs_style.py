@@ -113,6 +113,52 @@ class TestSubclasses:
             found.append(steps_of(optimizer, scheduler))
         assert found[0] == found[1]
 
+    def test_the_attributes_of_a_subclass_are_its_own_affair(self):
+        def build(module, optimizer):
+            class Own(module.LRScheduler):
+                def __init__(self, optimizer):
+                    self.T_0, self.milestones, self.best, self.patience = 2.5, [30, 10], None, -1
+                    super().__init__(optimizer)
+
+                def get_lr(self):
+                    if self.last_epoch > 1:
+                        self.best, self.late = 0.5, ["a", 1]
+                    return [base / (1 + self.last_epoch / self.T_0) for base in self.base_lrs]
+
+            return Own(optimizer)
+
+        for module in (ours, torchs):
+            optimizer, again = optimizer_of(), optimizer_of()
+            scheduler, other = build(module, optimizer), build(module, again)
+            steps_of(optimizer, scheduler, 5)
+            other.load_state_dict(saved(scheduler.state_dict()))
+            assert (other.best, other.late, other.milestones) == (0.5, ["a", 1], [30, 10])
+            assert steps_of(again, other)[1:] == steps_of(optimizer, scheduler)[1:]
+
+    def test_a_scheduler_that_a_subclass_holds_goes_on_acting_on_the_same_optimizer(self):
+        class Warming(ours.LRScheduler):
+            def __init__(self, optimizer, after):
+                self.after = after
+                super().__init__(optimizer)
+
+            def get_lr(self):
+                if self.last_epoch < 3:
+                    return [base * self.last_epoch / 3 for base in self.base_lrs]
+                return self.after.get_last_lr()
+
+            def step(self, epoch=None):
+                if self.last_epoch >= 3:
+                    self.after.step()
+                super().step(epoch)
+
+        optimizer, again = optimizer_of(), optimizer_of()
+        scheduler, other = (Warming(o, ours.ExponentialLR(o, 0.5)) for o in (optimizer, again))
+        steps_of(optimizer, scheduler, 5)
+        steps_of(again, other, 5)
+        other.load_state_dict(other.state_dict())
+        assert other.after.optimizer is again
+        assert steps_of(again, other, 4) == steps_of(optimizer, scheduler, 4)
+
     @pytest.mark.parametrize("step", ["constructor", "later"])
     @pytest.mark.parametrize("name", ["StepLR", "LambdaLR", "CosineAnnealingWarmRestarts"])
     def test_the_constructor_takes_its_step_by_the_method_that_users_call(self, name, step):
@@ -267,6 +313,10 @@ class TestWarnings:
             scheduler.get_lr()
 
         assert "get_last_lr" in self.said(ours, use)[0]
+        scheduler, line = ours.StepLR(optimizer_of(), 3), inspect.currentframe().f_lineno + 2
+        with pytest.warns(UserWarning, match="get_last_lr") as caught:
+            scheduler.get_lr()
+        assert caught[0].lineno == line
         with pytest.warns(UserWarning, match="get_last_lr") as caught:
             torchs.StepLR(optimizer_of(), 3).get_lr()
         assert self.said(ours, use) == [str(caught[0].message)]
@@ -283,6 +333,13 @@ class TestWarnings:
                     each.step()
 
         assert self.said(first, use) == []
+
+    def test_of_nothing_where_the_optimizer_was_stepped_before_it_was_built(self):
+        def use(optimizer, scheduler):
+            optimizer.step()
+            ours.ConstantLR(optimizer).step()
+
+        assert self.said(torchs, use) == self.said(ours, use) == []
 
     def test_of_nothing_where_the_optimizers_own_step_is_put_back(self):
         def use(optimizer, scheduler):
@@ -372,6 +429,16 @@ class TestStates:
         other.load_state_dict({**state, "anneal_func": torchs.OneCycleLR._annealing_cos})
         assert trace(again, other, 20) == trace(optimizer, scheduler, 20)
 
+    @pytest.mark.parametrize("name", ["cyclic, two", "one cycle, two"])
+    def test_the_bounds_of_momentum_are_in_the_groups(self, name):
+        found = []
+        for module in (ours, torchs):
+            optimizer = optimizer_of()
+            ALL[name](module, optimizer)
+            keys = "base_momentum", "max_momentum"
+            found.append([[group[key] for key in keys] for group in optimizer.param_groups])
+        assert found[0] == found[1]
+
     def test_the_function_of_a_cycle_has_torchs_name(self):
         for mode, x in (("triangular", 3), ("triangular2", 3), ("exp_range", 3)):
             found, expected = (
@@ -455,6 +522,7 @@ class TestTorchsInsideOurs:
         for inner in (torchs, ours):
             optimizer = optimizer_of()
             scheduler = build(inner)(ours, optimizer)
+            scheduler._schedulers[1].step(-9.0)  # what it has seen before it begins
             found.append([])
             for t in range(60):
                 optimizer.step()
@@ -479,9 +547,10 @@ class TestTorchsInsideOurs:
         other.load_state_dict(saved(scheduler.state_dict()))
         assert trace(again, other, 40) == trace(optimizer, scheduler, 40)
 
-    def test_a_jump_is_the_whole_way(self):
+    @pytest.mark.parametrize("name", ["cosine", "sequence of the seed", "chain of the seed"])
+    def test_a_jump_is_the_whole_way(self, name):
         def build(inner, optimizer):
-            phases = [ours.ConstantLR(optimizer, 0.5), inner.CosineAnnealingLR(optimizer, 20)]
+            phases = [ours.ConstantLR(optimizer, 0.5), ALL[name](inner, optimizer)]
             return ours.SequentialLR(optimizer, phases, [5])
 
         found = []
@@ -489,11 +558,13 @@ class TestTorchsInsideOurs:
             optimizer = optimizer_of()
             scheduler = build(inner, optimizer)
             optimizer.step()
-            for epoch in (12, 3, 5):
+            for epoch in (12, 3, 5, 9):
                 with pytest.warns(UserWarning, match="epoch parameter"):
                     scheduler.step(epoch=epoch)
                 found.append(rates(optimizer))
-        assert_close(found[:3], found[3:])
+                scheduler.step()
+                found.append(rates(optimizer))
+        assert_close(found[:8], found[8:])
 
     def test_a_state_of_another_class_is_refused(self):
         optimizer = optimizer_of()

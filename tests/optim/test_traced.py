@@ -58,8 +58,6 @@ def test_a_compiled_train_step_is_the_same_in_few_graphs(name, options):
     assert graphs.frame_count <= 3
 
 
-# torch's own, as it imports what it compiles with.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(("name", "options"), [*CASES[1:3], *MORE[1:2]], ids=label)

@@ -46,6 +46,10 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
         ["groups[0].layer_decay.rate: input should be less than or equal to 1 (got 1.001)"],
     ),
     (
+        {"groups": [{"layer_decay": {"rate": 0.9, "min": 5}}]},
+        ["groups[0].layer_decay.min: input should be less than or equal to 1 (got 5)"],
+    ),
+    (
         {"schedule": [{"name": "LinearLR", "for": "60%"}, {"preset": "cosine", "for": "60%"}]},
         ["schedule: the phases take 120% of the run; at most it is 100%"],
     ),

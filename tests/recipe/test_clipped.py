@@ -132,13 +132,14 @@ def test_it_clips_as_torch_does_before_the_step(cls, settings, way):
     assert max(norms) > MAX, "or nothing was clipped"
 
 
-def test_it_is_still_of_its_class_in_all_that_others_look_at():
+def test_it_is_of_its_class_but_for_the_name():
     plain = torch.optim.AdamW(build_model().parameters())
     optimizer = clipping(torch.optim.AdamW, {"lr": 0.1}, build_model())
     assert isinstance(optimizer, torch.optim.AdamW)
     assert class_of(optimizer) is class_of(plain) is torch.optim.AdamW
     cls = type(optimizer)
-    assert (cls.__name__, cls.__module__) == ("AdamW", torch.optim.AdamW.__module__)
+    # A second class of the same name would be taken for it, by command lines among others.
+    assert (cls.__name__, cls.__doc__) == ("ClippedAdamW", torch.optim.AdamW.__doc__)
     assert optimizer.state_dict().keys() == plain.state_dict().keys()
     assert type(clipping(torch.optim.AdamW, {"lr": 0.2}, build_model())) is cls
 
@@ -205,6 +206,14 @@ def test_a_copy_clips_as_well(copied):
     found.step()
     assert torch.nn.utils.get_total_norm([p.grad for p in params]) == pytest.approx(MAX)
     assert optimizer.skipped_steps == 1
+
+
+def test_a_class_that_is_derived_from_it_is_copied_as_itself():
+    """As Lightning derives one from whatever optimizer it is given."""
+    optimizer = clipping(torch.optim.SGD, {"lr": 0.1}, build_model())
+    optimizer.__class__ = derived = type("Derived", (type(optimizer),), {})
+    found = copy.deepcopy(optimizer)
+    assert type(found) is derived
 
 
 def test_states_go_to_and_from_the_plain_class():
@@ -355,3 +364,36 @@ def test_of_sharded_parameters_the_norm_is_that_of_the_whole(tmp_path):
         torch.testing.assert_close(norms, expected)
         torch.testing.assert_close(weights, dict(alone.named_parameters()))
         assert all("(FSDP2)" in text for text in refused)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own, as it traces torch
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("closing", [False, True], ids=["bare", "closure"])
+def test_a_compiled_train_step_clips_and_tells_the_norm(closing):
+    ours, theirs = build_model(), build_model()
+    optimizer = clipping(torch.optim.SGD, {"lr": 0.1}, ours)
+    plain = reference(torch.optim.SGD, {"lr": 0.1}, theirs)
+
+    def loss_of(model, x):
+        model.zero_grad()
+        loss = model(x).square().sum() * 10
+        loss.backward()
+        return loss
+
+    def train(x):
+        if closing:
+            optimizer.step(lambda: loss_of(ours, x))
+        else:
+            loss_of(ours, x)
+            optimizer.step()
+
+    compiled = torch.compile(train, backend="eager")
+    for step in range(1, 4):
+        x = torch.full((2, 3), float(step))
+        compiled(x)
+        loss_of(theirs, x)
+        norm = clip_as_torch(theirs)
+        plain.step()
+        torch.testing.assert_close(optimizer.grad_norm, norm)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q)

@@ -60,6 +60,11 @@ class Closed(Google):
         super().__init__(params, lr)
 
 
+class Open(Closed):
+    def __init__(self, params, wide=1, **kwargs):
+        super().__init__(params, **kwargs)
+
+
 TAKEN = {
     Google: ["lr", "betas", "rounding", "width", "quoted", "scale", "one", "two", "looked"],
     Sphinx: ["lr", "momentum", "width", "height", "rate"],
@@ -88,6 +93,7 @@ def test_arguments_are_those_of_the_bases_that_they_are_handed_on_to():
         "weight_decay",
     ]
     assert list(keywords_of(Closed)) == ["params", "lr"]
+    assert set(keywords_of(Open)) == {"params", "lr", "wide"}  # Closed hands on nothing
     assert keywords_of(Sphinx)["momentum"].default == 0
 
 

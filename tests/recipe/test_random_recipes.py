@@ -58,17 +58,19 @@ MATCH = st.recursive(
     ),
     max_leaves=3,
 )
+START = st.sampled_from(["previous", "peak"])
 PHASE = st.one_of(
     mapping(
         {"name": st.sampled_from(["LinearLR", "CosineAnnealingLR", "ExponentialLR", "OneCycleLR"])},
-        {"for": DURATION, "gamma": RATE, "floor": RATE, "start_factor": RATE},
+        {"for": DURATION, "gamma": RATE, "floor": RATE, "start_factor": RATE, "from": START},
     ),
     mapping(
         {"name": st.just("ReduceLROnPlateau"), "monitor": st.just("loss")},
-        {"for": DURATION, "patience": st.integers(0, 3)},
+        {"for": DURATION, "patience": st.integers(0, 3), "from": START},
     ),
     mapping(
-        {"preset": st.sampled_from(["linear", "cosine"])}, {"warmup": DURATION, "for": DURATION}
+        {"preset": st.sampled_from(["linear", "cosine"])},
+        {"warmup": DURATION, "for": DURATION, "from": START},
     ),
     mapping(
         {"name": st.just("StepLR"), "step_size": DURATION},
@@ -226,6 +228,7 @@ def test_anything_at_all_is_a_plan_or_lines(content):
         ({"schedule[0]": 1}, "['schedule[0]']: unknown key; did you mean 'schedule'?"),
         ({"": 1}, "['']: unknown key; valid are: "),
         ({"<value>": 1}, "<value>: unknown key; valid are: "),
+        ({"a\nb\x1e\u2028c": 1}, "a\\nb\\x1e\\u2028c: unknown key; valid are: "),
         ({"groups": [{"[": 1, "lr": 1.0}]}, "groups[0]['[']: unknown key; valid are: "),
         ({"groups": [{"layer_decay": {"<value>": 1}}]}, "groups[0].layer_decay.<value>: unknown"),
         ({"schedule": [{"name": "LinearLR", "a.b": 1}]}, "schedule[0]['a.b']: unknown key; valid"),

@@ -188,6 +188,32 @@ class TestSteps:
         update(run, 0)
         assert run.scheduler.last_epoch == 1
 
+    @pytest.mark.parametrize("rate", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+    def test_a_rate_of_0_alone_makes_no_step_one_for_the_state(self, rate):
+        run = started({"optimizer": {"name": "torch.optim.SGD", "lr": 1.0}, "schedule": "linear"})
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        backward(run, 0)
+        run.optimizer.step()
+        assert run.updates.take() == 1
+        for p in run.model.parameters():
+            p.grad.zero_()
+        run.optimizer.step()
+        assert run.updates.take() == 0
+
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_a_warmup_from_0_begins_with_an_update_whatever_the_gradients_are(self, device):
+        model = nn.Embedding(5, 3, sparse=device == "cpu", device=device)
+        recipe = {
+            "optimizer": {"name": "torch.optim.SGD", "lr": 1.0},
+            "schedule": {"preset": "linear", "warmup": 2},
+        }
+        run = Recipe.load(recipe).start(model, HORIZON)
+        for _ in range(3):
+            model(torch.tensor([1, 3], device=device)).sum().backward()
+            run.step()
+        assert run.scheduler.last_epoch == 3
+
     def test_updates_can_be_counted_where_another_steps_the_schedule(self):
         run = started(LINEAR)
         run.optimizer.step()

@@ -30,16 +30,16 @@ class TorchLR:
     def __init__(self, scheduler: TorchScheduler) -> None:
         self._scheduler: Any = scheduler
         self._takes_metric = isinstance(scheduler, TorchPlateau)
-        self._steps = int(getattr(scheduler, "last_epoch", 0))
+        self._anew = False
 
     @property
     def last_epoch(self) -> int:
         """The step that it has come to; -1 lets it begin anew with the next."""
-        return self._steps
+        return int(getattr(self._scheduler, "last_epoch", 0))
 
     @last_epoch.setter
-    def last_epoch(self, steps: int) -> None:
-        self._steps = steps
+    def last_epoch(self, t: int) -> None:
+        self._anew = t == -1
 
     def get_last_lr(self) -> list[float]:
         """Return the rate of every group, as the groups hold it."""
@@ -63,8 +63,8 @@ class TorchLR:
         """Any step can be jumped to."""
 
     def _advance(self, metrics: Any = None) -> None:
-        self._steps += 1
-        if self._steps == 0:
+        anew, self._anew = self._anew, False
+        if anew:
             self._begin(self._scheduler)
         elif self._takes_metric:
             self._scheduler.step(metrics)
@@ -74,12 +74,11 @@ class TorchLR:
     def _jump(self, t: int) -> None:
         for group in self._scheduler.optimizer.param_groups:
             reset(group)
-        self._steps = -1
+        self._anew = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps before the optimizer's: these are not taken
             for _ in range(1 if self._takes_metric else t + 1):
                 self._advance()
-        self._steps = t
 
     def _begin(self, scheduler: Any) -> None:
         """Let it take its first step once more, as torch's own SequentialLR does."""
@@ -113,4 +112,3 @@ class TorchLR:
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         self._scheduler.load_state_dict(state_dict)
-        self._steps = int(state_dict.get("last_epoch", self._steps))

@@ -41,19 +41,25 @@ def watch(scheduler: Any) -> None:
     The last that is built on an optimizer is watched, and none from the first step on that any of
     them takes.
     """
-    updates, watched = 0, weakref.ref(scheduler)
+    calls: int = 0
+    skipped: Any = 0
+    watched = weakref.ref(scheduler)
 
     def count() -> bool:
-        nonlocal updates
-        updates += 1
-        if updates < _FIRST or updates & (updates - 1):  # powers of 2 are often enough
-            return False
+        nonlocal calls, skipped
         found = watched()
         if found is None:
             return True
+        calls += 1
+        # Under AMP a step may be called and left out; how many are is known when it is asked.
+        infinite = getattr(found.optimizer, "found_inf", None)
+        skipped = skipped if infinite is None else skipped + (infinite > 0)
+        if calls < _FIRST or calls & (calls - 1):  # powers of 2 are often enough
+            return False
+        updates = calls - int(skipped)
         # Where somebody else sets the rates, a search for the best say, it is not for this one to.
         alone = found.get_last_lr() == [float(g["lr"]) for g in found.optimizer.param_groups]
-        if not alone or not found._is_forgotten(updates):
+        if updates < _FIRST or not alone or not found._is_forgotten(updates):
             return False
         warnings.warn(
             f"{type(found).__name__}.step() has not been called in {updates} updates: the learning "

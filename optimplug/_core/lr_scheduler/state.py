@@ -78,7 +78,9 @@ def completed(given: State, own: State, per_group: Names) -> dict[str, Any]:
     return state
 
 
-def check_state(given: State, own: State, per_group: Names, apart: Names) -> None:
+def check_state(
+    given: State, own: State, per_group: Names, apart: Names, foreign: bool = False
+) -> None:
     """Raise unless a state has the keys, kinds and number of groups of our own.
 
     Args:
@@ -86,21 +88,24 @@ def check_state(given: State, own: State, per_group: Names, apart: Names) -> Non
         own: the state of the scheduler that it is for.
         per_group: keys of lists of numbers whose last entry serves groups to come.
         apart: keys whose values are judged elsewhere.
+        foreign: whether the class is somebody else's: it may have gained attributes since it was
+            built, where it had none as yet, and mean something else by a name.
 
     Raises:
         StateError: what does not fit.
     """
     name, other, groups = own["_class"], given["_class"], len(own["_held_lr"])
-    if other != name or own.keys() != given.keys():
+    missing, unexpected = own.keys() - given.keys(), given.keys() - own.keys()
+    if other != name or missing or (unexpected and not foreign):
         raise StateError(
             f"this state is {f'of a {other}, ' if other != name else ''}not of a {name}: "
-            f"missing {sorted(own.keys() - given.keys())}, "
-            f"unexpected {sorted(map(str, given.keys() - own.keys()))}"
+            f"missing {sorted(missing)}, unexpected {sorted(map(str, unexpected))}"
         )
     for key, value in own.items():
-        if key not in apart and not _same_kind(value, given[key]):
+        fits = _same_kind(value, given[key]) or (foreign and value is None)
+        if key not in apart and not fits:
             raise StateError(f"{key} must be of the kind of {value!r} (got {given[key]!r})")
-    _check_rules(given)
+    _check_rules(given, own if foreign else {})
     for key in ("base_lrs", *_RATES, "_last_momentum", *per_group):
         # A schedule may itself have come below 0. A base that is None is of a group to come.
         least = -math.inf if key in _RATES else 0.0
@@ -115,16 +120,24 @@ def check_state(given: State, own: State, per_group: Names, apart: Names) -> Non
             raise StateError(f"the state holds {held} groups, but the optimizer has {groups}")
 
 
-def _check_rules(given: State) -> None:
+def _check_rules(given: State, own: State) -> None:
+    """Raise where a value breaks the rule of its name; not if that is already broken by our own."""
     for key in ("last_epoch", "_step_count"):  # they go on being counted
         if type(given[key]) is not int:
             raise StateError(f"{key} must be an int (got {given[key]!r})")
     for key, rule in _RULES.items():
-        try:
-            if key in given:
-                rule(key, given[key])
-        except (ArgumentError, TypeError) as error:
-            raise StateError(f"a state that nothing could have saved: {error}") from None
+        problem = _problem(key, rule, given)
+        if problem is not None and _problem(key, rule, own) is None:
+            raise StateError(f"a state that nothing could have saved: {problem}")
+
+
+def _problem(key: str, rule: Callable[[str, Any], Any], state: State) -> Exception | None:
+    try:
+        if key in state:
+            rule(key, state[key])
+    except (ArgumentError, TypeError) as error:
+        return error
+    return None
 
 
 def _without_tail(bases: list[Any]) -> list[Any]:

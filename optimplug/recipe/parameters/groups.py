@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from optimplug.errors import Problem, RecipeError
+from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec
@@ -69,6 +70,8 @@ class Grouping:
     """What stays as it is for the whole run, by name."""
     parameters: dict[str, ParameterVotes]
     """Every parameter of the model, frozen ones too, by the first of its names."""
+    layout: Layout | None = None
+    """The model's layers, if the recipe asks for depth or says what they are."""
     absent: tuple[Problem, ...] = ()
     """Families that a rule names and the model lacks, each with its path in the recipe."""
 
@@ -98,6 +101,7 @@ def group_parameters(
     defaults: Mapping[str, Any],
     rules: Sequence[RuleSpec],
     rule_settings: Sequence[Mapping[str, Any]],
+    layers: Sequence[str] | None = None,
 ) -> Grouping:
     """Apply every rule to every parameter, and put parameters that end up equal together.
 
@@ -106,13 +110,14 @@ def group_parameters(
         defaults: the optimizer's hyperparameters, where no rule says otherwise.
         rules: the recipe's rules, in order.
         rule_settings: the hyperparameters that each rule sets.
+        layers: globs on the modules that are the model's layers; None to find them.
 
     Raises:
         RecipeError: a rule matches nothing, depth cannot be found, rules give different values to
             the names of a tied parameter, a rate is not finite, or nothing is left to train.
     """
     _check_trainable(model)
-    all_votes, absent = collect_votes(model, rules, rule_settings)
+    all_votes, absent, layout = collect_votes(model, rules, rule_settings, layers)
     parameters = {each.names[0]: each for each in all_votes}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
@@ -125,7 +130,7 @@ def group_parameters(
         raise RecipeError.at("groups", "no parameter is left to train: all are frozen")
     names = _group_names(list(drafts.values()))
     groups = tuple(draft.as_group(name) for draft, name in zip(drafts.values(), names, strict=True))
-    return Grouping(groups, frozen, parameters, tuple(absent))
+    return Grouping(groups, frozen, parameters, layout, tuple(absent))
 
 
 def _check_trainable(model: nn.Module) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 
 from optimplug._core.internals import EVERY_CONVOLUTION, EVERY_NORM_BY_BATCH
-from optimplug.recipe.parameters.forward import words
+from optimplug.recipe.parameters.code.forward import calls, words
 
-__all__ = ["FAMILIES", "is_bias", "is_norm", "is_vector"]
+__all__ = ["FAMILIES", "families", "is_bias", "is_norm", "is_vector", "unknown_kinds"]
 
 FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
     "norm": (
@@ -24,8 +28,29 @@ FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
 # The words by which a norm is known that a model defines itself: torch's functions for it, or else
 # a statistic of the input together with a root, as in x * rsqrt(mean(x^2) + eps).
 _FUNCTIONS = ("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm")
+# It makes a norm, unless what it gives is multiplied and added up, as for a cosine.
+_BY_LENGTH = frozenset({"normalize"})
+_PRODUCTS = frozenset({"sum", "matmul", "bmm", "einsum", "linear"})
 _STATISTICS = frozenset({"mean", "var", "std", "var_mean", "norm", "vector_norm", "running_var"})
 _ROOTS = frozenset({"rsqrt", "sqrt", "std", "norm", "vector_norm", "0.5", "-0.5"})
+# An attention has both too, a mean and the root of a width, and this besides.
+_ATTENTION = frozenset({"softmax", "log_softmax", "logsumexp", "scaled_dot_product_attention"})
+
+
+def families(module: nn.Module) -> Iterator[str]:
+    """Give the families that a module is of: norm, embedding, linear, conv.
+
+    Example:
+        >>> list(families(nn.Embedding(2, 2)))
+        ['embedding']
+    """
+    kind: object = type(module)
+    if isinstance(module, torch.jit.ScriptModule):  # of torch's own class it keeps the name
+        kind = getattr(nn, module.original_name, None)
+    for family, types in FAMILIES.items():
+        is_of_torch = isinstance(kind, type) and issubclass(kind, types)
+        if is_of_torch or (family == "norm" and is_norm(module)):
+            yield family
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -41,14 +66,59 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, FAMILIES["norm"]):
         return True
-    if any(True for child in module.children() for _ in child.parameters()):
+    if not _has_vectors_alone(module):
         return False
-    if not all(is_vector(parameter) for parameter in module.parameters()):
-        return False
-    found = words(type(module))  # type: ignore[arg-type]  # a class is hashable
+    found = _words(module)
     if any(function in word for word in found for function in _FUNCTIONS):
         return True
-    return bool(found & _STATISTICS) and bool(found & _ROOTS)
+    if found & _ATTENTION:
+        return False
+    is_by_length = bool(found & _BY_LENGTH) and not found & _PRODUCTS
+    return is_by_length or (bool(found & _STATISTICS) and bool(found & _ROOTS))
+
+
+def unknown_kinds(model: nn.Module) -> Iterator[str]:
+    """Name the parameters of which it cannot be told whether they are a norm's, with their shapes.
+
+    They look like a norm's, but the code of their module cannot be read, or what it does looks like
+    a norm in part. They are taken for weights.
+    """
+    for path, module in model.named_modules():
+        if not _may_be_norm(module):
+            continue
+        for name, parameter in module.named_parameters(path, recurse=False):
+            if parameter.numel() > 1 and not name.endswith("bias"):
+                yield f"{name} ({', '.join(map(str, parameter.shape))})"
+
+
+def _may_be_norm(module: nn.Module) -> bool:
+    cls: type[nn.Module] = type(module)
+    if cls.__module__.partition(".")[0] == "torch" or is_norm(module):
+        return False
+    if next(module.parameters(recurse=False), None) is None or not _has_vectors_alone(module):
+        return False
+    found = _words(module)
+    looks = bool(found & _STATISTICS) and bool(found & _ROOTS)
+    # A module that is called a norm, and calls what cannot be read.
+    is_called_so = "norm" in cls.__name__.lower() and calls(cls)  # type: ignore[arg-type]
+    return not found or looks or is_called_so
+
+
+def _has_vectors_alone(module: nn.Module) -> bool:
+    """Tell whether no module in it has parameters, and its own extend along one axis at most."""
+    if any(True for child in module.children() for _ in child.parameters()):
+        return False
+    return all(is_vector(parameter) for parameter in module.parameters())
+
+
+def _words(module: nn.Module) -> frozenset[str]:
+    """Return the names and numbers in a module's code, without the marks of in-place operations."""
+    if isinstance(module, torch.jit.ScriptModule):
+        graph = str(module.inlined_graph) if hasattr(module, "forward") else ""
+        found = frozenset(re.findall(r"[A-Za-z_]\w*|-?\d+\.\d+", graph))
+    else:
+        found = words(type(module))  # type: ignore[arg-type]  # a class is hashable
+    return found | {word.rstrip("_") for word in found}
 
 
 def is_bias(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:

@@ -11,15 +11,17 @@ from functools import lru_cache
 from torch import nn
 
 from optimplug.errors import nearest
-from optimplug.recipe.parameters.kinds import FAMILIES, is_bias, is_norm
+from optimplug.recipe.parameters.kinds import FAMILIES, families, is_bias
 from optimplug.recipe.text.depth_range import Depth, DepthRange
-from optimplug.recipe.text.schema import Match
+from optimplug.recipe.text.schema import Match, RuleSpec
 
 __all__ = [
     "FAMILY_WORDS",
     "Condition",
     "Place",
     "asks_depth",
+    "asks_layers",
+    "asks_norm",
     "condition",
     "family_or_glob",
     "places",
@@ -89,9 +91,7 @@ def _owner(name: str) -> tuple[str, str]:
 
 
 def _families(owner: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[str]:
-    yield from (family for family, types in FAMILIES.items() if isinstance(owner, types))
-    if is_norm(owner):
-        yield "norm"
+    yield from families(owner)
     if is_bias(name, parameter, owner):
         yield "bias"
 
@@ -164,10 +164,26 @@ def family_or_glob(word: str) -> Condition:
 
 def asks_depth(match: Match | None) -> bool:
     """Tell whether a match asks how deep a parameter is."""
-    if match is None:
-        return False
-    parts = [*(match.any_ or ()), *(match.all_ or ()), match.not_]
-    return match.depth is not None or any(map(asks_depth, parts))
+    return any(part.depth is not None for part in _parts(match))
+
+
+def asks_norm(rule: RuleSpec) -> bool:
+    """Tell whether a rule depends on which parameters are a norm's."""
+    types = [word for part in _parts(rule.match) for word in part.type or ()]
+    return "norm" in (*types, *(rule.no_decay or ()))
+
+
+def _parts(match: Match | None) -> Iterator[Match]:
+    """Walk a match and the matches in it."""
+    if match is not None:
+        yield match
+        for part in (*(match.any_ or ()), *(match.all_ or ()), match.not_):
+            yield from _parts(part)
+
+
+def asks_layers(rule: RuleSpec) -> bool:
+    """Tell whether a rule depends on how deep parameters are."""
+    return rule.layer_decay is not None or asks_depth(rule.match)
 
 
 def _is_type(place: Place, word: str) -> bool:

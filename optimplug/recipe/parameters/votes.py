@@ -12,20 +12,20 @@ from torch import nn
 
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.dead_words import DeadWord, absent_family, dead_words
-from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
     Place,
     asks_depth,
+    asks_layers,
     condition,
     family_or_glob,
     places,
     suggestion,
 )
 from optimplug.recipe.parameters.wrappers import without_wrappers
-from optimplug.recipe.text.depth_range import Depth
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import Match, RuleSpec
@@ -91,18 +91,22 @@ _Votes = dict[str, list[Vote]]
 
 
 def collect_votes(
-    model: nn.Module, rules: Sequence[RuleSpec], rule_settings: Sequence[Mapping[str, Any]]
-) -> tuple[list[ParameterVotes], list[Problem]]:
+    model: nn.Module,
+    rules: Sequence[RuleSpec],
+    rule_settings: Sequence[Mapping[str, Any]],
+    layers: Sequence[str] | None = None,
+) -> tuple[list[ParameterVotes], list[Problem], Layout | None]:
     """Let every rule vote on every parameter for which it holds.
 
     Args:
         model: whose parameters these are.
         rules: the recipe's rules, in order.
         rule_settings: the hyperparameters that each rule sets.
+        layers: globs on the modules that are the model's layers; None to find them.
 
     Returns:
-        Every parameter, in the model's order, and which families the rules name that the model has
-        none of.
+        Every parameter, in the model's order; which families the rules name that the model has none
+        of; and the model's layers, if a rule asks for depth.
 
     Raises:
         RecipeError: a word of a rule holds for no parameter, depth cannot be found, or rules give
@@ -110,7 +114,8 @@ def collect_votes(
     """
     wrong = Problems()
     bare = without_wrappers(model)
-    everywhere = places(bare, _depths(bare, rules, wrong))
+    layout = _layout(bare, rules, layers, wrong)
+    everywhere = places(bare, layout.depths if layout else None)
     all_votes: list[_Votes] = [defaultdict(list) for _ in everywhere]
     skip_depth, dead = bool(wrong), list[DeadWord]()
     for i, (rule, settings) in enumerate(zip(rules, rule_settings, strict=True)):
@@ -129,6 +134,7 @@ def collect_votes(
     return (
         [_parameter_votes(*each, trained) for each in zip(everywhere, all_votes, strict=True)],
         [word.problem for word in dead if not word.is_error],
+        layout,
     )
 
 
@@ -141,18 +147,18 @@ def _parameter_votes(
     return ParameterVotes(parameter, names, votes, distance, parameter in trained)
 
 
-def _depths(
-    model: nn.Module, rules: Sequence[RuleSpec], wrong: Problems
-) -> dict[str, Depth] | None:
-    """Return every parameter's depth, if a rule needs it."""
+def _layout(
+    model: nn.Module, rules: Sequence[RuleSpec], layers: Sequence[str] | None, wrong: Problems
+) -> Layout | None:
+    """Return the model's layers, if a rule needs them, or the recipe says what they are."""
     asking = [
         f"groups[{i}].{'match' if asks_depth(rule.match) else 'layer_decay'}"
         for i, rule in enumerate(rules)
-        if rule.layer_decay is not None or asks_depth(rule.match)
+        if asks_layers(rule)
     ]
-    if asking:
-        with wrong.caught(asking[0]):
-            return find_depths(model)
+    if asking or layers is not None:
+        with wrong.caught(asking[0] if asking else "layers"):
+            return find_layout(model, layers)
     return None
 
 

@@ -207,8 +207,8 @@ def least_of(preset: Preset, arguments: Mapping[str, Any]) -> float:
     """Return what a preset falls to, as a ratio of the group's own rate.
 
     Example:
-        >>> least_of(polynomial, {"warmup": 0, "total": 9, "lr": 0.1, "lr_end": 0.01})
-        0.1
+        >>> least_of(polynomial, {"warmup": 0, "total": 9, "lr": 0.5, "lr_end": 0.125})
+        0.25
     """
     defaults = {key: p.default for key, p in inspect.signature(preset).parameters.items()}
     given = {key: v for key, v in {**defaults, **arguments}.items() if v is not None}

@@ -49,7 +49,9 @@ class ScheduledOptimizer:
         self, optimizer: torch.optim.Optimizer, scheduler: RecipeScheduler | None = None
     ) -> None:
         self.optimizer = optimizer
-        self.updates = Updates(owner_of(optimizer))
+        # What is stepped may be put into a wrapper later; this is what that steps in the end.
+        self._owner = owner_of(optimizer)
+        self.updates = Updates(self._owner)
         self.training = True
         self._scheduler = scheduler
         self._closed = False
@@ -124,7 +126,7 @@ class ScheduledOptimizer:
     @property
     def has_modes(self) -> bool:
         """Whether the optimizer has other weights to train with than to validate and to save."""
-        return callable(getattr(owner_of(self.optimizer), "eval", None))
+        return callable(getattr(self._owner, "eval", None))
 
     def train(self) -> None:
         """Let the optimizer put the weights in place that it trains with.
@@ -144,7 +146,7 @@ class ScheduledOptimizer:
 
     def _set_mode(self, training: bool) -> None:
         if self.has_modes:
-            switch: Any = owner_of(self.optimizer)
+            switch: Any = self._owner
             switch.train() if training else switch.eval()
         self.training = training
 
@@ -179,11 +181,11 @@ class ScheduledOptimizer:
         if schedule_state is None:
             schedule_state = self.scheduler.state_dict()
         self.scheduler.check_state(schedule_state)
-        with _kept_on_error(self.optimizer):
+        with _kept_on_error(self.optimizer, self._owner):
             self.optimizer.load_state_dict(optimizer_state)
             self.scheduler.load_state_dict(schedule_state)
         mode = self.training if training is None else training
-        groups = owner_of(self.optimizer).param_groups
+        groups = self._owner.param_groups
         self.training = all(group.get("train_mode", mode) for group in groups)
         self.updates.take()  # what came before the state is no update after it
 
@@ -256,9 +258,8 @@ def _parts(
 
 
 @contextmanager
-def _kept_on_error(stepped: torch.optim.Optimizer) -> Iterator[None]:
+def _kept_on_error(stepped: torch.optim.Optimizer, owner: torch.optim.Optimizer) -> Iterator[None]:
     """Give an optimizer, of any class, back what it had if a state cannot be loaded."""
-    owner = owner_of(stepped)
     # Loading puts new objects in place of these two, so these stay what they were. A wrapper may
     # hold them as well.
     before: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = [

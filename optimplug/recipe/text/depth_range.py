@@ -18,7 +18,7 @@ class Depth(NamedTuple):
 
     Args:
         layer: 0 before the first layer, 1 to n in the layers, n + 1 after the last.
-        below_top: how far that is below n + 1.
+        below_top: how far that is below the top: n + 1, or n where nothing comes after the layers.
     """
 
     layer: int
@@ -29,7 +29,7 @@ class Depth(NamedTuple):
 class DepthRange:
     """The depths from ``low`` to ``high``, both included.
 
-    A bound below 0 counts from the top: -1 is the head, -2 the last layer.
+    A bound below 0 counts from the top: -1 is the head, or, in a model without one, the last layer.
 
     Example:
         >>> first = DepthRange.parse("0-3")

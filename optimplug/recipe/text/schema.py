@@ -56,8 +56,8 @@ class Match(_Spec):
 
     A string or a list of strings stands for ``name``. A depth is 0 for what comes before the
     layers, 1 to n for the layers, n + 1 for what comes after them; below 0 it counts from the top:
-    -1 is the head, -2 the last layer. It is given alone, as a range ("0-3", ">=6", "<=-2"; both
-    ends are included), or as a list of these.
+    -1 is the head, -2 the last layer (in a model without a head, -1 is the last layer). It is given
+    alone, as a range ("0-3", ">=6", "<=-2"; both ends are included), or as a list of these.
     """
 
     name: Words | None = Field(None, description="glob on the parameter's full name")
@@ -116,7 +116,7 @@ class LayerDecay(_Spec):
     """How the rate falls from layer to layer."""
 
     rate: float = Field(gt=0, le=1, description="lr x this ^ (distance from the top)")
-    min: float = Field(0.0, ge=0, description="the smallest factor on lr")
+    min: float = Field(0.0, ge=0, le=1, description="the smallest factor on lr")
 
     def __str__(self) -> str:
         return f"{self.rate}, at least {self.min}" if self.min else f"{self.rate}"
@@ -272,6 +272,9 @@ class RecipeSpec(_Spec):
 
     optimizer: OptimizerSpec
     groups: list[RuleSpec] = []
+    layers: Words | None = Field(
+        None, description="globs on the modules that are the layers, bottom to top"
+    )
     schedule: Phases = []
 
     def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:

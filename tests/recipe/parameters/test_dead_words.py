@@ -194,6 +194,22 @@ def test_an_empty_family_is_a_line_of_the_plan(rule, lines):
     recipe_of(rule).build(Bare(), RUN)
 
 
+def test_live_types_beside_an_empty_family_that_are_nothing_together_are_an_error():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Conv1d(2, 2, 1, bias=False))
+    rule = {"match": {"name": "0.*", "type": ["norm", "Conv1d"]}, "lr_scale": 2}
+    with pytest.raises(RecipeError) as error:
+        recipe_of(rule).plan(model, RUN)
+    assert str(error.value) == (
+        "groups[0].match: name: '0.*', type: 'norm', 'Conv1d' matches no parameter"
+    )
+
+
+@pytest.mark.parametrize("family", ["linear", "conv", "bias"])
+def test_other_families_must_be_there(family):
+    with pytest.raises(RecipeError, match=f"type: '{family}' matches no parameter"):
+        recipe_of({"match": {"type": family}, "lr_scale": 2}).plan(nn.PReLU(), RUN)
+
+
 def test_a_dead_word_beside_an_empty_family_is_an_error_still():
     with pytest.raises(RecipeError, match=r"groups\[0\]\.match\.type\[1\]: type: 'Linaer'"):
         recipe_of({"match": {"type": ["norm", "Linaer"]}, "lr": 1.0}).plan(Bare(), RUN)

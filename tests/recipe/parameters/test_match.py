@@ -6,7 +6,7 @@ from torch import nn
 
 from optimplug import RecipeError
 from optimplug.recipe.parameters import match
-from optimplug.recipe.parameters.depth import depths
+from optimplug.recipe.parameters.depth.depth import depths
 from optimplug.recipe.text.depth_range import DepthRange
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from optimplug import Horizon, Recipe, RecipeError
 from optimplug.recipe import build_scheduler
+from optimplug.recipe.schedule.timeline import compile_schedule
+from optimplug.recipe.text.form import validated
+from optimplug.recipe.text.schema import ScheduleSpec
 
 RUN = Horizon(total_steps=12, steps_per_epoch=4)
 WARM = {"name": "LinearLR", "start_factor": 0.1, "for": 4}
@@ -73,6 +77,13 @@ STARTS = {
             {"together": [{"name": "LinearLR", "start_factor": 0.5}, {"name": "ConstantLR", "factor": 0.5}], **PREVIOUS},
         ],
         [0.1, 0.125, 0.15, 0.175, 0.4],
+    ),
+    "a product with a floor, which moves as a whole": (
+        [
+            {"name": "ConstantLR", "factor": 0.5, "for": 8},
+            {"together": [FALL, {"name": "ConstantLR", "factor": 1}], **PREVIOUS},
+        ],
+        [cosine(t, 4, 0.5, 0.05) for t in range(5)],
     ),
     "after a product": (
         [
@@ -166,6 +177,29 @@ def test_a_late_plateau_goes_down_from_where_it_starts_to_its_floor():
     # The first validation of the phase comes before its first update, and is the best of all.
     assert rates[8:] == pytest.approx([0.1, 0.03, 0.02, 0.02])
     assert trained(LATE, [1.0] * 8 + [0.9, 0.8, 0.7, 0.6])[8:] == [pytest.approx(0.1)] * 4
+
+
+def test_a_plateau_never_goes_up_to_its_floor():
+    assert trained([*LATE[:2], {**LATE[2], "floor": 0.3}], WORSE)[8:] == pytest.approx([0.1] * 4)
+
+
+def test_what_follows_validations_may_begin_at_0():
+    cycle = {"name": "CyclicLR", "floor": 0, "step_size_up": 4, "every": "validation", "for": 6}
+    held = {"name": "ConstantLR", "factor": 1, **PREVIOUS}
+    rates = trained([cycle, held], WORSE)
+    assert rates == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0] + [0.75] * 7)
+
+
+def test_where_a_phase_starts_by_itself_is_known_before_any_validation():
+    plateau = {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0, "factor": 0.5}
+    (curve,) = compile_schedule(
+        validated(ScheduleSpec, {"schedule": [WARM, plateau]}).schedule, RUN, {"lr": 1.0}
+    ).values()
+    first, second = curve.phases
+    moved = replace(second, before=first)
+    for loss in (1.0, 2.0):
+        second.factors[0].validated({"loss": loss})
+    assert moved(moved.start) == pytest.approx(0.5)
 
 
 def test_what_follows_a_plateau_starts_where_that_has_come_to():

@@ -1,9 +1,6 @@
 """Depth, norms and biases of many architectures, against a truth written by hand."""
 
-import enum
-import importlib.machinery
 import sys
-import types
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -11,52 +8,14 @@ import pytest
 import torch
 import transformers
 import yaml
+from support.layers import expected_depth, record_calls
 
-from optimplug.recipe.parameters.depth import find_depths
+from optimplug.recipe.parameters.depth.depth import find_depths
 from optimplug.recipe.parameters.match import places
 
 TRUTH = yaml.safe_load(Path(__file__).with_name("architectures.yaml").read_text())
 CASES = [(source, name) for source in ("transformers", "timm") for name in TRUTH[source]]
 IDS = [name for _, name in CASES]
-
-
-class Torchvision:
-    """Finds a module that has whatever name is asked for: timm imports transforms, unused here."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__version__ = "0.0"
-
-        def anything(name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            if name == "InterpolationMode":
-                return enum.Enum(name, "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
-            return type(name, (), {})
-
-        module.__getattr__ = anything
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-@pytest.fixture(scope="module")
-def timm():
-    """timm, imported beside a stand-in for torchvision, which nobody else gets to see."""
-    finder = Torchvision()
-    sys.meta_path.insert(0, finder)
-    try:
-        return pytest.importorskip("timm", reason="timm is not installed: see the Makefile")
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -73,13 +32,6 @@ def model(request, case):
 
 def truth(case):
     return TRUTH[case[0]][case[1]]
-
-
-def expected_depth(name, depths):
-    """The depth of the longest listed name that the parameter's begins with."""
-    listed = {prefix: i for i, prefixes in enumerate(depths) for prefix in prefixes}
-    within = [prefix for prefix in listed if f"{name}.".startswith(f"{prefix}.")]
-    return listed[max(within, key=len)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
@@ -113,12 +65,7 @@ WITH_INPUT = [case for case in CASES if "input" in truth(case)]
 
 @pytest.mark.parametrize("case", WITH_INPUT, ids=[name for _, name in WITH_INPUT])
 def test_depth_grows_in_the_order_of_a_run(case, model):
-    calls = []
-    for name, module in model.named_modules():
-        own = [n for n, _ in module.named_parameters(recurse=False)]
-        if own and name:
-            note = f"{name}.{own[0]}"
-            module.register_forward_pre_hook(lambda *_, note=note: calls.append(note))
+    calls = record_calls(model)
     inputs = {
         name: torch.ones(shape, dtype=torch.long if name.endswith("ids") else torch.float)
         for name, shape in truth(case)["input"].items()

@@ -12,7 +12,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from optimplug.recipe.parameters.depth import depths, find_depths
+from optimplug.recipe.parameters.depth.depth import depths, find_depths
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 
@@ -82,7 +82,10 @@ def test_every_parameter_has_a_depth():
 
 
 def test_a_model_without_layers_says_how_to_go_on():
-    with pytest.raises(ValueError, match=r"no list of layers .* Linear; write one rule per part"):
+    with pytest.raises(
+        ValueError,
+        match=r"no list of layers .* Linear; say what they are under layers, or write one rule",
+    ):
         depths(nn.Linear(2, 2))
 
 

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from optimplug._core.internals import children_by_name, parameters_by_name
-from optimplug.recipe.parameters.forward import used
-from optimplug.recipe.parameters.kinds import is_norm
+from optimplug.recipe.parameters.code.forward import chained, iterated, used
+from optimplug.recipe.parameters.depth.blocks import (
+    BLOCK,
+    SINGLE,
+    Tower,
+    alike,
+    elements_of,
+    forward_ranks,
+    grade_of,
+    weights,
+)
+from optimplug.recipe.parameters.depth.chains import in_sequence
 
-__all__ = ["Tower", "forward_ranks", "towers"]
-
-Tower = tuple[tuple[str, ...], ...]
-"""The paths of the modules of each layer, lowest layer first."""
-
-# How much a module looks like a layer of a network: a single operation, such as Linear; a module
-# made of modules; or a block, which has weights and a norm between them.
-_SINGLE, _COMPOSED, _BLOCK = range(3)
+__all__ = ["towers"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,18 @@ class _LayerList:
         return next(iter(self.elements))
 
     @property
+    def name(self) -> str:
+        """The list's own name in the module around it."""
+        return self.first.rpartition(".")[0].rpartition(".")[2]
+
+    @property
     def uniform(self) -> bool:
         """Whether they are of one class and have mostly the same parameters.
 
         The class alone does not tell: attention and MLP may be wrapped in one class, in turns.
         """
         first, *others = self.elements.values()
-        return all(type(first) is type(other) and _alike(first, other) for other in others)
+        return all(type(first) is type(other) and alike(first, other) for other in others)
 
     def is_part_of(self, path: str) -> bool:
         """Tell whether this is the module of that path, or a child of it."""
@@ -70,31 +77,36 @@ def towers(model: nn.Module) -> list[Tower]:
     """
     layer_lists = dict(_layer_lists(model))
     grades = {
-        path: max(map(_grade, layers.elements.values())) for path, layers in layer_lists.items()
+        path: max(map(grade_of, layers.elements.values())) for path, layers in layer_lists.items()
     }
-    grade = max(grades.values(), default=_SINGLE)
+    grade = max(grades.values(), default=SINGLE)
     best = {path: layers for path, layers in layer_lists.items() if grades[path] == grade}
     candidates = _candidates(best, grade)
-    if isinstance(model, nn.Sequential) and (grade == _SINGLE or not candidates):
-        return [tuple((name,) for name in _elements(model, ""))]
+    if isinstance(model, nn.Sequential) and (grade == SINGLE or not candidates):
+        return [tuple((name,) for name in elements_of(model, ""))]
     by_parent: dict[str, list[_LayerList]] = defaultdict(list)
     for layers in _outermost(candidates):
         by_parent[layers.parent].append(layers)
-    return [
+    found = [
         tower
-        for parent, found in by_parent.items()
-        for tower in _towers_under(model.get_submodule(parent), found, list(best.values()))
+        for parent, layer_lists in by_parent.items()
+        for tower in _towers_under(model.get_submodule(parent), layer_lists, list(best.values()))
     ]
+    return in_sequence(model, found)
 
 
 def _candidates(best: _LayerLists, grade: int) -> _LayerLists:
     """Return the lists that are towers unless they are inside another."""
     found = {path: layers for path, layers in best.items() if _may_be_tower(layers, grade, best)}
-    if grade == _BLOCK:
+    if grade == BLOCK:
         return found
     # A list of one block is a tower of one layer. A list of one Linear hardly is, so that it counts
     # only where there is nothing longer.
     return {path: layers for path, layers in found.items() if len(layers.elements) > 1} or found
+
+
+def _innermost(found: list[_LayerList]) -> list[_LayerList]:
+    return [layers for layers in found if not any(other.inside(layers) for other in found)]
 
 
 def _outermost(candidates: _LayerLists) -> list[_LayerList]:
@@ -102,44 +114,19 @@ def _outermost(candidates: _LayerLists) -> list[_LayerList]:
     return [layers for layers in found if not any(layers.inside(other) for other in found)]
 
 
-def forward_ranks(module: nn.Module, names: Iterable[str]) -> dict[str, int]:
-    """Number the children and parameters of a module in the order in which ``forward`` uses them.
-
-    If its code does not name all of ``names``, all are numbered as they are registered.
-    """
-    order = used(type(module))  # type: ignore[arg-type]  # a class is hashable
-    if all(name in order for name in names):
-        return order
-    return {
-        name: i for i, name in enumerate([*parameters_by_name(module), *children_by_name(module)])
-    }
-
-
 def _layer_lists(model: nn.Module) -> Iterable[tuple[str, _LayerList]]:
     for path, module in model.named_modules(remove_duplicate=False):
-        elements = _elements(module, path)
+        elements = elements_of(module, path)
         if isinstance(module, nn.ModuleList | nn.Sequential):
             is_list = isinstance(module, nn.ModuleList)
-            if not is_list and any(_grade(element) == _BLOCK for element in elements.values()):
+            if not is_list and any(grade_of(element) == BLOCK for element in elements.values()):
                 # A stem and a head may be in one Sequential with the blocks: they are no layers.
-                elements = {p: e for p, e in elements.items() if _grade(e) == _BLOCK}
+                elements = {p: e for p, e in elements.items() if grade_of(e) == BLOCK}
             if elements:
                 yield path, _LayerList(path.rpartition(".")[0], elements, is_list)
         else:
             for stem, numbered in _numbered(elements).items():
                 yield f"{stem}#", _LayerList(path, numbered, is_list=False)
-
-
-def _elements(module: nn.Module, path: str) -> dict[str, nn.Module]:
-    # named_children() would leave out a module that is there twice; it is two layers all the same.
-    children = children_by_name(module).items()
-    prefix = f"{path}." if path else ""
-    # What has no parameters, an activation or dropout, is nothing to learn at a rate.
-    return {
-        f"{prefix}{name}": child
-        for name, child in children
-        if child is not None and next(child.parameters(), None) is not None
-    }
 
 
 def _numbered(elements: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Module]]:
@@ -153,34 +140,14 @@ def _numbered(elements: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Modul
     return {stem: modules for (stem, _), modules in found.items() if len(modules) > 1}
 
 
-def _alike(one: nn.Module, other: nn.Module, share: float = 0.5) -> bool:
-    """Tell whether two modules have this share of the names of their parameters in common."""
-    names, others = ({name for name, _ in m.named_parameters()} for m in (one, other))
-    return len(names & others) >= share * len(names | others)
-
-
-def _grade(module: nn.Module) -> int:
-    if isinstance(module, nn.ModuleList):
-        return max(map(_grade, module), default=_SINGLE)
-    if not any(True for _ in module.children()):
-        return _SINGLE
-    has_norm = any(is_norm(part) for part in module.modules())
-    return _BLOCK if has_norm and _weights(module) > 1 else _COMPOSED
-
-
-def _weights(module: nn.Module) -> int:
-    """Count the weights of a module; what has one dimension is a bias or a norm's."""
-    return sum(parameter.ndim > 1 for parameter in module.parameters())
-
-
 def _may_be_tower(layers: _LayerList, grade: int, best: _LayerLists) -> bool:
     if layers.uniform:
-        return len(layers.elements) > 1 or (layers.is_list and grade > _SINGLE)
+        return len(layers.elements) > 1 or (layers.is_list and grade > SINGLE)
     # In a hybrid model, blocks of several classes alternate. But whole models may be in one list
     # too, with towers in them: those are the towers then.
     return (
         len(layers.elements) > 1
-        and all(_grade(element) == _BLOCK for element in layers.elements.values())
+        and all(grade_of(element) == BLOCK for element in layers.elements.values())
         and not any(_is_tower_within(other, layers) for other in best.values())
     )
 
@@ -194,9 +161,11 @@ def _is_tower_within(other: _LayerList, layers: _LayerList) -> bool:
     )
 
 
-def _in_forward_order(parent: nn.Module, layer_lists: list[_LayerList]) -> list[_LayerList]:
+def _in_forward_order(
+    parent: nn.Module, path: str, layer_lists: list[_LayerList]
+) -> list[_LayerList]:
     def child(layers: _LayerList) -> str:
-        return layers.first.removeprefix(layers.parent).lstrip(".").partition(".")[0]
+        return layers.first.removeprefix(path).lstrip(".").partition(".")[0]
 
     ranks = forward_ranks(parent, map(child, layer_lists))
     return sorted(layer_lists, key=lambda layers: ranks[child(layers)])
@@ -212,7 +181,7 @@ def _towers_under(
         layer_lists: the lists.
         inner: all lists of the model with such modules, among which are those in stages.
     """
-    ordered = _in_forward_order(parent, layer_lists)
+    ordered = _in_forward_order(parent, layer_lists[0].parent, layer_lists)
     blocks = [_blocks_of(layers, inner) for layers in ordered]
     stages = [
         layers
@@ -226,7 +195,10 @@ def _towers_under(
         if layers in stages or not any(_are_halves(layers, other) for other in stages)
     ]
     halves = [layers for layers, _ in kept]
-    if len(halves) > 1 and not stages and all(_are_halves(halves[0], h) for h in halves[1:]):
+    cls: type[nn.Module] = type(parent)
+    alone = iterated(cls) | chained(cls)  # type: ignore[arg-type]  # a class is hashable
+    go_together = not stages and not {layers.name for layers in halves} <= alone
+    if len(halves) > 1 and go_together and all(_are_halves(halves[0], h) for h in halves[1:]):
         return [tuple(zip(*(half.elements for half in halves), strict=True))]
     return _joined([found for _, found in kept])
 
@@ -236,7 +208,7 @@ def _joined(lists: Sequence[Mapping[str, nn.Module]]) -> list[Tower]:
     found: list[dict[str, nn.Module]] = []
     for blocks in lists:
         first = next(iter(blocks.values()))
-        below = (tower for tower in found if _alike(next(iter(tower.values())), first, 0.25))
+        below = (tower for tower in found if alike(next(iter(tower.values())), first, 0.25))
         tower = next(below, None)
         if tower is None:
             found.append(dict(blocks))
@@ -257,13 +229,29 @@ def _blocks_of(layers: _LayerList, inner: list[_LayerList]) -> dict[str, nn.Modu
     """Return the blocks of a list: its elements, or, where these are stages, the blocks in them."""
     found: dict[str, nn.Module] = {}
     for path, element in layers.elements.items():
-        within = [other for other in inner if other.uniform and other.is_part_of(path)]
+        within = _innermost(
+            [
+                other
+                for other in inner
+                if other.uniform
+                and other.is_part_of(path)
+                and not _are_branches(element, path, other)
+            ]
+        )
         parts = {p: block for other in within for p, block in other.elements.items()}
         # A list with less than half of the weights is only a part of a block.
-        is_stage = 2 * sum(map(_weights, parts.values())) > _weights(element)
+        is_stage = 2 * sum(map(weights, parts.values())) > weights(element)
         if not is_stage:
             found[path] = element
             continue
-        for other in _in_forward_order(element, within) if len(within) > 1 else within:
+        for other in _in_forward_order(element, path, within) if len(within) > 1 else within:
             found.update(other.elements)
     return found
+
+
+def _are_branches(module: nn.Module, path: str, layers: _LayerList) -> bool:
+    """Tell whether modules with numbered names (branch0, branch1) all take the same input."""
+    cls: type[nn.Module] = type(module)
+    names = {element.removeprefix(f"{path}.") for element in layers.elements}
+    is_known = names <= used(cls).keys()  # type: ignore[arg-type]  # a class is hashable
+    return is_known and not names & chained(cls)  # type: ignore[arg-type]

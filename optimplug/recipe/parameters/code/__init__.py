@@ -1,0 +1,1 @@
+"""What the code of a module tells, without running it."""
