@@ -263,3 +263,17 @@ def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
             kept = optimizer.state[owned]
             kept["momentum_buffer"] = kept["momentum_buffer"].t()
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize("cls", [SGD, optimplug.optim.Adam, optimplug.optim.RMSprop, AdamW])
+def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls, choice):
+    endless, other = (torch.nn.Parameter(torch.full((2,), v)) for v in (-torch.inf, 1.0))
+    groups = [
+        {"params": [endless], "weight_decay": 0.0},
+        {"params": [other], "weight_decay": 0.1},
+    ]
+    ours = cls(groups, lr=0.1, **choice)
+    endless.grad, other.grad = torch.zeros(2), torch.ones(2)
+    ours.step()
+    assert endless.tolist() == [-torch.inf] * 2
