@@ -188,3 +188,19 @@ def test_under_torchs_wrapped_steps_it_is_said_as_well():
     torchs.ConstantLR(optimizer, 1.0)
     _scheduler = PER_UPDATE["warm-up"](optimizer)
     assert len(said(optimizer, 2**13)) == 1
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda o: ours.LambdaLR(o, [1.0, 0.9].__getitem__),
+        lambda o: ours.CyclicLR(o, 0.1, 1.0, 2, scale_fn={1: 1.0}.__getitem__),
+    ],
+    ids=["LambdaLR", "CyclicLR"],
+)
+def test_functions_of_the_users_are_asked_for_no_step_that_was_not_taken(build):
+    optimizer = optimizer_of()
+    long = ours.LinearLR(optimizer, start_factor=1.0, end_factor=1.0, total_iters=10**9)
+    chain = ours.ChainedScheduler([build(optimizer), long])
+    assert said(optimizer, 16) == []
+    assert chain.last_epoch == 0

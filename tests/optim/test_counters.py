@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
 from support.labels import label
 from support.tensors import parameters, same_bits
 
@@ -132,3 +133,77 @@ def test_counters_of_several_types_and_places_are_gathered_apart():
         each.advance(2)
     assert [float(state["step"]) for state in kept] == [5.0, 5.0, 5.0, 7.0]
     assert [float(counter) for counter in shared] == [5.0, 5.0, 5.0, 7.0]
+
+
+def count_in_another_process(params, optimizer):
+    """A worker of Hogwild training."""
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+@pytest.mark.parametrize("when", ["before the first step", "after it"])
+def test_processes_that_share_a_state_count_together(cls, when):
+    params = with_gradients(2)
+    optimizer = cls(params)
+    if when == "before the first step":
+        for p in params:
+            kept = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p].update(step=torch.zeros(()), **kept)
+    else:
+        optimizer.step()
+    begun = counts(optimizer)
+    for tensor in (*params, *(v for kept in optimizer.state.values() for v in kept.values())):
+        tensor.share_memory_()
+    worker = multiprocessing.get_context("fork").Process(
+        target=count_in_another_process, args=(params, optimizer)
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a process that forks must have no threads of torch's beside it
+    worker.start()
+    worker.join()
+    torch.set_num_threads(threads)
+    assert worker.exitcode == 0
+    assert counts(optimizer) == [count + 3 for count in begun]
+    optimizer.step()
+    assert counts(optimizer) == [count + 4 for count in begun]
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+def test_a_counter_whose_memory_is_replaced_goes_on(cls):
+    optimizer = cls(with_gradients(2))
+    optimizer.step()
+    for kept in optimizer.state.values():
+        for value in kept.values():
+            value.data = value.data.clone()  # as helpers do that move a state to a device
+    optimizer.step()
+    assert counts(optimizer) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+def test_a_shallow_copy_has_the_same_state(cls):
+    optimizer = cls(with_gradients(2))
+    optimizer.step()
+    twin = copy.copy(optimizer)
+    assert twin.state is optimizer.state
+    twin.step()
+    optimizer.step()
+    assert counts(optimizer) == counts(twin) == [3.0, 3.0]
+
+
+def test_a_count_that_is_no_number_is_no_error():
+    optimizer = AdamW(with_gradients(2))
+    optimizer.step()
+    next(iter(optimizer.state.values()))["step"].fill_(float("nan"))
+    optimizer.step()
+    assert counts(optimizer)[1] == 2.0
+
+
+def test_counters_are_on_the_cpu_whatever_the_default_device():
+    params = with_gradients(1)
+    with torch.device("meta"):
+        optimizer = AdamW(params)
+        optimizer.step()
+    assert optimizer.state[params[0]]["step"].is_cpu

@@ -218,3 +218,62 @@ def test_a_step_that_fails_is_not_the_first():
         return params[0]
 
     assert torch.equal(trained(Failing, fails=True), trained(SGD, fails=False))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"fused": True}], ids=label)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("cls", [SGD, AdamW])
+def test_a_gradient_without_memory_is_zero(cls, compiled, options, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("optimplug._core.optim.executions.compiled.compiler", lambda: None)
+    params = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    twins = [torch.nn.Parameter(torch.ones(4)) for _ in range(2)]
+    ours, theirs = cls(params, lr=0.1, **options), cls(twins, lr=0.1, foreach=False)
+    ours.max_grad_norm = theirs.max_grad_norm = options.get("max_grad_norm")
+    for _ in range(2):
+        for (w, b), optimizer in ((params, ours), (twins, theirs)):
+            optimizer.zero_grad()
+            (w.sgn() * torch.arange(4.0) + b).sum().backward()
+            assert w.grad.data_ptr() == 0
+            optimizer.step()
+    for p, q in zip(params, twins, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("cls", "options"), CHOICES, ids=label)
+def test_a_parameter_that_changes_its_group_has_the_settings_of_the_other(cls, options):
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": params, "lr": 0.1}, {"params": [], "lr": 0.0}]
+    ours = cls(groups, lr=0.1, **options)
+    give_gradients(params)
+    ours.step()
+    before = params[1].detach().clone()
+    ours.param_groups[1]["params"].insert(0, ours.param_groups[0]["params"].pop())
+    ours.step()
+    assert torch.equal(params[1], before)
+
+
+def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
+    p, q = (torch.nn.Parameter(torch.zeros(3, 3)) for _ in range(2))
+    pair = SGD([p], lr=1.0, momentum=0.5), torch.optim.SGD([q], lr=1.0, momentum=0.5)
+    for _ in range(2):
+        for optimizer, owned in zip(pair, (p, q), strict=True):
+            owned.grad = torch.arange(9.0).view(3, 3)
+            optimizer.step()
+            kept = optimizer.state[owned]
+            kept["momentum_buffer"] = kept["momentum_buffer"].t()
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize("cls", [SGD, optimplug.optim.Adam, optimplug.optim.RMSprop, AdamW])
+def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls, choice):
+    endless, other = (torch.nn.Parameter(torch.full((2,), v)) for v in (-torch.inf, 1.0))
+    groups = [
+        {"params": [endless], "weight_decay": 0.0},
+        {"params": [other], "weight_decay": 0.1},
+    ]
+    ours = cls(groups, lr=0.1, **choice)
+    endless.grad, other.grad = torch.zeros(2), torch.ones(2)
+    ours.step()
+    assert endless.tolist() == [-torch.inf] * 2

@@ -174,6 +174,10 @@ class CyclicLR(MomentumLR):
         self._set_up_momentum(optimizer, cycle_momentum, base_momentum, max_momentum)
         super().__init__(optimizer, last_epoch, verbose)
 
+    def _moves_by(self, updates: int) -> bool:
+        # A function of the user's is for the steps that are taken, and asked no others.
+        return self._scale_fn_custom is None and super()._moves_by(updates)
+
     def scale_fn(self, x: float) -> float:
         """Return the scale of a cycle or a step, whichever ``scale_mode`` says."""
         return float(self._scale_fn_ref(x))

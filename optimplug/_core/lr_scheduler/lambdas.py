@@ -43,6 +43,9 @@ class _FunctionLR(LRScheduler):
                 )
         super().__init__(optimizer, last_epoch, verbose)
 
+    def _moves_by(self, updates: int) -> bool:
+        return False  # the user's functions are for the steps that are taken, and asked no others
+
 
 class LambdaLR(_FunctionLR, AbsoluteLR):
     r"""Scale the rate by a function of the step.

@@ -6,7 +6,7 @@ counters are views of one tensor: whoever zeroes one resets one, and one additio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import are_plain
 
-__all__ = ["AnyCounters", "Counters", "SingleCounters", "gather", "with_own_count"]
+__all__ = ["AnyCounters", "Counters", "SingleCounters", "gather", "take_apart", "with_own_count"]
 
 Kept = dict[str, Any]
 """The state of one parameter."""
@@ -36,21 +36,14 @@ class Counters:
         # Advanced beside them: where the two differ, somebody else has written to a counter. To
         # look at those on a GPU would wait for it; what needs their values reads them itself.
         self._expected = self._all.clone() if self._all.is_cpu else self._all
-        self._classes: dict[float, Tensor] = {}
-        own = self._all.unbind()
-        for i, (state, counter, count) in enumerate(zip(kept, own, self.values(), strict=True)):
+        for state, counter in zip(kept, self._all.unbind(), strict=True):
             state["step"] = counter
-            if count not in self._classes:
-                self._classes[count] = self._expected[i]
 
-    def values(self) -> list[float]:
-        """Return the counts."""
-        found: list[float] = self._all.tolist()
-        return found
-
-    def shared(self, count: float) -> Tensor:
-        """Return what follows the counters that stood at ``count`` when they were gathered."""
-        return self._classes[count]
+    def shared(self) -> list[Tensor]:
+        """Return for each counter one that follows all that stand where it stands."""
+        first: dict[float, Tensor] = {}
+        counts = enumerate(self._all.tolist())
+        return [first.setdefault(count, self._expected[i]) for i, count in counts]
 
     @property
     def untouched(self) -> bool:
@@ -64,9 +57,10 @@ class Counters:
 
 
 class SingleCounters:
-    """Counters one by one, where torch only plays that there are tensors: traces and fakes.
+    """Counters one by one, each the tensor that was there.
 
-    A fake tensor knows its value only for as long as nothing but additions has been done to it.
+    For those that other processes have too; and where torch only plays that there are tensors: a
+    fake one knows its value only for as long as nothing but additions has been done to it.
     """
 
     untouched = False  # to look would cost as much as to gather them anew
@@ -74,13 +68,10 @@ class SingleCounters:
     def __init__(self, kept: list[Kept], device: torch.device) -> None:
         self._all: list[Tensor] = [state["step"] for state in kept]
 
-    def values(self) -> list[float]:
-        """Return the counts."""
-        return [float(counter) for counter in self._all]
-
-    def shared(self, count: float) -> Tensor:
-        """Return one of the counters that stand at ``count``."""
-        return self._all[self.values().index(count)]
+    def shared(self) -> list[Tensor]:
+        """Return for each counter one of those that stand where it stands."""
+        first: dict[float, Tensor] = {}
+        return [first.setdefault(float(counter), counter) for counter in self._all]
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter."""
@@ -105,7 +96,8 @@ def gather(
         if not isinstance(kept["step"], Tensor):
             kept["step"] = torch.tensor(float(kept["step"]))  # as older versions of torch had it
         rows.setdefault((device, kept["step"].dtype), []).append(i)
-    plain = not in_dispatch_mode() and are_plain(kept["step"] for kept, _ in places)
+    own = [kept["step"] for kept, _ in places]
+    plain = not in_dispatch_mode() and are_plain(own) and not any(map(_is_shared, own))
     found: list[AnyCounters] = []
     shared = [torch.empty(0)] * len(places)
     for (device, _), members in rows.items():
@@ -114,8 +106,8 @@ def gather(
             Counters(states, device) if plain else SingleCounters(states, device)
         )
         found.append(counters)
-        for i, count in zip(members, counters.values(), strict=True):
-            shared[i] = counters.shared(count)
+        for i, counter in zip(members, counters.shared(), strict=True):
+            shared[i] = counter
     return found, shared
 
 
@@ -124,3 +116,16 @@ def with_own_count(kept: Any) -> Any:
     if not isinstance(kept, Mapping) or not isinstance(kept.get("step"), Tensor):
         return kept
     return {**kept, "step": kept["step"].clone()}
+
+
+def take_apart(states: Iterable[Any]) -> None:
+    """Give each state a counter in memory of its own again, where it is a part of one for all."""
+    for kept in states:
+        step = kept.get("step") if isinstance(kept, MutableMapping) else None
+        if isinstance(step, Tensor) and step.untyped_storage().nbytes() > step.nbytes:
+            kept["step"] = step.clone()
+
+
+def _is_shared(counter: Tensor) -> bool:
+    """Tell whether other processes count with it too."""
+    return counter.is_cpu and counter.untyped_storage().is_shared()

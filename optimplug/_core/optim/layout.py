@@ -39,6 +39,8 @@ class _BatchLayout:
     """The position of each parameter's state among all states; empty where the rule has none."""
     steps: list[Tensor] = field(default_factory=list)
     """The step counter of each parameter; empty where the rule does not count."""
+    addresses: list[int] = field(default_factory=list)
+    """Where the counters stand in memory; empty where nobody asks again."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What an execution keeps here; see :class:`Batch`."""
 
@@ -89,11 +91,13 @@ class _BatchLayout:
         """Return the tensors of this step; None where a state is not what it was."""
         kept = _pick(self.kept, states)
         try:
-            # Whoever has put another counter into a state wants it to be used.
-            if self.steps and not _same(self.steps, list(map(itemgetter("step"), kept))):
+            # Whoever has put another counter into a state, or other memory under one, wants it to
+            # be used.
+            steps = list(map(itemgetter("step"), kept)) if self.steps else []
+            if self.addresses and self.addresses != list(map(Tensor.data_ptr, steps)):
                 return None
             columns = {name: list(map(itemgetter(name), kept)) for name in self.rule.state_names}
-        except KeyError:
+        except (KeyError, TypeError):  # one is gone, or a number stands in its place
             return None
         if any(NoneType in set(map(type, column)) for column in columns.values()):
             return None
@@ -139,6 +143,7 @@ class Layout:
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
         self._params = list(map(id, _flat(groups)))
+        self._sizes = _sizes(groups)
         self._owners = list(map(id, state))
         positions = {number: i for i, number in enumerate(self._owners)}
         layouts: dict[Any, _BatchLayout] = {}
@@ -154,6 +159,8 @@ class Layout:
             if member.counter is not None:
                 layout.steps.append(member.kept["step"])
         self.layouts = list(layouts.values())
+        for layout in self.layouts if self.lasts else ():
+            layout.addresses = list(map(Tensor.data_ptr, layout.steps))
 
     def batches(
         self,
@@ -166,6 +173,7 @@ class Layout:
         params, states = _flat(groups), list(state.values())
         fits = (
             self._params == list(map(id, params))
+            and self._sizes == _sizes(groups)  # one may have gone to the group next to its own
             and self._kinds == _kinds(grads)
             and self._rules == rules
             and self._owners == list(map(id, state))
@@ -272,7 +280,8 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
         # In float32, as in torch, unless the default is wider.
         wide = torch.get_default_dtype() == torch.float64
         # Not zeros(): of a fake tensor only tensor() knows the value.
-        kept["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
+        dtype = torch.float64 if wide else torch.float32
+        kept["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
@@ -327,6 +336,10 @@ def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
     """Return what stands at these places."""
     # For one alone, itemgetter returns no tuple.
     return list(itemgetter(*places)(found)) if len(places) > 1 else [found[i] for i in places]
+
+
+def _sizes(groups: Iterable[Mapping[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:

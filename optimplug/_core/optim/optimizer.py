@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from torch.optim.optimizer import required
 
 from optimplug._core.internals import load_post_hooks, load_pre_hooks, outside_graphs
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.counters import with_own_count
+from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
     check_choices,
@@ -307,13 +306,12 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
-        found = super().__getstate__()
         # Each counter would be written with all others, of whose memory it is a part.
-        state = {key: with_own_count(kept) for key, kept in found["state"].items()}
+        take_apart(self.state.values())
+        self._layout = None
         return {
-            **found,
+            **super().__getstate__(),
             **{name: getattr(self, name) for name in own},
-            "state": defaultdict(dict, state),
             "grad_norm": None,
         }
 

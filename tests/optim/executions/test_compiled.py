@@ -62,7 +62,9 @@ def test_however_the_threads_share_it_the_result_is_the_loops(
     theirs = descend(
         loop(groups(parameters(LARGE, dtype)), **options, foreach=False), 4, skip=False
     )
-    assert kernels == [True] * 4
+    # Where decay goes into the gradient, groups without it are another call.
+    calls = 2 if options.get("weight_decay") and cls is not AdamW else 1
+    assert kernels == [True] * 4 * calls
     tight = 1e-5 if dtype == torch.float32 else 1e-13
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=tight, atol=tight / 10)

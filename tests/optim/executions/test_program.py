@@ -22,14 +22,15 @@ from optimplug._core.optim.rules.sgd import SGDRule
 ADAM = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.5}
 SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.5}
 RULES = [
-    *((AdamRule(a, m, d), ADAM) for a in (0, 1) for m in (0, 1) for d in (0, 1)),
-    *((SGDRule(True, n, m), SGD) for n in (0, 1) for m in (0, 1)),
+    *((AdamRule(a, m, d, not d), ADAM) for a in (0, 1) for m in (0, 1) for d in (0, 1)),
+    *((SGDRule(True, n, m, True), SGD) for n in (0, 1) for m in (0, 1)),
     (SGDRule(), SGD),
 ]
 
 
 def test_a_trace_reads_as_the_rule():
-    program = trace(SGDRule(), [SGDRule().coefficients(SGD, 1)])
+    rule = SGDRule(decays=True)
+    program = trace(rule, [rule.coefficients(SGD, 1)])
     assert program.steps == (
         Step("mul", (Input("p"), Scalar("weight_decay"))),
         Step("add", (Input("g"), Result(0))),

@@ -24,7 +24,7 @@ from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch, are_plain
 from optimplug._core.optim.executions.compiler import compile_library, compiler
 from optimplug._core.optim.executions.execution import must_skip
-from optimplug._core.optim.executions.memory_layout import overlap, same_strides
+from optimplug._core.optim.executions.memory_layout import overlap, same_strides, without_memory
 from optimplug._core.optim.rule import Rule
 
 if TYPE_CHECKING:
@@ -46,14 +46,16 @@ class _Memory:
     """Where the parameters and states of a batch stand in memory, and how tensors are numbered.
 
     It does not hold them: what the user lets go is free. An address may then be that of another
-    tensor, so each is known by its address together with its bytes.
+    tensor, so each is known by its address together with its bytes and its own number.
     """
 
     spans: list[list[list[int]]]
-    """For the parameters, and for each kind of state, the addresses and the bytes."""
+    """For the parameters, and for each kind of state: the addresses, the bytes, the numbers."""
     pointers: list[array[int]]
     contiguous: bool
     grad_dtype: torch.dtype
+    narrow: bool
+    """Whether any of them has two bytes an element."""
     sizes: list[int]
     singles: list[int]
     """Tensors of one element. A gradient whose sign autograd has yet to change is the imaginary
@@ -84,6 +86,8 @@ class Compiled:
         if library is None:
             return None
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
+        if without_memory(batch.grads, grads):
+            return None
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
         return ReadyCompiled(batch, memory, grads, numbers, library)
 
@@ -138,26 +142,35 @@ def _may_compile(batch: Batch) -> bool:
 
 def _current_memory(batch: Batch) -> _Memory | None:
     """Return what is known of the batch's memory, looked at again where something has changed."""
-    kept = [batch.params, *batch.states.values()]
-    spans = [[list(map(Tensor.data_ptr, column)), list(map(_bytes, column))] for column in kept]
+    kept = _kept(batch)
+    spans = [[list(map(of, column)) for of in (Tensor.data_ptr, _bytes, id)] for column in kept]
     memory: _Memory | None = batch.memo.get("memory")
     if memory is None or memory.spans != spans or not _still_valid(batch, memory):
         memory = batch.memo["memory"] = _inspect(batch, spans)
     return memory
 
 
+def _kept(batch: Batch) -> list[list[Tensor]]:
+    return [batch.params, *batch.states.values()]
+
+
+def _one_type(column: Sequence[Tensor]) -> bool:
+    return len({tensor.dtype for tensor in column}) == 1
+
+
 def _inspect(batch: Batch, spans: list[list[list[int]]]) -> _Memory | None:
     """Look at every tensor of a batch; None where a library could not read them."""
-    kept = [batch.params, *batch.states.values()]
+    kept = _kept(batch)
     sizes = [p.numel() for p in batch.params]
     readable = all(_uniform(column, sizes) for column in (*kept, batch.grads))
     if not readable or not same_strides(batch) or overlap(kept):
         return None
     return _Memory(
         spans,
-        [array("Q", addresses) for addresses, _ in spans],
+        [array("Q", addresses) for addresses, *_ in spans],
         all(p.is_contiguous() for p in batch.params),
         batch.grads[0].dtype,
+        any(column[0].dtype == torch.bfloat16 for column in kept),
         sizes,
         [i for i, size in enumerate(sizes) if size == 1],
         array("q", accumulate(sizes, initial=0)),
@@ -171,6 +184,8 @@ def _still_valid(batch: Batch, memory: _Memory) -> bool:
     grad_types = {g.dtype for g in grads}
     if not (are_plain(grads) and grad_types == {dtype}):
         return False
+    if memory.narrow and not all(_one_type(column) for column in _kept(batch)):
+        return False  # in two bytes there may be two types, one put in the place of the other
     if [g.numel() for g in grads] != memory.sizes or any(grads[i].is_neg() for i in memory.singles):
         return False
     if not memory.contiguous:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.memory_layout import same_strides
+from optimplug._core.optim.executions.memory_layout import same_strides, without_memory
 from optimplug._core.optim.rule import FusedCall
 
 __all__ = ["FUSED_DEVICES", "Fused", "ReadyFused"]
@@ -29,7 +29,9 @@ class Fused:
         p = batch.params[0]
         has_operator = p.device.type in FUSED_DEVICES and p.dtype in batch.rule.fused_dtypes
         fits = has_operator and batch.goes_together and same_strides(batch)
-        return ReadyFused(batch) if fits else None
+        if not fits or without_memory(batch.grads, list(map(Tensor.data_ptr, batch.grads))):
+            return None
+        return ReadyFused(batch)
 
 
 @dataclass

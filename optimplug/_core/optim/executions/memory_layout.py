@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
 
-__all__ = ["overlap", "same_strides"]
+__all__ = ["overlap", "same_strides", "without_memory"]
 
 
 def same_strides(batch: Batch) -> bool:
@@ -27,6 +27,16 @@ def overlap(columns: Sequence[Sequence[Tensor]]) -> bool:
     tensors = chain.from_iterable(columns)
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
     return any(start < stop for (_, stop), (start, _) in pairwise(spans))
+
+
+def without_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) -> bool:
+    """Tell whether some tensor has elements but no memory for them.
+
+    Such is what autograd returns where a derivative is 0 everywhere, that of ``sgn`` for one.
+    """
+    return 0 in addresses and any(
+        at == 0 and t.numel() > 0 for t, at in zip(tensors, addresses, strict=True)
+    )
 
 
 def _strides_agree(row: Sequence[Tensor]) -> bool:

@@ -27,6 +27,8 @@ class AdamRule(Rule):
     maximize: bool = False
     decoupled: bool = False
     """Whether weight decay acts on the parameter, apart from the gradient."""
+    decays: bool = False
+    """Whether it goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     variant_state: ClassVar = ("max_exp_avg_sq",)
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -57,7 +59,7 @@ class AdamRule(Rule):
             g = g.neg()
         if self.decoupled and k["decay"] != 1:
             p.mul_(k["decay"])
-        elif not self.decoupled and k["decay"] != 0:
+        elif self.decays:
             g = g.add(p, alpha=k["decay"])
         m.lerp_(g, k["one_minus_beta1"])
         v.mul_(k["beta2"]).addcmul_(g, g, value=k["one_minus_beta2"])
@@ -178,9 +180,9 @@ class Adam(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> AdamRule:
-        return _rule(
-            bool(hyper["amsgrad"]), bool(hyper["maximize"]), bool(hyper["decoupled_weight_decay"])
-        )
+        decoupled = bool(hyper["decoupled_weight_decay"])
+        decays = not decoupled and bool(hyper["weight_decay"] != 0)
+        return _rule(bool(hyper["amsgrad"]), bool(hyper["maximize"]), decoupled, decays)
 
     @staticmethod
     def check(hyper: Hyper) -> None:

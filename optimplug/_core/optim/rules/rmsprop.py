@@ -23,6 +23,8 @@ class RMSpropRule(Rule):
     momentum: bool = False
     centered: bool = False
     maximize: bool = False
+    decays: bool = False
+    """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     variant_state: ClassVar = ("momentum_buffer", "grad_avg")
     temporaries: ClassVar = 4
@@ -50,7 +52,7 @@ class RMSpropRule(Rule):
     ) -> None:
         if self.maximize:
             g = g.neg()
-        if k["weight_decay"] != 0:
+        if self.decays:
             g = g.add(p, alpha=k["weight_decay"])
         v = state["square_avg"].mul_(k["alpha"]).addcmul_(g, g, value=k["one_minus_alpha"])
         if self.centered:
@@ -153,7 +155,8 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> RMSpropRule:
-        return _rule(hyper["momentum"] > 0, bool(hyper["centered"]), bool(hyper["maximize"]))
+        flags = bool(hyper["centered"]), bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0)
+        return _rule(hyper["momentum"] > 0, *flags)
 
     @staticmethod
     def check(hyper: Hyper) -> None:

@@ -27,6 +27,10 @@ class SGDRule(Rule):
     momentum: bool = False
     nesterov: bool = False
     maximize: bool = False
+    decays: bool = False
+    """Whether weight decay goes into the gradient. It is no branch on the coefficient: beside
+    groups that decay, one that does not would take 0 times a weight, which is no 0 if that is
+    infinite."""
 
     counts_steps: ClassVar = False
     takes_sparse: ClassVar = True
@@ -53,7 +57,7 @@ class SGDRule(Rule):
     ) -> None:
         if self.maximize:
             g = g.neg()
-        if k["weight_decay"] != 0:
+        if self.decays:
             g = g.add(p, alpha=k["weight_decay"])
         if self.momentum:
             buffer = state["momentum_buffer"].mul_(k["keep"]).add_(g, alpha=k["take"])
@@ -162,7 +166,8 @@ class SGD(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> SGDRule:
-        return _rule(hyper["momentum"] != 0, bool(hyper["nesterov"]), bool(hyper["maximize"]))
+        flags = bool(hyper["nesterov"]), bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0)
+        return _rule(hyper["momentum"] != 0, *flags)
 
     @staticmethod
     def check(hyper: Hyper) -> None:
