@@ -5,13 +5,14 @@ from collections import defaultdict
 import pytest
 import torch
 from support.labels import label
+from support.optimizers import TABLE
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import optimplug.optim
 from optimplug import ArgumentError
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
-from optimplug.optim import SGD, AdamW
+from optimplug.optim import SGD, AdamW, Rprop
 
 
 class Whole(Rule):
@@ -266,7 +267,7 @@ def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
 
 
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
-@pytest.mark.parametrize("cls", [SGD, optimplug.optim.Adam, optimplug.optim.RMSprop, AdamW])
+@pytest.mark.parametrize("cls", [cls for cls in TABLE if cls is not Rprop])
 def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls, choice):
     endless, other = (torch.nn.Parameter(torch.full((2,), v)) for v in (-torch.inf, 1.0))
     groups = [

@@ -22,6 +22,8 @@ class AdadeltaRule(Rule):
     """The math of :class:`Adadelta`, with its variants."""
 
     maximize: bool = False
+    decays: bool = False
+    """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 4
     state: ClassVar = (StateSpec("square_avg"), StateSpec("acc_delta"))
@@ -40,7 +42,7 @@ class AdadeltaRule(Rule):
     ) -> None:
         if self.maximize:
             g = g.neg()
-        if k["weight_decay"] != 0:
+        if self.decays:
             g = g.add(p, alpha=k["weight_decay"])
         v = state["square_avg"].mul_(k["rho"]).addcmul_(g, g, value=k["one_minus_rho"])
         std = v.add(k["eps"]).sqrt_()
@@ -129,7 +131,7 @@ class Adadelta(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> AdadeltaRule:
-        return _rule(bool(hyper["maximize"]))
+        return _rule(bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0))
 
     @staticmethod
     def check(hyper: Hyper) -> None:

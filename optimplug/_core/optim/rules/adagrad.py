@@ -27,6 +27,8 @@ class AdagradRule(Rule):
     """The math of :class:`Adagrad`, with its variants."""
 
     maximize: bool = False
+    decays: bool = False
+    """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     takes_sparse: ClassVar = True
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -44,7 +46,7 @@ class AdagradRule(Rule):
     ) -> None:
         if self.maximize:
             g = g.neg()
-        if k["weight_decay"] != 0:
+        if self.decays:
             g = g.add(p, alpha=k["weight_decay"])
         total = state["sum"].addcmul_(g, g, value=1.0)
         p.addcdiv_(g, total.sqrt().add_(k["eps"]), value=k["minus_step_size"])
@@ -152,7 +154,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> AdagradRule:
-        return _rule(bool(hyper["maximize"]))
+        return _rule(bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0))
 
     @staticmethod
     def check(hyper: Hyper) -> None:

@@ -21,6 +21,8 @@ class AdamaxRule(Rule):
     """The math of :class:`Adamax`, with its variants."""
 
     maximize: bool = False
+    decays: bool = False
+    """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf"))
@@ -40,7 +42,7 @@ class AdamaxRule(Rule):
     ) -> None:
         if self.maximize:
             g = g.neg()
-        if k["weight_decay"] != 0:
+        if self.decays:
             g = g.add(p, alpha=k["weight_decay"])
         m = state["exp_avg"].lerp_(g, k["one_minus_beta1"])
         u = state["exp_inf"].mul_(k["beta2"]).clamp_min_(g.abs().add_(k["eps"]))
@@ -129,7 +131,7 @@ class Adamax(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> AdamaxRule:
-        return _rule(bool(hyper["maximize"]))
+        return _rule(bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0))
 
     @staticmethod
     def check(hyper: Hyper) -> None:

@@ -23,6 +23,8 @@ class RAdamRule(Rule):
     maximize: bool = False
     decoupled: bool = False
     """Whether weight decay acts on the parameter, apart from the gradient."""
+    decays: bool = False
+    """Whether it goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 4
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
@@ -52,7 +54,7 @@ class RAdamRule(Rule):
             g = g.neg()
         if self.decoupled and k["decay"] != 1:
             p.mul_(k["decay"])
-        elif not self.decoupled and k["decay"] != 0:
+        elif self.decays:
             g = g.add(p, alpha=k["decay"])
         m.lerp_(g, k["one_minus_beta1"])
         v.mul_(k["beta2"]).addcmul_(g, g, value=k["one_minus_beta2"])
@@ -163,7 +165,9 @@ class RAdam(Optimizer):
 
     @staticmethod
     def rule(hyper: Hyper) -> RAdamRule:
-        return _rule(bool(hyper["maximize"]), bool(hyper["decoupled_weight_decay"]))
+        decoupled = bool(hyper["decoupled_weight_decay"])
+        decays = not decoupled and bool(hyper["weight_decay"] != 0)
+        return _rule(bool(hyper["maximize"]), decoupled, decays)
 
     @staticmethod
     def check(hyper: Hyper) -> None:
