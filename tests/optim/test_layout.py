@@ -10,9 +10,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import optimplug.optim
 from optimplug import ArgumentError
+from optimplug._core.optim.executions.choice import prepare
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
+from optimplug._core.optim.rules.sgd import SGDRule
 from optimplug.optim import SGD, AdamW, Rprop
+
+SGD_SETTINGS = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}
 
 
 class Whole(Rule):
@@ -39,9 +43,10 @@ def test_a_state_may_have_a_shape_and_a_type_of_its_own():
     assert state[p]["total"].dtype == torch.float64
 
 
-def test_a_shard_is_refused_where_the_whole_is_needed():
+@pytest.mark.parametrize("mark", ["to_local", "_fsdp_flattened"])
+def test_a_shard_is_refused_where_the_whole_is_needed(mark):
     p, state = torch.nn.Parameter(torch.ones(3, 4)), defaultdict(dict)
-    p.to_local = lambda: p  # what a DTensor has
+    setattr(p, mark, True)  # what a DTensor has, and what FSDP has flattened
     with pytest.raises(ArgumentError, match="Whole must see a whole tensor at once"):
         laid_out(p, Whole(), state)
     assert not state
@@ -257,7 +262,7 @@ def test_a_parameter_that_changes_its_group_has_the_settings_of_the_other(cls, o
 def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
     p, q = (torch.nn.Parameter(torch.zeros(3, 3)) for _ in range(2))
     pair = SGD([p], lr=1.0, momentum=0.5), torch.optim.SGD([q], lr=1.0, momentum=0.5)
-    for _ in range(2):
+    for _ in range(4):  # the second lays out what lasts
         for optimizer, owned in zip(pair, (p, q), strict=True):
             owned.grad = torch.arange(9.0).view(3, 3)
             optimizer.step()
@@ -278,3 +283,23 @@ def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls
     endless.grad, other.grad = torch.zeros(2), torch.ones(2)
     ours.step()
     assert endless.tolist() == [-torch.inf] * 2
+
+
+def test_one_type_of_two_bytes_is_not_read_as_another():
+    p = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    ours = SGD([p], lr=1.0)
+    p.grad = torch.ones(4, dtype=torch.bfloat16)
+    ours.step()
+    p.data = p.data.fill_(0).view(torch.float16)  # where it lies, beside a gradient as it was
+    ours.step()
+    assert p.tolist() == [-1.0] * 4
+
+
+def test_a_batch_whose_parameters_have_changed_their_form_is_not_prepared():
+    p = torch.nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    layout = laid_out(p, SGDRule(), state := defaultdict(dict))
+    (batch,) = layout.batches([{"params": [p], **SGD_SETTINGS}], [p.grad], [SGDRule()], state)
+    assert prepare(batch, {"foreach": True}) is not None
+    p.data = p.data.double()
+    assert prepare(batch, {"foreach": True}) is None

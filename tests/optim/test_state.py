@@ -143,6 +143,13 @@ class TestLoading:
         optimizer.register_load_state_dict_pre_hook(lambda o, s: s["mine"])
         optimizer.load_state_dict(saved)
 
+    def test_a_hook_that_leaves_nothing_has_said_so(self):
+        ours = AdamW(parameters(shapes=((2,),)))
+        descend(ours, 1, skip=False)
+        ours.register_load_state_dict_pre_hook(lambda o, s: {})
+        with pytest.raises(ValueError, match="must have the key 'state'"):
+            ours.load_state_dict(ours.state_dict())
+
     def test_sparse_and_expanded_moments_become_whole(self):
         a, b = parameters(shapes=((2,), (3,)))
         ours = AdamW([a, b])

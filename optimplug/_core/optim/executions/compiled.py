@@ -54,8 +54,8 @@ class _Memory:
     pointers: list[array[int]]
     contiguous: bool
     grad_dtype: torch.dtype
-    narrow: bool
-    """Whether any of them has two bytes an element."""
+    narrow: dict[int, torch.dtype]
+    """The types of two bytes: of the parameters under 0, of the kinds of state from 1 on."""
     sizes: list[int]
     singles: list[int]
     """Tensors of one element. A gradient whose sign autograd has yet to change is the imaginary
@@ -154,10 +154,6 @@ def _kept(batch: Batch) -> list[list[Tensor]]:
     return [batch.params, *batch.states.values()]
 
 
-def _one_type(column: Sequence[Tensor]) -> bool:
-    return len({tensor.dtype for tensor in column}) == 1
-
-
 def _inspect(batch: Batch, spans: list[list[list[int]]]) -> _Memory | None:
     """Look at every tensor of a batch; None where a library could not read them."""
     kept = _kept(batch)
@@ -170,7 +166,7 @@ def _inspect(batch: Batch, spans: list[list[list[int]]]) -> _Memory | None:
         [array("Q", addresses) for addresses, *_ in spans],
         all(p.is_contiguous() for p in batch.params),
         batch.grads[0].dtype,
-        any(column[0].dtype == torch.bfloat16 for column in kept),
+        {i: column[0].dtype for i, column in enumerate(kept) if column[0].itemsize == 2},
         sizes,
         [i for i, size in enumerate(sizes) if size == 1],
         array("q", accumulate(sizes, initial=0)),
@@ -184,8 +180,9 @@ def _still_valid(batch: Batch, memory: _Memory) -> bool:
     grad_types = {g.dtype for g in grads}
     if not (are_plain(grads) and grad_types == {dtype}):
         return False
-    if memory.narrow and not all(_one_type(column) for column in _kept(batch)):
-        return False  # in two bytes there may be two types, one put in the place of the other
+    kept = _kept(batch)
+    if any({t.dtype for t in kept[i]} != {narrow} for i, narrow in memory.narrow.items()):
+        return False  # there are two types of two bytes, and one may be in the other's place
     if [g.numel() for g in grads] != memory.sizes or any(grads[i].is_neg() for i in memory.singles):
         return False
     if not memory.contiguous:
