@@ -7,7 +7,18 @@ import torch
 from support.labels import label
 from support.tensors import parameters
 
-from optimplug.optim import SGD, Adam, AdamW
+from optimplug.optim import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -16,6 +27,14 @@ CASES = [
     (SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}),
     (Adam, {"amsgrad": True}),
     (AdamW, {"weight_decay": 0.1}),
+]
+WITHOUT_OPERATOR = [
+    (Adamax, {}),
+    (RAdam, {"betas": (0.8, 0.9)}),
+    (Adadelta, {"weight_decay": 0.1}),
+    (RMSprop, {"momentum": 0.9, "centered": True}),
+    (Rprop, {}),
+    (Lion, {"lr": 0.01}),
 ]
 
 
@@ -49,6 +68,16 @@ def test_a_run_is_that_of_the_cpu(cls, options, choice, clip, devices):
     truth = train(on(["cpu"], cls, **options, foreach=False))
     for a, b in zip(found, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [["cuda"], ["cpu", "cuda"]], ids=label)
+@pytest.mark.parametrize("choice", CHOICES[:3], ids=label)
+@pytest.mark.parametrize(("cls", "options"), [*WITHOUT_OPERATOR, (Adagrad, {})], ids=label)
+def test_a_run_of_any_other_is_that_of_the_cpu(cls, options, choice, devices):
+    found = train(on(devices, cls, **options, max_grad_norm=0.5, **choice))
+    truth = train(on(["cpu"], cls, **options, max_grad_norm=0.5, foreach=False))
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=label)
