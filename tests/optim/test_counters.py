@@ -143,6 +143,7 @@ def count_in_another_process(params, optimizer):
         optimizer.step()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA does not outlive a fork")
 @pytest.mark.parametrize("cls", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
 @pytest.mark.parametrize("when", ["before the first step", "after it"])
 def test_processes_that_share_a_state_count_together(cls, when):
