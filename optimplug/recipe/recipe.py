@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from optimplug import optim
 from optimplug._core.optim.memory import state_bytes
-from optimplug.errors import RecipeError
+from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
@@ -25,11 +25,12 @@ from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
+from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, read
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.written import Written
-from optimplug.recipe.warnings import plan_warnings
+from optimplug.recipe.warnings import rule_warnings, schedule_warnings, tell
 
 if TYPE_CHECKING:
     from optimplug.recipe.run import Run
@@ -60,6 +61,7 @@ class Recipe:
     """
 
     def __init__(self, source: Source | Recipe) -> None:
+        self._told: set[Problem] = set()
         self._written: Written
         if isinstance(source, Recipe):
             self._written = source._written
@@ -101,6 +103,7 @@ class Recipe:
         return {"content": self._written.content, "source": self.source}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._told = set()
         self._written = Written(state["content"], state["source"])
 
     @staticmethod
@@ -117,7 +120,10 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
-        found = plan_warnings(self.spec, without_wrappers(model), grouping, run_schedule, horizon)
+        found = [
+            *self._rule_warnings(model, grouping),
+            *self._schedule_warnings(run_schedule, horizon),
+        ]
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._checked.settings,
@@ -129,7 +135,7 @@ class Recipe:
             layout=grouping.layout or _layout_if_any(model),
             state_bytes=self._state_bytes(grouping),
             absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
-            warnings=tuple(self._written.problem(path, text) for path, text in found),
+            warnings=tuple(found),
         )
 
     def build(
@@ -138,7 +144,8 @@ class Recipe:
         """Build the optimizer over the model's groups, and its scheduler, stepped once per update.
 
         Parameters that the recipe freezes stop requiring gradients. Those that an earlier recipe
-        has frozen in this model require them again; what was frozen by hand stays so.
+        has frozen in this model require them again; what was frozen by hand stays so. What a plan
+        would warn of is said in the log ``optimplug``.
 
         Raises:
             RecipeError: the rules do not fit the model, or the phases the horizon. The model is as
@@ -148,7 +155,9 @@ class Recipe:
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
         optimizer = self._optimizer(grouping, model)
-        return optimizer, RecipeScheduler(optimizer, run_schedule)
+        scheduler = RecipeScheduler(optimizer, run_schedule)
+        self._tell(self._schedule_warnings(run_schedule, horizon))
+        return optimizer, scheduler
 
     def start(self, model: nn.Module, horizon: Horizon) -> Run:
         """Build both as :meth:`build` does, and return them as a run: what a loop is written with.
@@ -179,7 +188,9 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
-        return RecipeScheduler(optimizer, run_schedule)
+        scheduler = RecipeScheduler(optimizer, run_schedule)
+        self._tell(self._schedule_warnings(run_schedule, horizon))
+        return scheduler
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Build the groups alone, for an optimizer of one's own.
@@ -200,6 +211,7 @@ class Recipe:
         """
         grouping = self._group(model)
         freeze(model, grouping.frozen.values())
+        self._tell(self._rule_warnings(model, grouping))
         settings = self._checked.settings
         shared = {name: settings[name] for name in settable_per_group(settings)}
         return [{**shared, **group.as_param_group()} for group in grouping.groups]
@@ -231,7 +243,22 @@ class Recipe:
         optimizer = self._construct(grouping)
         # Only now, when nothing can fail any more: a model is not left half prepared.
         freeze(model, grouping.frozen.values())
+        self._tell(self._rule_warnings(model, grouping))
         return optimizer
+
+    def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+        found = rule_warnings(self.spec, without_wrappers(model), grouping)
+        return (self._written.problem(path, text) for path, text in found)
+
+    def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> Iterator[Problem]:
+        found = schedule_warnings(self.spec, schedule, horizon)
+        return (self._written.problem(path, text) for path, text in found)
+
+    def _tell(self, found: Iterable[Problem]) -> None:
+        """Say what is new of it: each of a recipe's warnings is said once, in however many runs."""
+        new = [problem for problem in dict.fromkeys(found) if problem not in self._told]
+        self._told.update(new)
+        tell(new, self.source)
 
     def _construct(
         self, grouping: Grouping, without: Collection[str] = ()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import torch.distributed as dist
 from torch import nn
 
 from optimplug.errors import Problem
@@ -19,34 +21,55 @@ from optimplug.recipe.schedule.vocabulary import row_of
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 
-__all__ = ["plan_warnings"]
+__all__ = ["rule_warnings", "schedule_warnings", "tell"]
+
+_logger = logging.getLogger("optimplug")
 
 # In the name of a metric, these tell that a plateau ought to look for a maximum.
 _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
 _SHOWN = 8  # of a list in a message
 
 
-def plan_warnings(
-    spec: RecipeSpec,
-    model: nn.Module,
-    grouping: Grouping,
-    run_schedule: RunSchedule,
-    horizon: Horizon,
-) -> Iterator[Problem]:
-    """Find what a recipe asks for in vain.
+def rule_warnings(spec: RecipeSpec, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+    """Find what the rules of a recipe ask for in vain.
 
     Args:
         spec: the recipe.
         model: the model, without wrappers.
-        grouping: what its rules make of the model.
-        run_schedule: what its phases make of the run.
-        horizon: of the run.
+        grouping: what the rules make of the model.
     """
-    yield from _rule_warnings(grouping)
+    yield from _vain_rules(grouping)
     yield from _layer_warnings(spec, grouping)
     yield from _kind_warnings(spec, model)
+
+
+def schedule_warnings(
+    spec: RecipeSpec, run_schedule: RunSchedule, horizon: Horizon
+) -> Iterator[Problem]:
+    """Find what the schedules of a recipe, and of its rules, ask for in vain.
+
+    Args:
+        spec: the recipe.
+        run_schedule: what the phases make of the run.
+        horizon: of the run.
+    """
     for rule, path, phases in spec.schedules():
-        yield from _schedule_warnings(path, phases, run_schedule.curves_of(rule), horizon)
+        yield from _phase_warnings(path, phases, run_schedule.curves_of(rule), horizon)
+
+
+def tell(found: Iterable[Problem], source: str | None) -> None:
+    """Say as a run begins what its plan warns of, in the log ``optimplug``; one process does.
+
+    Args:
+        found: what to say.
+        source: the file that the recipe came from.
+    """
+    # In the log and not by `warnings`, which many turn into errors: a recipe that has no effect in
+    # part is still carried out.
+    if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        return
+    for problem in found:
+        _logger.warning("%s%s", f"{source}: " if source else "", problem)
 
 
 def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
@@ -84,7 +107,7 @@ _Effects = Mapping[str, Sequence[_Effect]]
 """Of one rule, by its keys."""
 
 
-def _rule_warnings(grouping: Grouping) -> Iterator[Problem]:
+def _vain_rules(grouping: Grouping) -> Iterator[Problem]:
     for rule, effects in sorted(_effects(grouping).items()):
         yield from _vain_keys(rule, effects)
     yield from _kept_frozen(grouping)
@@ -143,7 +166,7 @@ def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
         yield Problem(f"groups[{rule}].freeze", message)
 
 
-def _schedule_warnings(
+def _phase_warnings(
     path: str, phases: Sequence[PhaseSpec], curves: Mapping[str, Curve], horizon: Horizon
 ) -> Iterator[Problem]:
     """Find phases without effect, and a rate that is 0 before the run is over."""
