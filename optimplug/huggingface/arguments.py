@@ -116,7 +116,7 @@ def resolve_recipe(given: Source | Recipe | None, args: TrainingArguments) -> Re
 def report_replaced(
     args: TrainingArguments, recipe: Recipe, but: Collection[str] = (), told: str = ""
 ) -> str:
-    """Warn, once, of every argument that was set although the recipe replaces it.
+    """Warn, once, of every argument that was set although the recipe replaces it by another value.
 
     Args:
         args: the trainer's.
@@ -128,11 +128,12 @@ def report_replaced(
         What there is to say, of which the warning is made.
     """
     defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
+    same = _meant_by(recipe)
     changed = [
         (f"{name}={_bare(getattr(args, name))!r}", winner)
         for name, winner in _winners(recipe)
         if name in defaults and name not in but and getattr(args, name) != defaults[name]
-        if not (name == "max_grad_norm" and args.max_grad_norm == (recipe.max_grad_norm or 0))
+        if name not in same or getattr(args, name) != same[name]
     ]
     report = ", ".join(
         f"{', '.join(name for name, _ in names)} ({winner})"
@@ -163,6 +164,22 @@ def _winners(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield argument, schedule
     for argument in ("optim", "optim_args"):
         yield argument, f"the recipe's optimizer is {name}"
+
+
+def _meant_by(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments by which a Trainer would do what the recipe says."""
+    settings = recipe.hyperparameters
+    found = {"max_grad_norm": recipe.max_grad_norm or 0}
+    for argument, key in (
+        ("learning_rate", "lr"),
+        ("weight_decay", "weight_decay"),
+        ("adam_epsilon", "eps"),
+    ):
+        if key in settings:
+            found[argument] = settings[key]
+    for i, beta in enumerate(settings.get("betas", ())):
+        found[f"adam_beta{i + 1}"] = beta
+    return found
 
 
 def _setting(name: str, settings: Mapping[str, Any], key: str, i: int | None = None) -> str:

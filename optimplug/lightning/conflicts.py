@@ -69,8 +69,10 @@ def check_clipping(module: LightningModule, recipe: Recipe) -> None:
                 "one of the two",
             )
         return
-    value = module.trainer.gradient_clip_val
-    if value:
+    trainer = module.trainer
+    value = trainer.gradient_clip_val
+    same = value == recipe.max_grad_norm and trainer.gradient_clip_algorithm != "value"
+    if value and not same:
         warnings.warn(
             f"Trainer(gradient_clip_val={value}) does not apply: the recipe decides, by "
             f"optimizer.max_grad_norm, here {recipe.max_grad_norm}",

@@ -25,6 +25,7 @@ __all__ = [
     "should_log",
     "uncompiled",
     "unscales_by_itself",
+    "validated_metrics",
     "validation_is_pending",
 ]
 
@@ -95,6 +96,20 @@ def validation_is_pending(trainer: Trainer) -> bool:
     if not trainer.training or fetcher is None or batches.completed == batches.ready:
         return False
     return loop._should_check_val_fx(fetcher)
+
+
+def validated_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Return what the validation that is about to end has logged, and nothing else.
+
+    ``trainer.callback_metrics`` also holds what the training has logged, and what earlier
+    validations have. Several data loaders have names of their own, as they have there.
+    """
+    results = trainer._results
+    if results is None:
+        return {}
+    logged = [r for r in results.values() if r.meta.on_epoch and not r.has_reset]
+    names = {name for r in logged for name in results._forked_name(r, on_step=False)}
+    return {name: value for name, value in trainer.callback_metrics.items() if name in names}
 
 
 def run_validation(trainer: Trainer) -> None:

@@ -13,6 +13,7 @@ from optimplug._core.metrics import name_among
 from optimplug.lightning.internals import (
     loaded_checkpoint,
     run_validation,
+    validated_metrics,
     validation_is_pending,
 )
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
@@ -75,11 +76,11 @@ class TellsValidations(CompletesValidations):
         self.run.eval()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on the metrics that the module has logged, the same on every process.
+        """Pass on the metrics that this validation has logged, the same on every process.
 
         Raises:
-            ArgumentError: a plateau is active and the module has not logged its metric; or, at the
-                first validation of the fit, one that a later phase follows.
+            ArgumentError: a plateau is active and the validation has not logged its metric; or, at
+                the first validation of the fit, one that a later phase follows.
         """
         scheduler = self.run.scheduler
         # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
@@ -111,8 +112,8 @@ def in_fit(trainer: Trainer) -> bool:
 
 
 def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
-    """Return the metrics, those that are followed as their mean over all processes."""
-    metrics: dict[str, Any] = dict(trainer.callback_metrics)
+    """Return the metrics of a validation, those that are followed as their mean over processes."""
+    metrics = validated_metrics(trainer)
     found = {found for name in followed if (found := name_among(name, metrics))}
     for name in sorted(found) if trainer.world_size > 1 else ():
         own = torch.as_tensor(metrics[name]).detach().clone()

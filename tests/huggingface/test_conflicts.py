@@ -159,6 +159,19 @@ def test_a_threshold_that_means_the_same_is_none_that_is_replaced(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "same",
+    [{"learning_rate": 0.1}, {"weight_decay": 0.2}, {"adam_epsilon": 1e-6}, {"adam_beta2": 0.9}],
+    ids=str,
+)
+def test_an_argument_that_says_what_the_recipe_says_is_none_that_is_replaced(tmp_path, same):
+    settings = {"lr": 0.1, "weight_decay": 0.2, "eps": 1e-6, "betas": [0.8, 0.9]}
+    recipe = {"optimizer": {"name": "AdamW", "max_grad_norm": 1.0, **settings}}
+    trainer_of(tmp_path, recipe, **same)  # a warning would be an error here
+    with pytest.warns(UserWarning, match="the recipe replaces"):
+        trainer_of(tmp_path, recipe, **{name: value / 2 for name, value in same.items()})
+
+
 def test_other_processes_say_nothing(tmp_path, monkeypatch):
     with Heard() as heard:
         trainer = trainer_of(tmp_path)

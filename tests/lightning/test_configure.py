@@ -162,6 +162,19 @@ def test_the_trainers_own_clipping_does_not_apply_and_that_is_said(tmp_path, cls
     assert same_weights(module.model, plain_loop(recipe)[0])
 
 
+def test_clipping_by_the_trainer_that_means_the_same_is_nothing_to_say(tmp_path):
+    recipe = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "max_grad_norm": 0.1}}
+    for algorithm in (None, "norm"):  # a warning would be an error here
+        trainer_of(
+            tmp_path, gradient_clip_val=0.1, gradient_clip_algorithm=algorithm, max_epochs=1
+        ).fit(Module(recipe), loader())
+    by_value = trainer_of(
+        tmp_path, gradient_clip_val=0.1, gradient_clip_algorithm="value", max_epochs=1
+    )
+    with pytest.warns(UserWarning, match=r"gradient_clip_val=0\.1\) does not apply"):
+        by_value.fit(Module(recipe), loader())
+
+
 def test_no_clipping_by_the_trainer_is_nothing_to_say(tmp_path):
     module = Module(UNCLIPPED)
     trainer_of(tmp_path, gradient_clip_val=0.0).fit(module, loader())

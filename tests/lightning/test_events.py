@@ -352,3 +352,63 @@ def test_a_metric_that_only_a_late_phase_follows_is_missed_at_the_first_validati
     with pytest.raises(ArgumentError, match="'val_f1' is missing; there are: val_loss"):
         fit(tmp_path, recipe, cls=Counting)
     assert Counting.updates == EPOCH
+
+
+class LogsLossInTraining(Tiny):
+    """Whose training logs a loss that gets worse, and its validation another that gets better."""
+
+    validates = "val_loss"
+
+    def training_step(self, batch):
+        self.log("loss", torch.tensor(float(self.global_step)))
+        return super().training_step(batch)
+
+    def validation_step(self, batch):
+        self.log(self.validates, -self.validations)
+
+
+@pytest.mark.parametrize("monitor", ["loss", "eval_loss", "val_loss"])
+def test_a_plateau_follows_the_validation_and_not_the_training(tmp_path, monitor):
+    recipe = recipe_of({**PLATEAU, "monitor": monitor})
+    _, rates = fit(tmp_path, recipe, cls=LogsLossInTraining)
+    assert rates == [[0.1]] * 3 * EPOCH
+
+
+@pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
+def test_a_loss_of_the_training_is_none_of_the_validation(tmp_path, monitor):
+    class Other(LogsLossInTraining):
+        validates = "val_mae"
+
+    with pytest.raises(ArgumentError, match=f"'{monitor}' is missing; there are: val_mae"):
+        fit(tmp_path, recipe_of({**PLATEAU, "monitor": monitor}), cls=Other)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_metric_of_an_earlier_validation_is_not_told_again(tmp_path, by_hand):
+    class Once(Tiny):
+        def validation_step(self, batch):
+            self.log("val_mae" if self.validations else "val_loss", torch.tensor(1.0))
+
+        def configure_optimizers(self):
+            if not by_hand:
+                return super().configure_optimizers()
+            optimizer, scheduler = Recipe.load(self.recipe).build(self, horizon_of(self.trainer))
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    callbacks = [MetricCallback()] if by_hand else []
+    with pytest.raises(ArgumentError, match="'val_loss' is missing; there are: val_mae"):
+        fit(tmp_path, FOLLOWING, *callbacks, cls=Once)
+
+
+def test_a_metric_of_one_of_several_data_loaders_is_followed(tmp_path):
+    class Several(Tiny):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self.log("val_loss", self.validations.clone())
+
+    rates, module = (
+        Rates(),
+        Several(recipe_of(WARM_UP, {**PLATEAU, "monitor": "val_loss/dataloader_idx_0"})),
+    )
+    trainer_of(tmp_path, rates).fit(module, batches(), [batches(), batches()])
+    _, expected = fit(tmp_path, FOLLOWING)
+    assert rates.seen == expected

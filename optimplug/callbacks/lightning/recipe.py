@@ -66,10 +66,10 @@ class MetricCallback(CompletesValidations):
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass on the metrics that the module has logged, the same on every process.
+        """Pass on the metrics that this validation has logged, the same on every process.
 
         Raises:
-            ArgumentError: a plateau is active and the module has not logged its metric.
+            ArgumentError: a plateau is active and the validation has not logged its metric.
         """
         if not in_fit(trainer):
             return

@@ -41,12 +41,12 @@ class SchedulerCallback(CompletesValidations, LeavesAfterFit):
         interval: what is counted: "step" (updates of the optimizer), "epoch" or "validation".
             An epoch that was broken off is none, nor is a validation outside of ``fit``.
         frequency: after every how many of them it is stepped.
-        monitor: the metric that a plateau follows, as the module logs it; its mean over all
+        monitor: the metric that a plateau follows, as the validation logs it; its mean over all
             processes.
 
     Raises:
         ArgumentError: an argument breaks its rule; or, when the run starts, the scheduler does not
-            fit the module or the other arguments; or the module has not logged the metric.
+            fit the module or the other arguments; or the validation has not logged the metric.
 
     Example:
         ``SchedulerCallback(lambda optimizer: StepLR(optimizer, 30), interval="epoch")``
