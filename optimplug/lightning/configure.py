@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -161,8 +162,8 @@ class RecipeMixin:
     :func:`configure_optimizers` for what that does.
 
     Raises:
-        RecipeError: as a class is derived from it, if another base configures optimizers, which one
-            of the two would do in vain, or LightningModule stands before it.
+        RecipeError: as a class is derived from it, if it or another base configures optimizers,
+            which one of the two would do in vain, or LightningModule stands before it.
 
     Example::
 
@@ -189,10 +190,29 @@ class RecipeMixin:
         return configure_optimizers(self, self.recipe)
 
 
+# One of these names stands in a method that does something with the recipe.
+_GOES_ON = frozenset({"super", "RecipeMixin", "recipe", _CONFIGURE})
+
+
+def _refuse_own_configuration(cls: type[RecipeMixin]) -> None:
+    """Refuse a ``configure_optimizers`` beside the mixin's, unless it goes on to it."""
+    method = inspect.unwrap(vars(cls)[_CONFIGURE])
+    code = getattr(method, "__code__", None)
+    if code is not None and not _GOES_ON.intersection(code.co_names):
+        raise RecipeError.at(
+            "recipe",
+            f"{cls.__name__} configures its optimizers itself, so its recipe would not be run; "
+            "take its configure_optimizers out, or call super().configure_optimizers() in it",
+        )
+
+
 def _refuse_other_configuration(cls: type[RecipeMixin]) -> None:
     """Refuse bases whose ``configure_optimizers`` comes before the mixin's, or in vain after it."""
     for base in cls.__mro__:
-        if issubclass(base, RecipeMixin) or _CONFIGURE not in vars(base):
+        if base is RecipeMixin or _CONFIGURE not in vars(base):
+            continue
+        if issubclass(base, RecipeMixin):
+            _refuse_own_configuration(base)
             continue
         if base not in LightningModule.__mro__:
             raise RecipeError.at(

@@ -478,6 +478,13 @@ class TestOtherConfigurations:
         ):
             type("Both", bases, {})
 
+    def test_a_class_that_kept_its_own_is_refused(self):
+        with pytest.raises(RecipeError, match=r"^recipe: Kept configures its optimizers itself"):
+
+            class Kept(RecipeMixin, LightningModule):
+                def configure_optimizers(self):
+                    return torch.optim.SGD(self.parameters(), lr=0.7)
+
     def test_the_mixin_must_stand_first(self):
         with pytest.raises(
             RecipeError, match=r"^recipe: Late must have RecipeMixin before Lightnin"
