@@ -27,7 +27,7 @@ from optimplug.huggingface.conflicts import (
 from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.horizon import horizon_of
-from optimplug.huggingface.internals import TrainerEvents, require_methods
+from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
 from optimplug.huggingface.resume import resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.parameters.frozen import require_gradients
@@ -164,8 +164,21 @@ class _WithRecipe(TrainerEvents):
                 "trainer.run was closed during train(): nothing clips, freezes or is told of "
                 "evaluations any more; call trainer.run.close() after train()"
             )
+        self._refuse_other_schedule()
         run.train()
         return super().training_step(*args, **kwargs)
+
+    def _refuse_other_schedule(self) -> None:
+        """Refuse to train by a schedule that is not the recipe's, though the recipe has one."""
+        other = unwrapped(self.lr_scheduler)
+        if self.recipe.spec.schedule and not (
+            isinstance(other, RecipeScheduler) or self.is_deepspeed_enabled
+        ):
+            raise RecipeError.at(
+                "schedule",
+                f"the trainer has another one, of {type(other).__name__}; leave create_scheduler "
+                "and trainer.lr_scheduler to RecipeTrainer, or the schedule out of the recipe",
+            )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         if self.run is not None:

@@ -265,3 +265,26 @@ def test_what_changes_by_itself_in_a_group_is_no_difference(tmp_path):
         UserWarning, match=r"checkpoint-3 was .*: momentum 0\.9 \(the recipe's is 0\.5"
     ):
         counting(tmp_path, momentum=0.5).train(resume_from_checkpoint=checkpoint)
+
+
+SCHEDULED = {**CLIPPED, "schedule": [{"name": "LinearLR"}]}
+
+
+class WithItsOwnSchedule(RecipeTrainer):
+    """A class that somebody has derived from RecipeTrainer."""
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer)
+        return self.lr_scheduler
+
+
+@pytest.mark.parametrize("derived", [True, False])
+def test_a_schedule_in_the_place_of_the_recipes_is_refused_before_it_trains(tmp_path, derived):
+    trainer = trainer_of(tmp_path, SCHEDULED, WithItsOwnSchedule if derived else RecipeTrainer)
+    if not derived:
+        optimizer = trainer.create_optimizer()
+        trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with pytest.raises(RecipeError, match=r"^schedule: the trainer has another one, of ConstantLR"):
+        trainer.train()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
