@@ -71,7 +71,7 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
         with wrong.caught():
             frozen_until[rule] = until(duration, horizon, f"{rule.path}.freeze.until")
     wrong.raise_if_any()
-    return RunSchedule(shared, own, frozen_until)
+    return RunSchedule(shared, own, frozen_until, horizon.total_steps)
 
 
 def _own_curves(curves: Mapping[str, Curve], phases: Sequence[PhaseSpec]) -> Curves:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from optimplug._core.arguments import owner_of
+from optimplug._core.arguments import owner_of, warn
 from optimplug.errors import ArgumentError, StateError
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.updates import Updates
@@ -54,6 +54,8 @@ class ScheduledOptimizer:
         self.updates = Updates(self._owner)
         self.training = True
         self._scheduler = scheduler
+        self._moved: tuple[RecipeScheduler | None, int] = (scheduler, 0)
+        self._told_of_other_steps = False
         self._closed = False
         self._undo = ExitStack()
         self.on_close(self.updates.close)
@@ -106,9 +108,24 @@ class ScheduledOptimizer:
         self._check_open()
         scheduler = self.scheduler  # or else an error, before anything is counted
         new = self.updates.take()
+        self._tell_of_other_steps(scheduler)
         for _ in range(new):
             scheduler.step()
+            scheduler.tell_if_beyond()
+        self._moved = (scheduler, scheduler.steps_taken)
         return new > 0
+
+    def _tell_of_other_steps(self, scheduler: RecipeScheduler) -> None:
+        """Warn, once, where somebody moves the schedule on as well."""
+        last, known = self._moved
+        others = scheduler.steps_taken - (known if last is scheduler else 0)
+        if others > 0 and scheduler.changes and not self._told_of_other_steps:
+            self._told_of_other_steps = True
+            warn(
+                "run.scheduler.step() is called beside run.step() or run.updated(), which move the "
+                f"schedule on by themselves: it has taken {others} steps more than there were "
+                "updates, and ends too early; leave scheduler.step() out"
+            )
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
         """Tell the schedule of a validation, once it is complete; rates change at once if need be.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optimplug._core.arguments import owner_of, require_count
+from optimplug._core.arguments import owner_of, require_count, warn
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
 from optimplug._core.metrics import require_metric
@@ -34,6 +34,9 @@ class RecipeScheduler(LRScheduler):
         optimizer: the optimizer whose groups are scheduled.
         run_schedule: the curves. They remember metrics: one run_schedule serves one scheduler.
 
+    Attributes:
+        steps_taken: how many steps this object has taken; no part of its state.
+
     Example:
         >>> from optimplug import Horizon, Recipe
         >>> plateau = {"name": "ReduceLROnPlateau", "monitor": "loss", "patience": 0}
@@ -46,12 +49,17 @@ class RecipeScheduler(LRScheduler):
         [0.1]
     """
 
-    _not_saved = (*LRScheduler._not_saved, "_run_schedule", "_freeze", "_notes_steps")
+    _not_saved = (
+        *LRScheduler._not_saved,
+        *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
+    )
     _catches_up = True
 
     def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
         self._run_schedule = run_schedule
         self._was_told = False
+        self._is_beyond = False
+        self.steps_taken = 0
         self.fingerprint = str(run_schedule)
         # Whether it is this scheduler that first needs the optimizer's steps noted.
         self._notes_steps = noted_steps(owner_of(optimizer)) is None
@@ -67,6 +75,25 @@ class RecipeScheduler(LRScheduler):
         curves = [self._curves_of(group)["lr"] for group in self._groups]
         factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
         return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+
+    def _advance(self, metrics: Any = None) -> None:
+        super()._advance(metrics)
+        if not self._is_initial:
+            self.steps_taken += 1
+
+    def tell_if_beyond(self) -> None:
+        """Warn, once, of a step after the end of the run, over which the schedule was laid out."""
+        total = self._run_schedule.total_steps
+        if self._is_beyond or total is None or self.last_epoch <= total or not self.changes:
+            return
+        self._is_beyond = True
+        warn(
+            f"the schedule was laid out over {total} updates, and this is update "
+            f"{self.last_epoch}: the phases are over, and the highest lr is now "
+            f"{max(self._floats(), default=0.0):.3g}; give as Horizon.total_steps the updates of "
+            "the whole run, those of all its epochs",
+            frames=3,
+        )
 
     def _updates_done(self) -> int:
         return self.last_epoch

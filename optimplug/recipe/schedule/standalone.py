@@ -64,4 +64,4 @@ def build_scheduler(
         wrong.extend(target_problems(phases, owner.defaults, type(owner).__name__))
         wrong.raise_if_any()
         curves = compile_schedule(phases, horizon, owner.defaults)
-    return RecipeScheduler(owner, RunSchedule(curves))
+    return RecipeScheduler(owner, RunSchedule(curves, total_steps=horizon.total_steps))

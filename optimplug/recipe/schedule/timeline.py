@@ -47,6 +47,8 @@ class RunSchedule:
     """Those of rules, for the groups that name one."""
     frozen_until: Mapping[RuleId, int] = field(default_factory=dict)
     """The number of updates for which a rule freezes the groups that name it."""
+    total_steps: int | None = None
+    """The number of updates in the whole run, where it is known."""
 
     def curves_of(self, rule: RuleId | None) -> Curves:
         """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
