@@ -195,7 +195,12 @@ _GOES_ON = frozenset({"super", "RecipeMixin", "recipe", _CONFIGURE})
 
 
 def _refuse_own_configuration(cls: type[RecipeMixin]) -> None:
-    """Refuse a ``configure_optimizers`` beside the mixin's, unless it goes on to it."""
+    """Refuse a ``configure_optimizers`` on the class that takes the mixin, unless it goes on to it.
+
+    One that a class derived from that puts in its place is meant.
+    """
+    if RecipeMixin not in cls.__bases__:
+        return
     method = inspect.unwrap(vars(cls)[_CONFIGURE])
     code = getattr(method, "__code__", None)
     if code is not None and not _GOES_ON.intersection(code.co_names):

@@ -133,6 +133,30 @@ def test_a_batch_size_finder_says_whom_it_works_for(tmp_path):
     assert seen == [False, True], f"finders are not told apart in Lightning {VERSION}"
 
 
+def test_what_a_validation_has_logged_is_known(tmp_path):
+    class Logging(Tiny):
+        def training_step(self, batch):
+            loss = super().training_step(batch)
+            self.log("mine", loss.detach(), on_epoch=True)
+            return loss
+
+        def validation_step(self, batch):
+            self.log("seen", torch.tensor(1.0))
+
+    class Asking(Callback):
+        def on_validation_end(self, trainer, module):
+            still(trainer, "_results", "validated_metrics")
+            still(trainer._results, "_forked_name", "validated_metrics")
+            found.append(set(internals.validated_metrics(trainer)))
+
+    found = []
+    trainer_of(tmp_path, Asking(), max_epochs=2).fit(Logging(STEPS), batches(), batches())
+    assert found
+    assert all("seen" in names and "mine" not in names for names in found), (
+        f"not what Lightning {VERSION} logged then"
+    )
+
+
 def test_callbacks_can_be_added_first_and_removed(tmp_path):
     trainer, own = trainer_of(tmp_path), Callback()
     before = internals.callbacks_of(trainer)
