@@ -128,12 +128,11 @@ def report_replaced(
         What there is to say, of which the warning is made.
     """
     defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
-    same = _meant_by(recipe)
     changed = [
         (f"{name}={_bare(getattr(args, name))!r}", winner)
-        for name, winner in _winners(recipe)
-        if name in defaults and name not in but and getattr(args, name) != defaults[name]
-        if name not in same or getattr(args, name) != same[name]
+        for name, same, winner in _winners(recipe)
+        if name in defaults and name not in but
+        if getattr(args, name) not in (defaults[name], same)
     ]
     report = ", ".join(
         f"{', '.join(name for name, _ in names)} ({winner})"
@@ -146,49 +145,46 @@ def report_replaced(
     return report
 
 
-def _winners(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Walk the arguments that a recipe replaces, whole, each with what applies in its place."""
+# Of these arguments, the recipe's hyperparameters by the same meaning; of a pair, which of the two.
+_SETTINGS = {
+    "learning_rate": ("lr", None),
+    "weight_decay": ("weight_decay", None),
+    "adam_beta1": ("betas", 0),
+    "adam_beta2": ("betas", 1),
+    "adam_epsilon": ("eps", None),
+}
+_NOTHING = object()  # no argument says what the recipe says
+
+
+def _winners(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Walk the arguments that a recipe replaces, whole.
+
+    With each comes the value by which a Trainer would do what the recipe says, and what that is.
+    """
     name = recipe.spec.optimizer.name
     settings = recipe.hyperparameters
-    for argument, key in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
-        yield argument, _setting(name, settings, key)
-    for i in (0, 1):
-        yield f"adam_beta{i + 1}", _setting(name, settings, "betas", i)
-    yield "adam_epsilon", _setting(name, settings, "eps")
+    for argument, (key, i) in _SETTINGS.items():
+        yield argument, *_setting(name, settings, key, i)
     clips = recipe.max_grad_norm is not None
-    clipping = _setting(name, settings, "max_grad_norm") if clips else "the recipe does not clip"
-    yield "max_grad_norm", clipping
+    none = (0, "the recipe does not clip")
+    yield "max_grad_norm", *(_setting(name, settings, "max_grad_norm") if clips else none)
     phases = ", ".join(str(p.name or p.preset or "together") for p in recipe.spec.schedule)
     schedule = f"the recipe's schedule is {phases}" if phases else "the recipe has no schedule"
     for argument in ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"):
-        yield argument, schedule
+        yield argument, _NOTHING, schedule
     for argument in ("optim", "optim_args"):
-        yield argument, f"the recipe's optimizer is {name}"
+        yield argument, _NOTHING, f"the recipe's optimizer is {name}"
 
 
-def _meant_by(recipe: Recipe) -> dict[str, Any]:
-    """Return the arguments by which a Trainer would do what the recipe says."""
-    settings = recipe.hyperparameters
-    found = {"max_grad_norm": recipe.max_grad_norm or 0}
-    for argument, key in (
-        ("learning_rate", "lr"),
-        ("weight_decay", "weight_decay"),
-        ("adam_epsilon", "eps"),
-    ):
-        if key in settings:
-            found[argument] = settings[key]
-    for i, beta in enumerate(settings.get("betas", ())):
-        found[f"adam_beta{i + 1}"] = beta
-    return found
-
-
-def _setting(name: str, settings: Mapping[str, Any], key: str, i: int | None = None) -> str:
+def _setting(
+    name: str, settings: Mapping[str, Any], key: str, i: int | None = None
+) -> tuple[Any, str]:
     if key not in settings:
-        return f"the recipe's {name} has no {key}"
+        return _NOTHING, f"the recipe's {name} has no {key}"
     value = settings[key]
     if i is None:
-        return f"the recipe's {key} is {value}"
-    return f"the recipe's {key}[{i}] is {value[i]}"
+        return value, f"the recipe's {key} is {value}"
+    return value[i], f"the recipe's {key}[{i}] is {value[i]}"
 
 
 def _bare(value: Any) -> Any:
