@@ -16,6 +16,7 @@ from torch import nn
 __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
+    "WRAPPED_AS",
     "children_by_name",
     "foreach_operator",
     "fused_adagrad",
@@ -40,6 +41,10 @@ fused_adagrad: Callable[..., None] = torch._fused_adagrad_
 fused_adam: Callable[..., None] = torch._fused_adam_
 fused_adamw: Callable[..., None] = torch._fused_adamw_
 fused_sgd: Callable[..., None] = torch._fused_sgd_
+
+# What wrappers call the module that they wrap, in names that are nobody else's: torch.compile,
+# FSDP's first version, activation checkpointing, Fabric.
+WRAPPED_AS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 # The bases of every convolution (transposed ones too) and of every batch and instance norm. torch
 # exports only the classes that derive from them, a dozen each, and adds some now and then.

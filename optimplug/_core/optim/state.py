@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimplug._core.internals import WRAPPED_AS
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug.errors import ArgumentError, StateError
 
@@ -109,10 +110,6 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
 
 
-# What wrappers put into the names of the parameters that they wrap.
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
 def _check_names(i: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Refuse moments that would go to other parameters than they were computed for."""
     if "param_names" not in theirs or "param_names" not in ours:
@@ -126,8 +123,8 @@ def _check_names(i: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 
 def _bare(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
+    for wrapper in WRAPPED_AS:
+        name = name.replace(f"{wrapper}.", "")
     return name.removeprefix("module.")  # of DataParallel and its kin, outermost
 
 

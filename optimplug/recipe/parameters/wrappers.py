@@ -5,15 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optimplug._core.internals import children_by_name, with_children
+from optimplug._core.internals import WRAPPED_AS, children_by_name, with_children
 
 __all__ = ["without_wrappers"]
 
 # What each calls the module that it wraps. Only these classes: a module of the user's own may have
 # a part that is called `module`.
 _NAMED_MODULE = (nn.DataParallel, DistributedDataParallel)
-# These names are nobody else's: of torch.compile, FSDP, activation checkpointing, Fabric.
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
@@ -41,7 +39,7 @@ def _bare(module: nn.Module, known: dict[nn.Module, nn.Module]) -> nn.Module:
 def _inside(module: nn.Module) -> nn.Module | None:
     """Return the module that this one wraps, or None if it is no wrapper."""
     children = children_by_name(module)
-    names = ("module",) if isinstance(module, _NAMED_MODULE) else _WRAPPED
+    names = ("module",) if isinstance(module, _NAMED_MODULE) else WRAPPED_AS
     return next((children[name] for name in names if name in children), None)
 
 
