@@ -47,7 +47,11 @@ class TorchLR:
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Raise: there is none that could be asked for without a step."""
-        raise NotImplementedError(f"{type(self._scheduler).__name__} has no closed form here")
+        name = type(self._scheduler).__name__
+        raise NotImplementedError(
+            f"{name} has no closed form here: of schedulers that are not optimplug's, nothing but "
+            "step() is known; put one of optimplug.optim.lr_scheduler in its place"
+        )
 
     def _steps_in_it(self) -> float:
         return 0
