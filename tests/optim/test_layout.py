@@ -299,7 +299,7 @@ def test_a_batch_whose_parameters_have_changed_their_form_is_not_prepared():
     p = torch.nn.Parameter(torch.zeros(4))
     p.grad = torch.ones(4)
     layout = laid_out(p, SGDRule(), state := defaultdict(dict))
-    (batch,) = layout.batches([{"params": [p], **SGD_SETTINGS}], [p.grad], [SGDRule()], state)
+    (batch,) = layout.batches([{"params": [p], **SGD_SETTINGS}], [p.grad], state)
     assert prepare(batch, {"foreach": True}) is not None
     p.data = p.data.double()
     assert prepare(batch, {"foreach": True}) is None

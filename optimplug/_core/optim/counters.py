@@ -65,7 +65,7 @@ class SingleCounters:
 
     untouched = False  # to look would cost as much as to gather them anew
 
-    def __init__(self, kept: list[Kept], device: torch.device) -> None:
+    def __init__(self, kept: list[Kept]) -> None:
         self._all: list[Tensor] = [state["step"] for state in kept]
 
     def shared(self) -> list[Tensor]:
@@ -102,9 +102,7 @@ def gather(
     shared = [torch.empty(0)] * len(places)
     for (device, _), members in rows.items():
         states = [places[i][0] for i in members]
-        counters: AnyCounters = (
-            Counters(states, device) if plain else SingleCounters(states, device)
-        )
+        counters: AnyCounters = Counters(states, device) if plain else SingleCounters(states)
         found.append(counters)
         for i, counter in zip(members, counters.shared(), strict=True):
             shared[i] = counter

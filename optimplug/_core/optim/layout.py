@@ -12,11 +12,10 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from optimplug._core.internals import is_flattened
-from optimplug._core.optim.batch import Batch, Cell, Form
+from optimplug._core.optim.batch import Batch, Cell, Form, is_sharded
 from optimplug._core.optim.counters import AnyCounters, gather
+from optimplug._core.optim.refusals import refuse_part, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug.errors import ArgumentError, GradientError
 
 __all__ = ["Layout", "State"]
 
@@ -71,7 +70,7 @@ class _BatchLayout:
         if columns is None:
             return None
         owners = columns["params"]
-        sharded = _is_sharded(owners[0])
+        sharded = is_sharded(owners[0])
         if sharded:
             columns = _local(columns)
         if owners[0].is_complex():
@@ -129,10 +128,10 @@ class Layout:
         state: State,
         count_on: Collection[str],
     ) -> None:
-        _refuse_sparse(groups, grads, rules)
+        refuse_sparse(groups, grads, rules)
         members = list(_stepping(groups, grads, rules))
         for member in members:
-            _refuse_part(member.p, member.rule)
+            refuse_part(member.p, member.rule)
         for member in members:
             hyper = groups[member.group]
             member.kept, member.first = _ensure_state(member.p, member.rule, state, hyper)
@@ -159,33 +158,36 @@ class Layout:
             if member.counter is not None:
                 layout.steps.append(member.kept["step"])
         self.layouts = list(layouts.values())
-        for layout in self.layouts if self.lasts else ():
+        for layout in self.layouts if self._lasts else ():
             layout.addresses = list(map(Tensor.data_ptr, layout.steps))
 
-    def batches(
+    def fits(
         self,
         groups: Sequence[dict[str, Any]],
         grads: Sequence[Tensor | None],
         rules: Sequence[Rule],
         state: State,
-    ) -> list[Batch] | None:
-        """Return this step's work; None where something has changed since this was laid out."""
-        params, states = _flat(groups), list(state.values())
-        fits = (
-            self._params == list(map(id, params))
+    ) -> bool:
+        """Tell whether the next step may use it, so far as is known without looking at states."""
+        return (
+            self._lasts
+            and self._params == list(map(id, _flat(groups)))
             and self._sizes == _sizes(groups)  # one may have gone to the group next to its own
             and self._kinds == _kinds(grads)
             and self._rules == rules
             and self._owners == list(map(id, state))
         )
-        if not fits:
-            return None
+
+    def batches(
+        self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], state: State
+    ) -> list[Batch] | None:
+        """Return this step's work; None where some state is not what was laid out."""
+        params, states = _flat(groups), list(state.values())
         found = [layout.batch(groups, params, grads, states) for layout in self.layouts]
         return None if None in found else cast("list[Batch]", found)
 
     @property
-    def lasts(self) -> bool:
-        """Whether the next step may use it again."""
+    def _lasts(self) -> bool:
         for layout in self.layouts:
             # A rule without a count has other scalars at a parameter's first update.
             if not layout.steps and any(cell.first for cell in layout.cells):
@@ -288,50 +290,6 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
     return kept, bool(missing)
 
 
-def _refuse_sparse(
-    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
-) -> None:
-    found = iter(grads)
-    for group, rule in zip(groups, rules, strict=True):
-        for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
-            if g is None or not g.is_sparse:
-                continue
-            if not rule.takes_sparse:
-                raise GradientError(_sparse_message(group, i, p))
-            if group.get("weight_decay", 0) != 0:
-                raise GradientError(_sparse_decay_message(group, i, p))
-
-
-def _refuse_part(p: Tensor, rule: Rule) -> None:
-    """Refuse a parameter of which only a part is here, for a rule that needs the whole."""
-    if rule.scope != "element" and (_is_sharded(p) or is_flattened(p)):
-        raise ArgumentError(
-            f"{type(rule).__name__} must see a whole {rule.scope} at once, but of a parameter of "
-            f"shape {tuple(p.shape)} only a shard is in this process; use an optimizer that "
-            "updates each element by itself, such as AdamW"
-        )
-
-
-def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
-    return (
-        f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
-        "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
-    )
-
-
-def _sparse_decay_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
-    return (
-        f"weight_decay must be 0 where gradients are sparse, as that of parameter "
-        f"{_name(group, i, p)} is (got {group['weight_decay']}): it would move every row; "
-        "give this parameter to a group with weight_decay=0, or build its embedding with "
-        "sparse=False"
-    )
-
-
-def _name(group: Mapping[str, Any], i: int, p: Tensor) -> str:
-    return group["param_names"][i] if "param_names" in group else f"of shape {tuple(p.shape)}"
-
-
 def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
     """Return what stands at these places."""
     # For one alone, itemgetter returns no tuple.
@@ -348,10 +306,6 @@ def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
 
 def _same(some: Sequence[object], others: Sequence[object]) -> bool:
     return len(some) == len(others) and all(map(is_, some, others))
-
-
-def _is_sharded(p: Tensor) -> bool:
-    return hasattr(p, "to_local")  # a DTensor, known without importing torch.distributed
 
 
 def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:

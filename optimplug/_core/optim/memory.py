@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.layout import Layout, State
 from optimplug._core.optim.optimizer import Optimizer
 
@@ -38,4 +39,5 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 
 def _stand_in(p: Tensor) -> Tensor:
-    return torch.empty_like(p.to_local() if hasattr(p, "to_local") else p, device="meta")
+    local: Any = p
+    return torch.empty_like(local.to_local() if is_sharded(p) else p, device="meta")

@@ -145,8 +145,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
     ) -> tuple[list[Batch], list[Ready]]:
         """Return this step's work, ready to be run."""
         rules = [self.rule(group) for group in groups]
-        if self._layout is not None and self._layout.lasts:
-            batches = self._layout.batches(groups, grads, rules, self.state)
+        if self._layout is not None and self._layout.fits(groups, grads, rules, self.state):
+            batches = self._layout.batches(groups, grads, self.state)
             if batches is not None:
                 ready = [prepare(batch, self.defaults) for batch in batches]
                 if None not in ready:
@@ -155,7 +155,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             refuse_flattened(self.param_groups)
         count_on = devices_that_count(self.defaults)
         self._layout = Layout(groups, grads, rules, self.state, count_on)
-        batches = cast("list[Batch]", self._layout.batches(groups, grads, rules, self.state))
+        batches = cast("list[Batch]", self._layout.batches(groups, grads, self.state))
         return batches, [cast("Ready", prepare(batch, self.defaults)) for batch in batches]
 
     def _forget_first(self) -> None:

@@ -30,10 +30,13 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
         None where the parameters have no longer one form, and are to be put together anew.
     """
     asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
+    looked = False
     for execution in _in_order(*asked):
         # A library's memory is looked at again by itself wherever it has moved.
-        if not isinstance(execution, Compiled) and not batch.has_its_form:
-            return None
+        if not (looked or isinstance(execution, Compiled)):
+            if not batch.has_its_form:
+                return None
+            looked = True
         ready = execution.prepare(batch)
         if ready is not None:
             return ready

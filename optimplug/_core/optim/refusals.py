@@ -1,0 +1,68 @@
+"""What is refused before a step: gradients and parameters that a rule cannot be run on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from optimplug._core.internals import is_flattened
+from optimplug._core.optim.batch import is_sharded
+from optimplug._core.optim.rule import Rule
+from optimplug.errors import ArgumentError, GradientError
+
+__all__ = ["refuse_part", "refuse_sparse"]
+
+
+def refuse_sparse(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> None:
+    """Refuse sparse gradients where a rule takes none, or takes none with these settings.
+
+    Raises:
+        GradientError: there is one.
+    """
+    found = iter(grads)
+    for group, rule in zip(groups, rules, strict=True):
+        for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
+            if g is None or not g.is_sparse:
+                continue
+            if not rule.takes_sparse:
+                raise GradientError(_sparse_message(group, i, p))
+            if group.get("weight_decay", 0) != 0:
+                raise GradientError(_sparse_decay_message(group, i, p))
+
+
+def refuse_part(p: Tensor, rule: Rule) -> None:
+    """Refuse a parameter of which only a part is here, for a rule that needs the whole.
+
+    Raises:
+        ArgumentError: it is one.
+    """
+    if rule.scope != "element" and (is_sharded(p) or is_flattened(p)):
+        raise ArgumentError(
+            f"{type(rule).__name__} must see a whole {rule.scope} at once, but of a parameter of "
+            f"shape {tuple(p.shape)} only a shard is in this process; use an optimizer that "
+            "updates each element by itself, such as AdamW"
+        )
+
+
+def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    return (
+        f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
+        "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
+    )
+
+
+def _sparse_decay_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    return (
+        f"weight_decay must be 0 where gradients are sparse, as that of parameter "
+        f"{_name(group, i, p)} is (got {group['weight_decay']}): it would move every row; "
+        "give this parameter to a group with weight_decay=0, or build its embedding with "
+        "sparse=False"
+    )
+
+
+def _name(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    return group["param_names"][i] if "param_names" in group else f"of shape {tuple(p.shape)}"
