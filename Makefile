@@ -44,6 +44,7 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"
-# Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch.
-	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers
+# Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
+# of the others the tests need a class or two.
+	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer
 	touch $@
