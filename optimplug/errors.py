@@ -115,6 +115,18 @@ def nearest(word: object, choices: Iterable[str], cutoff: float = 0.6) -> str | 
     return pool[found[0]] if found else None
 
 
+# What other projects call these.
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "clip": "max_grad_norm",
+    "gradient_clip_val": "max_grad_norm",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "metric": "monitor",
+}
+
+
 def did_you_mean(word: object, choices: Iterable[str]) -> str:
     """Return "; did you mean 'x'?", or what there is if nothing is close.
 
@@ -123,7 +135,10 @@ def did_you_mean(word: object, choices: Iterable[str]) -> str:
         "; did you mean 'T_max'?"
         >>> did_you_mean("zzz", ["T_max", "eta_min"])
         '; valid are: T_max, eta_min'
+        >>> did_you_mean("learning_rate", ["lr", "betas"])
+        "; did you mean 'lr'?"
     """
     choices = list(choices)
-    close = nearest(word, choices)
+    usual = _ALSO_CALLED.get(str(word))
+    close = usual if usual in choices else nearest(word, choices)
     return f"; did you mean {close!r}?" if close else f"; valid are: {', '.join(choices)}"

@@ -46,7 +46,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         return getattr(optim, name)  # type: ignore[no-any-return]
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        raise RecipeError.at("optimizer.name", f"no optimizer {name!r}{did_you_mean(name, known)}")
+        torchs = inspect.isclass(getattr(torch.optim, name, None))
+        hint = f"; torch has one: write torch.optim.{name}" if torchs else did_you_mean(name, known)
+        raise RecipeError.at("optimizer.name", f"no optimizer {name!r}{hint}")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:

@@ -261,6 +261,27 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
     ),
     ({"schedule": [{"name": "LambdaLR"}]}, ["schedule[0].name: no scheduler 'LambdaLR'"]),
     ({"schedule": [{"name": "LinearLR", "verbose": 1}]}, ["schedule[0].verbose: unknown key"]),
+    (
+        {"schedule": [{"name": "linear"}]},
+        ["schedule[0].name: no scheduler 'linear'; it is a preset: write 'preset: linear'"],
+    ),
+    (
+        {"schedule": [{"preset": "cosine", "warmup_ratio": 0.1}]},
+        ["schedule[0].warmup_ratio: unknown key; did you mean 'warmup'?"],
+    ),
+    (
+        {"schedule": [{"preset": "cosine", "zzz": 0.1}]},
+        ["schedule[0].zzz: unknown key; valid are: num_cycles, for, from, every, of, warmup"],
+    ),
+    (
+        {"optimizer": {"name": "LBFGS"}},
+        ["optimizer.name: no optimizer 'LBFGS'; torch has one: write torch.optim.LBFGS"],
+    ),
+    (
+        {"optimizer": {**ADAMW, "learning_rate": 1}},
+        ["optimizer.learning_rate: unknown key; did you mean 'lr'?"],
+    ),
+    ({"groups": {"match": "*"}}, ["groups: must be a list, with a dash before each item"]),
 ]
 
 

@@ -417,9 +417,20 @@ class TestTwoPhases:
         assert same(before, what_is(run))
 
     @pytest.mark.parametrize("given", [10, {"total_steps": 10}])
-    def test_a_horizon_must_be_one(self, given):
-        with pytest.raises(ArgumentError, match=r"horizon must be a Horizon, Horizon\(total"):
-            Recipe.load(RECIPE).start(build(), given)
+    @pytest.mark.parametrize("use", ["start", "build", "plan"])
+    def test_a_horizon_must_be_one(self, use, given):
+        with pytest.raises(ArgumentError, match=r"^horizon must be a Horizon, Horizon\(total.*$"):
+            getattr(Recipe.load(RECIPE), use)(build(), given)
+
+    @pytest.mark.parametrize("use", ["start", "build", "plan"])
+    def test_a_model_must_be_one(self, use):
+        with pytest.raises(ArgumentError, match=r"^model must be a torch.nn.Module .got 'm'.$"):
+            getattr(Recipe.load(RECIPE), use)("m", HORIZON)
+
+    @pytest.mark.parametrize("given", [True, 0, 1.5])
+    def test_a_horizon_counts_updates(self, given):
+        with pytest.raises(ArgumentError, match=r"total_steps must be an int >= 1 or None"):
+            Horizon(total_steps=given)
 
 
 class TestState:

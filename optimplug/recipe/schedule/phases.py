@@ -23,6 +23,7 @@ from optimplug.recipe.schedule.vocabulary import (
     row_of,
     scheduler_class,
     scheduler_of,
+    vocabulary,
 )
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
@@ -191,9 +192,8 @@ def _key_problems(
     elif key in ELSEWHERE:
         yield Problem(path, ELSEWHERE[key])
     elif key not in known:
-        valid = [*(key for key in known if key != row.minimum), "for"]
-        valid += ["floor"] if row.minimum else []
-        yield Problem(path, f"unknown key{did_you_mean(key, valid)}")
+        words = vocabulary(spec)
+        yield Problem(path, f"unknown key{did_you_mean(key, [*words.arguments, *words.keys])}")
     elif key in row.counts:
         yield from _duration_problems(value, path, key == "milestones")
     elif message := _unfit(value, known[key].default):

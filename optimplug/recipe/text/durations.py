@@ -37,7 +37,8 @@ class Horizon:
     def __post_init__(self) -> None:
         for name in ("total_steps", "steps_per_epoch"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not counts:
                 raise ArgumentError(f"Horizon.{name} must be an int >= 1 or None (got {value!r})")
 
 

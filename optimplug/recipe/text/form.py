@@ -69,6 +69,8 @@ def _in_words(found: Mapping[str, Any]) -> tuple[_Location, str]:
     if kind == "value_error":
         cause = found["ctx"]["error"]
         return (*loc, cause.key) if isinstance(cause, MisspeltError) else loc, str(cause)
+    if kind == "list_type":
+        return loc, f"must be a list, with a dash before each item (got {given!r})"
     if kind.startswith("model_"):
         return loc, f"must be a mapping (got {given!r})"
     message = found["msg"]
