@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper
@@ -32,11 +34,12 @@ def check_not_negative(hyper: Hyper, **names: str) -> None:
             raise ArgumentError(f"Invalid {words}: {hyper[key]}; must be >= 0")
 
 
-def check_betas(hyper: Hyper) -> None:
-    """Raise ArgumentError unless ``betas`` are two numbers in [0, 1), or two tensors of one."""
+def check_betas(hyper: Hyper, count: Literal[2, 3] = 2) -> None:
+    """Raise ArgumentError unless ``betas`` are ``count`` numbers in [0, 1), or tensors."""
     betas = hyper["betas"]
-    if len(betas) != 2:
-        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
+    if len(betas) != count:
+        words = {2: "two", 3: "three"}[count]
+        raise ArgumentError(f"Invalid betas: {betas}; must be {words} numbers in [0, 1)")
     if len({isinstance(beta, Tensor) for beta in betas}) == 2:
         raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
     for i, beta in enumerate(betas):
