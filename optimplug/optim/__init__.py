@@ -9,6 +9,7 @@ from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
+from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -16,6 +17,7 @@ from optimplug._core.optim.rules.sign import Lion, Rprop
 from optimplug.optim import lr_scheduler
 
 __all__ = [
+    "ADOPT",
     "SGD",
     "AdEMAMix",
     "Adadelta",

@@ -13,7 +13,7 @@ from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
 from optimplug._core.optim.rules.ademamix import AdEMAMixRule
-from optimplug.optim import AdEMAMix, Lion
+from optimplug.optim import ADOPT, AdEMAMix, Lion
 
 
 class EachByItself:
@@ -42,6 +42,27 @@ def ademamix(groups, t_alpha=None, t_beta3=None, **options):
     return EachByItself(pytorch_optimizer.AdEMAMix, groups, **options)
 
 
+class LateDecay(EachByItself):
+    """ADOPT whose decoupled decay, as with its authors, waits for the second update."""
+
+    def step(self):
+        decays = [group["weight_decay"] for o in self.optimizers for group in o.param_groups]
+        for optimizer in self.optimizers:
+            if not optimizer.state:
+                optimizer.param_groups[0]["weight_decay"] = 0.0
+        super().step()
+        for optimizer, decay in zip(self.optimizers, decays, strict=True):
+            optimizer.param_groups[0]["weight_decay"] = decay
+
+
+def adopt(groups, clip_exp=0.25, decouple=False, **options):
+    # The reference counts the first update, which moves nothing; the authors do not.
+    bound = None if clip_exp is None else lambda step: max(step - 1, 0) ** clip_exp
+    options = {**options, "clip_lambda": bound, "weight_decouple": decouple}
+    cls = LateDecay if decouple else EachByItself
+    return cls(pytorch_optimizer.ADOPT, groups, **options)
+
+
 class Row(NamedTuple):
     """One optimizer, and what makes the reference from the same groups and options."""
 
@@ -68,6 +89,14 @@ TABLE = {
         # Its steps are up to six times Adam's, and so is what rounding does: from float64 the
         # reference is 2.5e-6 away, ours 1.9e-6.
         compiled_rtol=2e-6,
+    ),
+    ADOPT: Row(
+        adopt,
+        [
+            {},
+            {"betas": (0.5, 0.99), "eps": 0.3, "weight_decay": 0.2, "maximize": True},
+            {"clip_exp": None, "weight_decay": 0.2, "decouple": True},
+        ],
     ),
 }
 REFERENCES = [
@@ -178,3 +207,28 @@ def test_a_fast_mean_that_forgets_at_once_does_not_hinder_the_ramp():
 def test_a_bad_argument_of_ademamix_is_named(options, message):
     with pytest.raises(ArgumentError, match=message):
         AdEMAMix(parameters(), **options)
+
+
+@pytest.mark.parametrize("clip_exp", [0.25, None])
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+@pytest.mark.parametrize("eps", [1e-6, 0.0])
+def test_a_first_update_of_adopt_beside_later_ones_is_as_one_by_itself(execution, eps, clip_exp):
+    def both(make):
+        old, new = (torch.ones(4).requires_grad_(leaves) for _ in range(2))
+        optimizer = make([{"params": [old]}, {"params": [new]}])
+        moved = []
+        # The second moment is 0 where the later update divides by it, and a gradient overflows.
+        for new_grad in (None, torch.tensor([0.0, torch.inf, 1e38, -3.0]), torch.ones(4)):
+            old.grad, new.grad = torch.tensor([float(len(moved)), 2.0, -3.0, 4.0]), new_grad
+            optimizer.step()
+            moved.append([old.detach().clone(), new.detach().clone()])
+        return moved
+
+    leaves = not execution.get("differentiable")
+    options = {"lr": 0.1, "eps": eps, "clip_exp": clip_exp}
+    found = both(lambda groups: ADOPT(groups, **options, **execution))
+    assert torch.equal(found[1][1], torch.ones(4))
+    if eps:  # without, 0 / 0 is no number in either
+        leaves = True
+        expected = both(lambda groups: adopt(groups, **options))
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

@@ -15,7 +15,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import compiled, foreach
-from optimplug.optim import SGD, Adam, AdamW, AdEMAMix, Lion, RMSprop
+from optimplug.optim import ADOPT, SGD, Adam, AdamW, AdEMAMix, Lion, RMSprop
 
 CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -335,6 +335,7 @@ class TestDifferentiable:
             (Adam, {"amsgrad": True}),
             (AdamW, {"weight_decay": 0.1}),
             (AdEMAMix, {"weight_decay": 0.1, "t_alpha": 2, "t_beta3": 9}),
+            (ADOPT, {"weight_decay": 0.1, "clip_exp": 3.0}),
         ],
         ids=label,
     )
@@ -359,6 +360,7 @@ class TestDifferentiable:
             (AdamW, lambda x: {"lr": x, "weight_decay": 0.3}),
             (AdamW, lambda x: {"betas": (x, x * 1.1)}),
             (AdEMAMix, lambda x: {"betas": (x, x * 1.1, x * 1.2), "t_beta3": 9}),
+            (ADOPT, lambda x: {"lr": x, "weight_decay": 0.3, "decouple": True}),
         ],
     )
     def test_gradients_flow_to_a_hyperparameter(self, cls, make):
@@ -522,6 +524,7 @@ class TestScratch:
             (RMSprop, {"centered": True, "momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
             (Lion, {"weight_decay": 0.1, "maximize": True}),
             (AdEMAMix, {"weight_decay": 0.1, "maximize": True}),
+            (ADOPT, {"weight_decay": 0.1, "maximize": True}),
         ],
         ids=label,
     )

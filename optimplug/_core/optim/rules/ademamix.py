@@ -25,7 +25,7 @@ class AdEMAMixRule(Rule):
 
     maximize: bool = False
 
-    temporaries: ClassVar = 3
+    temporaries: ClassVar = 4
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"), StateSpec("exp_avg_slow"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
