@@ -10,6 +10,8 @@ from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
 from optimplug._core.optim.rules.adopt import ADOPT
+from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -18,6 +20,7 @@ from optimplug.optim import lr_scheduler
 
 __all__ = [
     "ADOPT",
+    "ASGD",
     "SGD",
     "AdEMAMix",
     "Adadelta",
@@ -26,6 +29,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
