@@ -16,6 +16,7 @@ from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
 from optimplug._core.optim.rules.sign import Lion, Rprop
+from optimplug._core.optim.rules.sparse_adam import SparseAdam
 from optimplug.optim import lr_scheduler
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "SparseAdam",
     "lr_scheduler",
 ]

@@ -16,6 +16,7 @@ from optimplug.optim import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 
 
@@ -109,6 +110,12 @@ TABLE = {
     NAdam: Row(_NADAM, foreach_rtol=2e-6),
     ASGD: Row(_ASGD, foreach_rtol=2e-6),
 }
+ALONE = {
+    SparseAdam: Row(
+        [{}, {"lr": torch.tensor(0.1), "betas": (0.7, 0.95), "eps": 1e-3}, {"maximize": True}]
+    ),
+}
+"""Those that torch runs in one way alone, so that they have no choice of execution either."""
 
 
 def torchs(cls):

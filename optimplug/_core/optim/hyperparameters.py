@@ -47,7 +47,7 @@ def check_betas(hyper: Hyper, count: Literal[2, 3] = 2) -> None:
             raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
-        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper.get("capturable", True):
+        if isinstance(beta, Tensor) and hyper.get("foreach") and not hyper.get("capturable", True):
             raise ArgumentError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )

@@ -12,7 +12,7 @@ from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError, GradientError
 
-__all__ = ["refuse_part", "refuse_sparse"]
+__all__ = ["refuse_dense", "refuse_part", "refuse_sparse"]
 
 
 def refuse_sparse(
@@ -34,6 +34,25 @@ def refuse_sparse(
                 raise GradientError(_sparse_decay_message(group, i, p))
 
 
+def refuse_dense(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> None:
+    """Refuse dense gradients where a rule updates only what a sparse one holds.
+
+    Raises:
+        GradientError: there is one.
+    """
+    found = iter(grads)
+    for group, rule in zip(groups, rules, strict=True):
+        for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
+            if rule.only_sparse and g is not None and not g.is_sparse:
+                raise GradientError(
+                    f"{type(rule).__name__.removesuffix('Rule')} does not support dense gradients, "
+                    f"please consider Adam instead, for parameter {_name(group, i, p)}; or build "
+                    "its embedding with sparse=True"
+                )
+
+
 def refuse_part(p: Tensor, rule: Rule) -> None:
     """Refuse a parameter of which only a part is here, for a rule that needs the whole.
 
@@ -51,7 +70,7 @@ def refuse_part(p: Tensor, rule: Rule) -> None:
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     return (
         f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
-        "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        "build its embedding with sparse=False, or give it to SparseAdam"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
+from optimplug._core.optim.rule import Rule
 
 __all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 
@@ -46,10 +47,46 @@ class ReadyLoop:
             for i in range(cell.part.start, cell.part.stop):
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
-                if g.is_sparse and state:
-                    g = g.to_dense()  # a state moves every row anyhow
-                with _in_one_type(p, g, state) as (p, g, state):
-                    batch.rule.update(p, g if scale is None else _scaled(g, scale), state, k)
+                if batch.rule.only_sparse:
+                    _update_where_given(batch.rule, p, g, state, k, scale)
+                else:
+                    if g.is_sparse and state:
+                        g = g.to_dense()  # a state moves every row anyhow
+                    _update(batch.rule, p, g, state, k, scale)
+
+
+def _update(
+    rule: Rule,
+    p: Tensor,
+    g: Tensor,
+    state: dict[str, Tensor],
+    k: dict[str, float],
+    scale: Tensor | None,
+) -> None:
+    with _in_one_type(p, g, state) as (p, g, state):
+        rule.update(p, g if scale is None else _scaled(g, scale), state, k)
+
+
+def _update_where_given(
+    rule: Rule,
+    p: Tensor,
+    g: Tensor,
+    state: dict[str, Tensor],
+    k: dict[str, float],
+    scale: Tensor | None,
+) -> None:
+    """Update the elements that a sparse gradient holds, and no others."""
+    g = g.coalesce()  # one may stand in it more than once
+    if g.values().numel() == 0:
+        return
+    where = tuple(g.indices())
+    # Of a tensor without dimensions, or with none that is sparse, this is the whole.
+    given = g.values() if where else g.values()[0]
+    value, rows = p[where], {name: tensor[where] for name, tensor in state.items()}
+    _update(rule, value, given, rows, k, scale)
+    p[where] = value
+    for name, tensor in state.items():
+        tensor[where] = rows[name]
 
 
 class Differentiable:
