@@ -11,6 +11,7 @@ from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
 from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
@@ -22,6 +23,7 @@ from optimplug.optim import lr_scheduler
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LBFGS",
     "SGD",
     "AdEMAMix",
     "Adadelta",

@@ -82,7 +82,7 @@ class TestTorchsOwnTable:
     @pytest.mark.parametrize("cls", TABLE | ALONE)
     def test_error_inputs(self, cls):
         found = self.ROWS[cls.__name__].optim_error_inputs_func(device="cpu", dtype=torch.float32)
-        assert len(found) >= 4
+        assert len(found) >= 6
         for error in found:
             row = error.optimizer_error_input
             params = [torch.nn.Parameter(torch.randn(2, 3))] if row.params is None else row.params
