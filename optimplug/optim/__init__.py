@@ -8,6 +8,7 @@ from optimplug._core.optim.rules.adadelta import Adadelta
 from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
+from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW, ScheduleFreeSGD
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -26,5 +27,7 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "lr_scheduler",
 ]

@@ -138,7 +138,7 @@ class Layout:
         counters = _gather(members, count_on)
         self._counters = counters
         self._kinds = _kinds(grads)
-        self._rules = list(rules)
+        self.rules = list(rules)
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
         self._params = list(map(id, _flat(groups)))
@@ -174,7 +174,7 @@ class Layout:
             and self._params == list(map(id, _flat(groups)))
             and self._sizes == _sizes(groups)  # one may have gone to the group next to its own
             and self._kinds == _kinds(grads)
-            and self._rules == rules
+            and self.rules == rules
             and self._owners == list(map(id, state))
         )
 

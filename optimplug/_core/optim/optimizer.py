@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ from optimplug._core.optim.gradients import (
     refuse_flattened,
 )
 from optimplug._core.optim.layout import Layout
+from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
@@ -101,6 +102,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         Returns:
             What the closure returned, or None without one.
         """
+        check_mode(self.param_groups, self.rule)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -139,12 +141,25 @@ class Optimizer(torch.optim.Optimizer, ABC):
             skips = layout.has_first and bool(found_inf)
         if skips:
             self._forget_first()
+        else:
+            self._count(layout.rules, found_inf)
+
+    def _count(self, rules: Sequence[Rule], found_inf: Tensor | None) -> None:
+        """Move on what the groups count by themselves, unless the update was left out."""
+        pairs = zip(self.param_groups, rules, strict=True)
+        changes = [rule.next_settings(group) for group, rule in pairs]
+        if any(changes) and (found_inf is None or not bool(found_inf)):
+            for group, change in zip(self.param_groups, changes, strict=True):
+                group.update(change)
+
+    def _rules(self) -> list[Rule]:
+        return [self.rule(group) for group in self.param_groups]
 
     def _prepared(
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]
     ) -> tuple[list[Batch], list[Ready]]:
         """Return this step's work, ready to be run."""
-        rules = [self.rule(group) for group in groups]
+        rules = self._rules()
         if self._layout is not None and self._layout.fits(groups, grads, rules, self.state):
             batches = self._layout.batches(groups, grads, self.state)
             if batches is not None:
@@ -197,13 +212,29 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps += skips
         return skips
 
+    @property
+    def has_modes(self) -> bool:
+        """Whether it validates with other weights than it trains with, as schedule-free ones do."""
+        return have_modes(self.param_groups, self._rules())
+
+    def train(self) -> None:
+        """Put the weights in place that it trains with; nothing where it :attr:`has_modes` not.
+
+        So a loop may call it, and :meth:`eval`, whatever the optimizer.
+        """
+        set_mode(self.param_groups, self._rules(), self.state, training=True)
+
+    def eval(self) -> None:
+        """Put the weights in place that are validated and saved; as :meth:`train`."""
+        set_mode(self.param_groups, self._rules(), self.state, training=False)
+
     def begin_state(self) -> None:
         """Let every parameter have its state now, and not at its first step.
 
         For a subclass to call at the end of its constructor, where torch's class does so too.
         """
         params = [p for group in self.param_groups for p in group["params"]]
-        rules = [self.rule(group) for group in self.param_groups]
+        rules = self._rules()
         count_on = devices_that_count(self.defaults)
         with torch.no_grad():
             Layout(self.param_groups, params, rules, self.state, count_on)
@@ -256,6 +287,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 where += f" ({param_group['name']!r})"
             self._check_group(param_group, where)
         super().add_param_group(param_group)
+        join_mode(self.param_groups)
 
     def _check_group(self, group: dict[str, Any], where: str) -> None:
         for key in group.keys() - self.defaults.keys() - {"params"}:

@@ -128,6 +128,18 @@ class Rule(ABC):
         """The names of :attr:`state`, in its order."""
         return tuple(spec.name for spec in self.state)
 
+    def next_settings(self, hyper: Hyper) -> Mapping[str, Any]:
+        """Return what a group's own counters become after an update; its settings stay."""
+        return {}
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        """Return how much of an average is in the weights that a group trains with.
+
+        The rest of them is the state ``z``. A rule that has it validates with that average, and its
+        groups have the keys ``train_mode`` and ``k``; see :mod:`.modes`. None: it has no modes.
+        """
+        return None
+
     @abstractmethod
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         """Return the scalars of update number ``t`` (from 1) for a group's hyperparameters.
