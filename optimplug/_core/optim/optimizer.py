@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -129,28 +129,23 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self._forget_first()
             raise
         layout = cast("Layout", self._layout)
-        if not skips:
-            layout.advance(1)
-            for batch, prepared in zip(batches, ready, strict=True):
-                prepared.run(scale, found_inf)
-                if batch.is_sharded:
-                    # What worked on the shards has marked those as changed, for autograd.
-                    torch.autograd.graph.increment_version(batch.owners)
-        if found_inf is not None and not skips:
-            layout.advance(-found_inf)
-            skips = layout.has_first and bool(found_inf)
+        if not skips and found_inf is not None and layout.must_know_of_skips:
+            skips = bool(found_inf)
         if skips:
             self._forget_first()
-        else:
-            self._count(layout.rules, found_inf)
-
-    def _count(self, rules: Sequence[Rule], found_inf: Tensor | None) -> None:
-        """Move on what the groups count by themselves, unless the update was left out."""
-        pairs = zip(self.param_groups, rules, strict=True)
-        changes = [rule.next_settings(group) for group, rule in pairs]
-        if any(changes) and (found_inf is None or not bool(found_inf)):
-            for group, change in zip(self.param_groups, changes, strict=True):
-                group.update(change)
+            return
+        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups)
+        layout.advance(1)
+        for batch, prepared in zip(batches, ready, strict=True):
+            prepared.run(scale, found_inf)
+            if batch.is_sharded:
+                # What worked on the shards has marked those as changed, for autograd.
+                torch.autograd.graph.increment_version(batch.owners)
+        layout.write(numbers)
+        for i, changed in settings.items():
+            groups[i].update(changed)
+        if found_inf is not None:
+            layout.advance(-found_inf)
 
     def _rules(self) -> list[Rule]:
         return [self.rule(group) for group in self.param_groups]

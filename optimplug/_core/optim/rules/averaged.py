@@ -37,7 +37,8 @@ class ScheduleFreeRule(Rule):
     decays: bool = False
     """Whether weight decay goes into the direction; see :class:`.sgd.SGDRule`."""
 
-    counts_steps: ClassVar = False  # the group does
+    counts_steps: ClassVar = False
+    counts_in_groups: ClassVar = True
     temporaries: ClassVar = 3
 
     @abstractmethod
