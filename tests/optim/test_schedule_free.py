@@ -155,6 +155,33 @@ def test_a_state_that_lacks_a_part_is_refused():
         ScheduleFreeAdamW(parameters()).load_state_dict(state)
 
 
+@CLASSES
+def test_a_group_counts_from_its_first_gradient_on(cls):
+    def added(start):
+        params = parameters()
+        optimizer = cls([{"params": params[:2]}, {"params": params[2:]}], lr=1e-2, warmup_steps=9)
+        optimizer.train()
+        for step in range(20):
+            for i, p in enumerate(params):
+                p.grad = torch.full_like(p, step + 1.0) if i < 2 or step >= start else None
+            optimizer.step()
+        return params[2:], optimizer.param_groups[1]
+
+    def alone():
+        params = parameters()[2:]
+        optimizer = THEIRS[cls](params, lr=1e-2, warmup_steps=9)
+        optimizer.train()
+        for step in range(12, 20):
+            for p in params:
+                p.grad = torch.full_like(p, step + 1.0)
+            optimizer.step()
+        return params
+
+    params, group = added(start=12)
+    assert group["k"] == 8
+    assert_close(params, alone())
+
+
 class TestModes:
     @CLASSES
     def test_a_step_in_eval_mode_is_refused_and_changes_nothing(self, cls):

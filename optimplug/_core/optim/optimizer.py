@@ -134,7 +134,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if skips:
             self._forget_first()
             return
-        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups)
+        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups, self.state)
         layout.advance(1)
         for batch, prepared in zip(batches, ready, strict=True):
             prepared.run(scale, found_inf)

@@ -163,7 +163,7 @@ class Rule(ABC):
         return {}
 
     def next_settings(self, hyper: Hyper) -> dict[str, Any]:
-        """Return what changes in a group's settings by a step, whoever of it had a gradient."""
+        """Return what changes in a group's settings by a step, once any of it had a gradient."""
         return {}
 
     def mixing(self, hyper: Hyper) -> float | Tensor | None:

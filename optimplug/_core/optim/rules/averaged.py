@@ -164,8 +164,9 @@ class ScheduleFreeAdamW(Optimizer):
     ``warmup_steps``, and no scheduler is needed beside it. State of each parameter: ``z``,
     ``exp_avg_sq``, as much as AdamW's; of each group: ``k`` (its updates), ``lr_max``,
     ``weight_sum``, ``scheduled_lr`` (the rate of the last update), ``train_mode``. As in the
-    reference a group counts for all its parameters, also for one without a gradient; and it counts
-    no step in which no parameter of the optimizer has one.
+    reference a group counts for all its parameters, also for one without a gradient; but it begins
+    to count with the first gradient of any, so that a group that is frozen for a time has its
+    warm-up when it begins to move, and a step without any gradient is none.
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
