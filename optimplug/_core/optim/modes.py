@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import foreach_operator
-from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.shards import is_sharded, local
 from optimplug.errors import ModeError
 
 __all__ = ["check_mode", "have_modes", "join_mode", "set_mode"]
@@ -47,18 +47,14 @@ def set_mode(
 
 def _move(params: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move parameters by a part of the way to others, in place."""
-    own = [_local(p) for p in params]
+    own = [local(p) for p in params]
     # No copy where an end has its parameter's type and device.
-    their = [_local(end).to(p) for end, p in zip(ends, own, strict=True)]
+    their = [local(end).to(p) for end, p in zip(ends, own, strict=True)]
     foreach_operator("lerp_")(own, their, weight)
     sharded = [p for p in params if is_sharded(p)]
     if sharded and not torch.is_inference_mode_enabled():
         # What worked on the shards has marked those as changed, for autograd.
         torch.autograd.graph.increment_version(sharded)
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[no-any-return]
 
 
 def check_mode(groups: Sequence[Mapping[str, Any]], rule_of: Callable[[Hyper], Rule]) -> None:
