@@ -100,10 +100,10 @@ class Plain(Tiny):
 
 class Switching(Plain):
     def on_train_batch_start(self, batch, batch_idx):
-        self.optimizers().optimizer.train()
+        self.optimizers().train()
 
     def on_validation_start(self):
-        self.optimizers().optimizer.eval()
+        self.optimizers().eval()
 
 
 def test_a_module_that_forgets_the_modes_is_told_so(tmp_path):
