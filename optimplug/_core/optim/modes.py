@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,15 +16,24 @@ from optimplug.errors import ModeError
 __all__ = ["check_mode", "have_modes", "join_mode", "set_mode"]
 
 
-def have_modes(groups: Sequence[Mapping[str, Any]], rules: Sequence[Rule]) -> bool:
+RuleOf: TypeAlias = Callable[[Hyper], Rule]
+"""Returns the rule of a group. It is asked only where it matters: loops change modes often."""
+
+
+def have_modes(groups: Sequence[Hyper], rule_of: RuleOf) -> bool:
     """Tell whether some group validates with other weights than it trains with."""
-    return any(r.mixing(group) is not None for group, r in zip(groups, rules, strict=True))
+    return any("train_mode" in group and _mixing(group, rule_of) is not None for group in groups)
+
+
+def _mixing(group: Hyper, rule_of: RuleOf) -> float | None:
+    found = rule_of(group).mixing(group)
+    return None if found is None else float(found)
 
 
 @torch.no_grad()
 def set_mode(
     groups: Sequence[dict[str, Any]],
-    rules: Sequence[Rule],
+    rule_of: RuleOf,
     state: Mapping[Tensor, Mapping[str, Any]],
     training: bool,
 ) -> None:
@@ -34,11 +43,12 @@ def set_mode(
     :math:`y` is found from the other one and the state :math:`z`. A parameter that has not stepped
     has no :math:`z` yet, and the same weights in both modes.
     """
-    for group, rule in zip(groups, rules, strict=True):
-        mixing = rule.mixing(group)
-        if mixing is None or bool(group["train_mode"]) is training:
+    for group in groups:
+        if bool(group.get("train_mode", training)) is training:
             continue
-        beta = float(mixing)
+        beta = _mixing(group, rule_of)
+        if beta is None:
+            continue
         stepped = [p for p in group["params"] if state.get(p, {}).get("z") is not None]
         if stepped:
             _move(stepped, [state[p]["z"] for p in stepped], 1 - beta if training else 1 - 1 / beta)
@@ -57,7 +67,7 @@ def _move(params: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> No
         torch.autograd.graph.increment_version(sharded)
 
 
-def check_mode(groups: Sequence[Mapping[str, Any]], rule_of: Callable[[Hyper], Rule]) -> None:
+def check_mode(groups: Sequence[Hyper], rule_of: RuleOf) -> None:
     """Refuse to step where the weights in place are not those to train with.
 
     Raises:
@@ -65,7 +75,7 @@ def check_mode(groups: Sequence[Mapping[str, Any]], rule_of: Callable[[Hyper], R
             so torch.distributed.checkpoint makes the state that it loads into.
     """
     for i, group in enumerate(groups):
-        if group.get("train_mode", True) or rule_of(group).mixing(group) is None:
+        if group.get("train_mode", True) or _mixing(group, rule_of) is None:
             continue
         if group["k"] == 0 and float(group["lr"]) == 0:
             continue

@@ -147,14 +147,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if found_inf is not None:
             layout.advance(-found_inf)
 
-    def _rules(self) -> list[Rule]:
-        return [self.rule(group) for group in self.param_groups]
-
     def _prepared(
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]
     ) -> tuple[list[Batch], list[Ready]]:
         """Return this step's work, ready to be run."""
-        rules = self._rules()
+        rules = [self.rule(group) for group in groups]
         if self._layout is not None and self._layout.fits(groups, grads, rules, self.state):
             batches = self._layout.batches(groups, grads, self.state)
             if batches is not None:
@@ -210,18 +207,18 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @property
     def has_modes(self) -> bool:
         """Whether it validates with other weights than it trains with, as schedule-free ones do."""
-        return have_modes(self.param_groups, self._rules())
+        return have_modes(self.param_groups, self.rule)
 
     def train(self) -> None:
         """Put the weights in place that it trains with; nothing where it :attr:`has_modes` not.
 
         So a loop may call it, and :meth:`eval`, whatever the optimizer.
         """
-        set_mode(self.param_groups, self._rules(), self.state, training=True)
+        set_mode(self.param_groups, self.rule, self.state, training=True)
 
     def eval(self) -> None:
         """Put the weights in place that are validated and saved; as :meth:`train`."""
-        set_mode(self.param_groups, self._rules(), self.state, training=False)
+        set_mode(self.param_groups, self.rule, self.state, training=False)
 
     def begin_state(self) -> None:
         """Let every parameter have its state now, and not at its first step.
@@ -229,7 +226,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         For a subclass to call at the end of its constructor, where torch's class does so too.
         """
         params = [p for group in self.param_groups for p in group["params"]]
-        rules = self._rules()
+        rules = [self.rule(group) for group in self.param_groups]
         count_on = devices_that_count(self.defaults)
         with torch.no_grad():
             Layout(self.param_groups, params, rules, self.state, count_on)
