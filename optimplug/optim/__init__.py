@@ -11,6 +11,7 @@ from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
 from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW, ScheduleFreeSGD
 from optimplug._core.optim.rules.factored import Adafactor
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.rules.matrix import Muon
@@ -41,6 +42,8 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "SparseAdam",
     "lr_scheduler",
 ]

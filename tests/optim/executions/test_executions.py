@@ -14,7 +14,17 @@ from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import compiled, foreach
-from optimplug.optim import ADOPT, SGD, Adam, AdamW, AdEMAMix, Lion, RMSprop
+from optimplug.optim import (
+    ADOPT,
+    SGD,
+    Adam,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+)
 
 CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -524,6 +534,8 @@ class TestScratch:
             (Lion, {"weight_decay": 0.1, "maximize": True}),
             (AdEMAMix, {"weight_decay": 0.1, "maximize": True}),
             (ADOPT, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeAdamW, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeSGD, {"weight_decay": 0.1, "maximize": True}),
         ],
         ids=label,
     )
@@ -532,8 +544,17 @@ class TestScratch:
         monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
         shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
         ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
+        ours.train()
         descend(ours, 1, skip=False)
         assert 2**18 < peak_of(ours.step) < 2**20
+
+    @pytest.mark.parametrize("cls", [ScheduleFreeAdamW, ScheduleFreeSGD])
+    def test_a_change_of_mode_allocates_nothing_large(self, cls):
+        ours = cls(parameters([(100, 100), (7,)]), **LR)
+        ours.train()
+        descend(ours, 2, skip=False)
+        for change in (ours.eval, ours.train):
+            assert peak_of(lambda change=change: (torch.zeros(3), change())) < 1000
 
 
 def peak_of(work):
