@@ -29,6 +29,8 @@ __all__ = [
     "settable_per_group",
 ]
 
+_SEVERAL = optim.MultiOptimizer.__name__
+
 # These choose how the whole optimizer runs, so that no rule can set them for some parameters.
 _WHOLE_OPTIMIZER = frozenset(
     {"foreach", "fused", "capturable", "differentiable", "max_grad_norm", "skip_nonfinite"}
@@ -44,6 +46,11 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     known = optimizer_names()
     if name in known:
         return getattr(optim, name)  # type: ignore[no-any-return]
+    if name == _SEVERAL:
+        message = "name one of them here, and give the others to rules under 'groups'"
+        raise RecipeError.at(
+            "optimizer.name", f"{name} is what a recipe of several makes; {message}"
+        )
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         torchs = inspect.isclass(getattr(torch.optim, name, None))
@@ -62,7 +69,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 def optimizer_names() -> list[str]:
     """Return the optimizers that need no import path."""
-    return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+    return [n for n in optim.__all__ if n not in ("Optimizer", _SEVERAL, "lr_scheduler")]
 
 
 def settable_per_group(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimplug.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, RAdam, RMSprop, Rprop
+from optimplug.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, RAdam, RMSprop, Rprop
 
 
 class Row(NamedTuple):
@@ -95,3 +95,18 @@ def executions(cls):
     """The choices of execution that a class takes."""
     fused = [{"fused": True}] if TABLE[cls].fused else []
     return [{}, {"foreach": True}, {"foreach": False}, *fused]
+
+
+MULTI = {
+    AdamW: {"lr": 0.01, "weight_decay": 0.1},
+    Adam: {"lr": 0.01, "amsgrad": True},
+    SGD: {"lr": 0.1, "momentum": 0.9},
+    RMSprop: {"lr": 0.01, "centered": True},
+    Adagrad: {"lr": 0.1, "initial_accumulator_value": 0.1},
+    Lion: {"lr": 0.003, "weight_decay": 0.1},
+}
+"""What goes into one optimizer with others, with the settings of its group."""
+
+
+class Nudged(AdamW):
+    """An optimizer that somebody has derived from one of the package's."""
