@@ -14,6 +14,7 @@ from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
+from optimplug.recipe.resolve import Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -30,16 +31,19 @@ _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
 _SHOWN = 8  # of a list in a message
 
 
-def rule_warnings(spec: RecipeSpec, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+def rule_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, model: nn.Module, grouping: Grouping
+) -> Iterator[Problem]:
     """Find what the rules of a recipe ask for in vain.
 
     Args:
         spec: the recipe.
+        optimizers: those that it names.
         model: the model, without wrappers.
         grouping: what the rules make of the model.
     """
     yield from _vain_rules(grouping)
-    yield from _layer_warnings(spec, grouping)
+    yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
 
 
@@ -72,13 +76,16 @@ def tell(found: Iterable[Problem], source: str | None) -> None:
         _logger.warning("%s%s", f"{source}: " if source else "", problem)
 
 
-def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+def _layer_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, grouping: Grouping
+) -> Iterator[Problem]:
     """Find layers that no rule asks for, and what may be wrong about those that were found."""
-    asking = [i for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking = [f"groups[{i}]" for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking += [choice.path for choice in optimizers if choice.made_for is not None]
     if spec.layers is not None and not asking:
         yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
     if grouping.layout is not None and asking:
-        yield from (Problem(f"groups[{asking[0]}]", doubt) for doubt in grouping.layout.doubts)
+        yield from (Problem(asking[0], doubt) for doubt in grouping.layout.doubts)
 
 
 def _kind_warnings(spec: RecipeSpec, model: nn.Module) -> Iterator[Problem]:

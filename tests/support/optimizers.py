@@ -110,3 +110,9 @@ MULTI = {
 
 class Nudged(AdamW):
     """An optimizer that somebody has derived from one of the package's."""
+
+
+class Hidden(Lion):
+    """An optimizer that is made for hidden matrices alone."""
+
+    made_for = "hidden matrices"

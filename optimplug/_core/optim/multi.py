@@ -96,6 +96,14 @@ class MultiOptimizer(Optimizer):
     def check(hyper: Hyper) -> None:
         optimizer_named(hyper["optimizer"]).check(hyper)
 
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of all groups' optimizers, with their defaults; of several, the first group's."""
+        found: dict[str, Any] = {}
+        for group in self.param_groups:
+            found = {**_defaults_of(optimizer_named(group["optimizer"])), **found}
+        return found
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with an optimizer and its hyperparameters.
 
