@@ -33,7 +33,8 @@ RECIPE = {
 }
 TORCHS = {**RECIPE, "optimizer": {"name": "torch.optim.AdamW", "lr": 0.1}}
 MODES = {"optimizer": {"name": "support.averaged.Averaged"}, "schedule": [WARM_UP, PLATEAU]}
-RECIPES = {"ours": RECIPE, "torch's": TORCHS, "two modes": MODES}
+SEVERAL = {**RECIPE, "groups": [*RECIPE["groups"], {"match": "0.*", "optimizer": "Lion"}]}
+RECIPES = {"ours": RECIPE, "torch's": TORCHS, "several": SEVERAL, "two modes": MODES}
 LOSSES = [5.0, 4.0, 6.0, 7.0, 3.0, 3.0, 8.0, 1.0]
 
 
