@@ -4,10 +4,15 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.bert import collate, tiny_bert, tiny_rows
 from support.recipes import RUN
 from support.tensors import same_weights
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from optimplug import Horizon, Recipe, RecipeError, StateError, optim
 from optimplug.recipe import build_scheduler
@@ -457,3 +462,47 @@ def test_a_state_of_other_optimizers_is_refused():
 
     with pytest.raises(StateError, match="was saved by Lion, whose state means"):
         start("SGD").load_state_dict(start("Lion").state_dict())
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sharded_model_trains_as_a_whole_one_and_resumes(mesh):
+    def start(sharded):
+        model = tiny_bert()
+        if sharded:
+            for layer in model.bert.encoder.layer:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        return Recipe(MATRICES).start(model, RUN)
+
+    def train(run, steps):
+        for step in steps:
+            run.model(**collate(tiny_rows()[4 * step : 4 * step + 4])).loss.backward()
+            run.step()
+
+    def weights(run):
+        named = run.model.named_parameters()
+        return {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in named}
+
+    plain, whole, first, again = start(False), start(True), start(True), start(True)
+    train(plain, range(4))
+    train(whole, range(4))
+    # FSDP may add up a batch in another order, and a sign is of 0 only there.
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weights(whole)[name], weight, rtol=1e-4, atol=1e-5)
+    train(first, range(2))
+    state = get_state_dict(first.model, first.optimizer)
+    set_state_dict(
+        again.model, again.optimizer, model_state_dict=state[0], optim_state_dict=state[1]
+    )
+    again.load_state_dict(first.state_dict())
+    train(again, range(2, 4))
+    for name, weight in weights(whole).items():
+        assert torch.equal(weights(again)[name], weight)

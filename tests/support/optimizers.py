@@ -123,14 +123,16 @@ def executions(cls):
     return [{}, {"foreach": True}, {"foreach": False}, *fused]
 
 
-MULTI = {
+_IN_A_GROUP = {
     AdamW: {"lr": 0.01, "weight_decay": 0.1},
     Adam: {"lr": 0.01, "amsgrad": True},
     SGD: {"lr": 0.1, "momentum": 0.9},
     RMSprop: {"lr": 0.01, "centered": True},
     Adagrad: {"lr": 0.1, "initial_accumulator_value": 0.1},
     Lion: {"lr": 0.003, "weight_decay": 0.1},
+    ASGD: {"t0": 2},
 }
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in (*TABLE, Lion)}
 """What goes into one optimizer with others, with the settings of its group."""
 
 
