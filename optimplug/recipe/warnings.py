@@ -43,6 +43,7 @@ def rule_warnings(
         grouping: what the rules make of the model.
     """
     yield from _vain_rules(grouping)
+    yield from _vain_settings(optimizers, grouping)
     yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
 
@@ -158,6 +159,22 @@ def _paths(
         yield f"groups[{rule}]", keys
     else:
         yield from ((f"groups[{rule}].{key}", [key]) for key in keys)
+
+
+def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Problem]:
+    """Find optimizers beside the recipe's that move nothing, and what rules override of them."""
+    for choice in list(optimizers)[1:]:
+        own = [group for group in grouping.groups if group.optimizer is choice]
+        if not own:
+            yield Problem(choice.path, "has no effect: it has no parameters to train")
+            continue
+        votes = [grouping.parameters[name].votes for group in own for name in group.parameters]
+        for key in choice.settings:
+            if all(key in each for each in votes):
+                winners = sorted({each[key][-1].rule for each in votes})
+                by = ", ".join(f"groups[{winner}]" for winner in winners)
+                message = f"is overridden for all its parameters by {by}; remove one of them"
+                yield Problem(f"{choice.path}.{key}", message)
 
 
 def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:

@@ -428,6 +428,27 @@ def test_a_rule_whose_optimizer_is_overridden_is_told_of():
     )
 
 
+def test_an_optimizer_without_effect_is_told_of():
+    def told(*rules, **fallback):
+        optimizer = {"name": HIDDEN, "lr": 0.1, "fallback": fallback} if fallback else ADAMW
+        plan = Recipe({"optimizer": optimizer, "groups": list(rules)}).plan(Net(), RUN)
+        return list(map(str, plan.warnings))
+
+    bias = {"match": "*norm.bias", "optimizer": {"name": "Lion", "lr": 0.1, "weight_decay": 0.3}}
+    assert told(bias, {"match": "blocks.0.*", "weight_decay": 0}) == []
+    assert told({"match": "*norm.*", "lr": 1.0}, bias, {"match": "*norm.*", "lr": 2.0})[1:] == [
+        "groups[1].optimizer.lr: is overridden for all its parameters by groups[2]; "
+        "remove one of them"
+    ]
+    assert told(bias, {"match": "*norm.*", "optimizer": "Adagrad"})[-1] == (
+        "groups[0].optimizer: has no effect: it has no parameters to train"
+    )
+    others = {"not": "blocks.*.linear.weight"}
+    assert told({"match": others, "freeze": True}, **ADAMW) == [
+        "optimizer.fallback: has no effect: it has no parameters to train"
+    ]
+
+
 def test_a_value_of_any_of_them_may_be_changed_when_a_recipe_is_loaded():
     changed = override(MATRICES, {"optimizer.fallback.lr": "1e-4"})
     groups = by_name(Recipe(changed).build(tiny_bert(), RUN)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 
 from optimplug.errors import Problem
 from optimplug.recipe.keywords import takes
@@ -58,9 +59,10 @@ def _lacking(
 ) -> Iterator[Problem]:
     """Find hyperparameters of rules that the optimizer of some parameter does not have."""
     found: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+    has = cache(takes)  # to look takes long, and most parameters are asked the same
     for name, choice in chosen.items():
         for key, votes in parameters[name].votes.items():
-            if key in NO_HYPERPARAMETERS or takes(choice.optimizer_class, key):
+            if key in NO_HYPERPARAMETERS or has(choice.optimizer_class, key):
                 continue
             for vote in votes:
                 if vote.by == key:  # that of no_decay holds where there is no decay

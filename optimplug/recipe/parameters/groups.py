@@ -160,8 +160,8 @@ def _settings(parameter: ParameterVotes, optimizer: Choice, are_several: bool) -
         raise RecipeError.at("groups", message)
     if values.get("freeze") is False:  # as if no rule spoke of it
         del values["freeze"]
-    if not takes(optimizer.optimizer_class, "weight_decay"):
-        values.pop("weight_decay", None)  # no_decay is true then without a word
+    if "weight_decay" in values and not takes(optimizer.optimizer_class, "weight_decay"):
+        del values["weight_decay"]  # no_decay is true then without a word
     differing = {
         key: value
         for key, value in values.items()
