@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 from optimplug.errors import Problem
 from optimplug.recipe.keywords import takes
@@ -59,7 +60,8 @@ def _lacking(
 ) -> Iterator[Problem]:
     """Find hyperparameters of rules that the optimizer of some parameter does not have."""
     found: dict[tuple[int, str, str], list[str]] = defaultdict(list)
-    has = cache(takes)  # to look takes long, and most parameters are asked the same
+    # To look takes long, and most parameters are asked the same.
+    has: Callable[[Any, str], bool] = cache(takes)
     for name, choice in chosen.items():
         for key, votes in parameters[name].votes.items():
             if key in NO_HYPERPARAMETERS or has(choice.optimizer_class, key):
