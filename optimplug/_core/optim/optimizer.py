@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from optimplug._core.optim.executions.choice import (
     prepare,
 )
 from optimplug._core.optim.executions.execution import Ready
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import (
     check_clipping,
     clip_coefficient,
@@ -60,6 +61,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             tensor; None before the first step, and where neither of the two above asks for it.
         skipped_steps: how many steps ``skip_nonfinite`` has left out.
     """
+
+    facts: ClassVar[Facts]
+    """What a user must know of it before choosing it."""
 
     def __init__(
         self,
@@ -320,7 +324,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self._layout = None
         for group in self.param_groups:
             for key in CHOICES:
-                group.pop(key, None)  # then, if this class has it, back from the defaults
+                if key in self.defaults:
+                    group[key] = self.defaults[key]
+                else:
+                    group.pop(key, None)
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
