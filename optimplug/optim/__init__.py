@@ -8,6 +8,8 @@ from optimplug._core.optim.rules.adadelta import Adadelta
 from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
+from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -15,6 +17,7 @@ from optimplug._core.optim.rules.sign import Lion, Rprop
 from optimplug.optim import lr_scheduler
 
 __all__ = [
+    "ASGD",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -22,6 +25,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -11,7 +11,7 @@ from support.labels import label
 from support.tensors import parameters, same_bits
 
 from optimplug._core.optim.counters import gather
-from optimplug.optim import AdamW
+from optimplug.optim import AdamW, NAdam
 
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
 
@@ -124,8 +124,11 @@ def test_counters_of_several_types_and_places_are_gathered_apart():
         {"step": torch.tensor([3.0])},
         {"step": 5},
     ]
-    counters, shared = gather((state, cpu) for state in kept)
+    places = gather((state, cpu, ("step",), None) for state in kept)
+    shared = [place.shared.step for place in places]
+    counters = {id(place.counters): place.counters for place in places}.values()
     assert len(counters) == 2
+    assert [place.at for place in places] == [0, 0, 1, 2]
     assert [float(counter) for counter in shared] == [3.0, 3.0, 3.0, 5.0]
     assert shared[0] is shared[2]
     assert kept[2]["step"].shape == ()
@@ -208,3 +211,37 @@ def test_counters_are_on_the_cpu_whatever_the_default_device():
         optimizer = AdamW(params)
         optimizer.step()
     assert optimizer.state[params[0]]["step"].is_cpu
+
+
+def with_scalars(foreach):
+    """NAdam keeps a number for each parameter beside its count."""
+    params = with_gradients()
+    return params, NAdam(params, lr=0.1, foreach=foreach)
+
+
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_a_number_beside_the_count_belongs_to_its_parameter(foreach):
+    params, ours = with_scalars(foreach)
+    theirs_params = with_gradients()
+    theirs = torch.optim.NAdam(theirs_params, lr=0.1, foreach=False)
+    for optimizer, own in ((ours, params), (theirs, theirs_params)):
+        for step in range(6):
+            own[0].grad = None if step == 2 else torch.ones_like(own[0])
+            if step == 3:
+                optimizer.state[own[1]]["mu_product"].fill_(0.5)
+            if step == 4:
+                optimizer.state[own[2]]["mu_product"] = torch.tensor(0.25)
+            optimizer.step()
+    for p, q in zip(params, theirs_params, strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-6, atol=1e-7)
+        assert same_bits(ours.state[p]["mu_product"], theirs.state[q]["mu_product"])
+
+
+def test_a_skipped_update_leaves_numbers_as_they_are():
+    _, ours = with_scalars(None)
+    ours.step()
+    before = copy.deepcopy(ours.state_dict()["state"])
+    ours.found_inf = torch.ones(())  # as a GradScaler lends it
+    ours.step()
+    for kept, held in zip(before.values(), ours.state_dict()["state"].values(), strict=True):
+        assert all(same_bits(kept[name], held[name]) for name in kept)

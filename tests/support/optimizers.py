@@ -4,7 +4,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from optimplug.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, RAdam, RMSprop, Rprop
+from optimplug.optim import (
+    ASGD,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    NAdam,
+    RAdam,
+    RMSprop,
+    Rprop,
+)
 
 
 class Row(NamedTuple):
@@ -72,6 +84,17 @@ _RPROP = [
     {"lr": torch.tensor(0.05), "etas": (0.3, 1.7), "step_sizes": (0.01, 0.2)},
     {"maximize": True},
 ]
+_NADAM = [
+    {},
+    {"lr": torch.tensor(0.01), "betas": (0.7, 0.95), "eps": 1e-3, "momentum_decay": 0.1},
+    {"weight_decay": 0.3, "maximize": True},
+    {"weight_decay": 0.3, "decoupled_weight_decay": True},
+]
+_ASGD = [
+    {},
+    {"lr": torch.tensor(0.05), "lambd": 0.1, "alpha": 0.5, "t0": 3},
+    {"weight_decay": 0.3, "maximize": True, "t0": 0},
+]
 TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
@@ -83,6 +106,8 @@ TABLE = {
     Adadelta: Row(_ADADELTA, foreach_rtol=2e-6),
     Adagrad: Row(_ADAGRAD, fused=True),
     Rprop: Row(_RPROP),
+    NAdam: Row(_NADAM, foreach_rtol=2e-6),
+    ASGD: Row(_ASGD, foreach_rtol=2e-6),
 }
 
 

@@ -6,7 +6,7 @@ that shares its rule, device and dtype; hyperparameters that differ go in as one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -66,6 +66,8 @@ class Cell:
     """How often each tensor has stepped; None where the rule does not count."""
     first: bool
     """Whether some of their state begins with the next update."""
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    """The numbers of :attr:`Rule.scalars`, which these tensors have in common."""
     part: slice = field(default_factory=lambda: slice(0, 0))
     """Where its tensors stand in their batch."""
 
@@ -130,9 +132,18 @@ class Batch:
         # To read a number from a tensor takes long, and most cells share a counter: once for each.
         counts = {kind: cell.t + ahead * self.rule.counts_steps for kind, cell in kinds.items()}
         return [
-            self.rule.coefficients(hyper, counts[id(cell.counter), cell.first])
+            self.rule.coefficients(_known(cell, hyper), counts[id(cell.counter), cell.first])
             for cell, hyper in zip(self.cells, self.hypers, strict=True)
         ]
+
+    def next_scalars(self) -> dict[str, list[float]]:
+        """Return for each tensor what :attr:`Rule.scalars` are after the next update."""
+        found: dict[str, list[float]] = {spec.name: [] for spec in self.rule.scalars}
+        for cell, hyper in zip(self.cells, self.hypers, strict=True):
+            after = self.rule.next_scalars(_known(cell, hyper), cell.t + 1)
+            for name, values in found.items():
+                values += [float(after[name])] * (cell.part.stop - cell.part.start)
+        return found
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.
@@ -176,3 +187,8 @@ class Batch:
     def has_sparse(self) -> bool:
         """Whether the gradients are sparse; then all of them are."""
         return self.grads[0].is_sparse
+
+
+def _known(cell: Cell, hyper: Hyper) -> Hyper:
+    """Return all that a rule computes its scalars from."""
+    return {**hyper, **cell.scalars} if cell.scalars else hyper

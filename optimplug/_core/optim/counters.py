@@ -2,12 +2,13 @@
 
 To add one to thousands of tensors takes longer than some updates, and so does reading them. So the
 counters are views of one tensor: whoever zeroes one resets one, and one addition advances them all.
+The further numbers that some rules keep for each parameter are kept in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,45 +16,78 @@ from torch import Tensor
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import are_plain
 
-__all__ = ["AnyCounters", "Counters", "SingleCounters", "gather", "take_apart", "with_own_count"]
+__all__ = [
+    "AnyCounters",
+    "Count",
+    "Counters",
+    "Place",
+    "SingleCounters",
+    "gather",
+    "take_apart",
+    "with_own_count",
+]
 
 Kept = dict[str, Any]
 """The state of one parameter."""
 
 
+class Count(NamedTuple):
+    """Tensors that follow the numbers of every parameter that stands where some others stand."""
+
+    step: Tensor | None
+    """None where the rule does not count."""
+    scalars: dict[str, Tensor]
+    """The further numbers, by name."""
+
+
 class Counters:
     """The step counters of some parameters, all on one device and of one type.
 
-    Each stands in the state of its parameter as ``step``.
+    Each stands in the state of its parameter as ``step``, further numbers under their names.
 
     Args:
-        kept: the states of the parameters, with their counters, which are replaced by views.
+        kept: the states of the parameters, with their numbers, which are replaced by views.
         device: where they count.
+        names: of the numbers, ``step`` first.
     """
 
-    def __init__(self, kept: list[Kept], device: torch.device) -> None:
-        self._all = torch.stack([state["step"].detach().reshape(()).to(device) for state in kept])
-        # Advanced beside them: where the two differ, somebody else has written to a counter. To
-        # look at those on a GPU would wait for it; what needs their values reads them itself.
-        self._expected = self._all.clone() if self._all.is_cpu else self._all
-        for state, counter in zip(kept, self._all.unbind(), strict=True):
-            state["step"] = counter
+    def __init__(self, kept: list[Kept], device: torch.device, names: Sequence[str]) -> None:
+        self._all = {
+            name: torch.stack([state[name].detach().reshape(()).to(device) for state in kept])
+            for name in names
+        }
+        # Written beside them: where the two differ, somebody else has written to a number. To look
+        # at those on a GPU would wait for it; what needs their values reads them itself.
+        self._expected = {n: a.clone() if a.is_cpu else a for n, a in self._all.items()}
+        for name, numbers in self._all.items():
+            for state, number in zip(kept, numbers.unbind(), strict=True):
+                state[name] = number
 
-    def shared(self) -> list[Tensor]:
-        """Return for each counter one that follows all that stand where it stands."""
-        first: dict[float, Tensor] = {}
-        counts = enumerate(self._all.tolist())
-        return [first.setdefault(count, self._expected[i]) for i, count in counts]
+    def shared(self, kinds: Sequence[Any]) -> list[Count]:
+        """Return for each parameter what follows all of its kind that stand where it stands."""
+        first: dict[Any, Count] = {}
+        rows = list(zip(kinds, *(all_.tolist() for all_ in self._all.values()), strict=True))
+        for i, row in enumerate(rows):
+            if row not in first:
+                first[row] = _count({name: a[i] for name, a in self._expected.items()})
+        return [first[row] for row in rows]
 
     @property
     def untouched(self) -> bool:
-        """Whether nobody else has written to a counter, so far as can be told without waiting."""
-        return self._expected is self._all or torch.equal(self._all, self._expected)
+        """Whether nobody else has written to a number, so far as can be told without waiting."""
+        pairs = zip(self._all.values(), self._expected.values(), strict=True)
+        return all(found is expected or torch.equal(found, expected) for found, expected in pairs)
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter."""
-        for counts in {id(c): c for c in (self._all, self._expected)}.values():
+        for counts in {id(c): c for c in (self._all["step"], self._expected["step"])}.values():
             counts += steps if isinstance(steps, float | int) else steps.to(counts.device)
+
+    def write(self, places: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        """Write further numbers for the parameters at these places."""
+        for name, numbers in values.items():
+            for found in {id(c): c for c in (self._all[name], self._expected[name])}.values():
+                found[torch.tensor(places)] = torch.tensor(numbers, dtype=found.dtype)
 
 
 class SingleCounters:
@@ -65,63 +99,98 @@ class SingleCounters:
 
     untouched = False  # to look would cost as much as to gather them anew
 
-    def __init__(self, kept: list[Kept]) -> None:
-        self._all: list[Tensor] = [state["step"] for state in kept]
+    def __init__(self, kept: list[Kept], names: Sequence[str]) -> None:
+        self._all: list[dict[str, Tensor]] = [{n: state[n] for n in names} for state in kept]
 
-    def shared(self) -> list[Tensor]:
-        """Return for each counter one of those that stand where it stands."""
-        first: dict[float, Tensor] = {}
-        return [first.setdefault(float(counter), counter) for counter in self._all]
+    def shared(self, kinds: Sequence[Any]) -> list[Count]:
+        """Return for each parameter the numbers of one of its kind that stands where it stands."""
+        first: dict[Any, Count] = {}
+        rows = [
+            (kind, *map(float, numbers.values()))
+            for kind, numbers in zip(kinds, self._all, strict=True)
+        ]
+        return [
+            first.setdefault(row, _count(numbers))
+            for row, numbers in zip(rows, self._all, strict=True)
+        ]
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter."""
-        for counter in self._all:
-            counter += steps
+        for numbers in self._all:
+            numbers["step"] += steps
+
+    def write(self, places: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+        """Write further numbers for the parameters at these places."""
+        for name, numbers in values.items():
+            for place, number in zip(places, numbers, strict=True):
+                self._all[place][name].fill_(number)
 
 
 AnyCounters: TypeAlias = Counters | SingleCounters
 
 
-def gather(
-    places: Iterable[tuple[Kept, torch.device]],
-) -> tuple[list[AnyCounters], list[Tensor]]:
-    """Gather the counters of parameters, given each one's state and where it counts.
+class Place(NamedTuple):
+    """One parameter's numbers among all."""
 
-    Returns:
-        All counters, and for each parameter the one that it shares with others at its count.
+    counters: AnyCounters
+    at: int
+    """Its place among those."""
+    shared: Count
+    """What it shares with others that stand where it stands."""
+
+
+def gather(
+    members: Iterable[tuple[Kept, torch.device, tuple[str, ...], Any]],
+) -> list[Place]:
+    """Gather the numbers of parameters.
+
+    Args:
+        members: for each its state, where it counts, the names of its numbers, ``step`` first,
+            and its kind: those of one kind that stand at the same numbers go on together.
     """
-    places = list(places)
+    members = list(members)
     rows: dict[Any, list[int]] = {}
-    for i, (kept, device) in enumerate(places):
-        if not isinstance(kept["step"], Tensor):
-            kept["step"] = torch.tensor(float(kept["step"]))  # as older versions of torch had it
-        rows.setdefault((device, kept["step"].dtype), []).append(i)
-    own = [kept["step"] for kept, _ in places]
+    for i, (kept, device, names, _) in enumerate(members):
+        for name in names:
+            if not isinstance(kept[name], Tensor):
+                kept[name] = torch.tensor(float(kept[name]))  # as older versions of torch had it
+        rows.setdefault((device, names, *(kept[n].dtype for n in names)), []).append(i)
+    own = [kept[name] for kept, _, names, _ in members for name in names]
     plain = not in_dispatch_mode() and are_plain(own) and not any(map(_is_shared, own))
-    found: list[AnyCounters] = []
-    shared = [torch.empty(0)] * len(places)
-    for (device, _), members in rows.items():
-        states = [places[i][0] for i in members]
-        counters: AnyCounters = Counters(states, device) if plain else SingleCounters(states)
-        found.append(counters)
-        for i, counter in zip(members, counters.shared(), strict=True):
-            shared[i] = counter
-    return found, shared
+    found: dict[int, Place] = {}
+    for (device, names, *_), numbers in rows.items():
+        states = [members[i][0] for i in numbers]
+        counters: AnyCounters = (
+            Counters(states, device, names) if plain else SingleCounters(states, names)
+        )
+        shared = counters.shared([members[i][3] for i in numbers])
+        for at, (i, count) in enumerate(zip(numbers, shared, strict=True)):
+            found[i] = Place(counters, at, count)
+    return [found[i] for i in range(len(members))]
 
 
 def with_own_count(kept: Any) -> Any:
-    """Return a state with a counter apart from all others; anything else as it is."""
-    if not isinstance(kept, Mapping) or not isinstance(kept.get("step"), Tensor):
+    """Return a state with numbers apart from all others; anything else as it is."""
+    if not isinstance(kept, Mapping):
         return kept
-    return {**kept, "step": kept["step"].clone()}
+    return {name: value.clone() if _is_number(value) else value for name, value in kept.items()}
 
 
 def take_apart(states: Iterable[Any]) -> None:
-    """Give each state a counter in memory of its own again, where it is a part of one for all."""
+    """Give each state numbers in memory of their own again, where they are parts of one for all."""
     for kept in states:
-        step = kept.get("step") if isinstance(kept, MutableMapping) else None
-        if isinstance(step, Tensor) and step.untyped_storage().nbytes() > step.nbytes:
-            kept["step"] = step.clone()
+        for name, value in list(kept.items()) if isinstance(kept, MutableMapping) else ():
+            if _is_number(value) and value.untyped_storage().nbytes() > value.nbytes:
+                kept[name] = value.clone()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _count(numbers: Mapping[str, Tensor]) -> Count:
+    scalars = dict(numbers)
+    return Count(scalars.pop("step"), scalars)
 
 
 def _is_shared(counter: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Cell, Form, is_sharded
-from optimplug._core.optim.counters import AnyCounters, gather
+from optimplug._core.optim.counters import AnyCounters, Count, Place, gather
 from optimplug._core.optim.refusals import refuse_part, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
 
@@ -38,8 +38,10 @@ class _BatchLayout:
     """The position of each parameter's state among all states; empty where the rule has none."""
     steps: list[Tensor] = field(default_factory=list)
     """The step counter of each parameter; empty where the rule does not count."""
+    numbers: list[Place] = field(default_factory=list)
+    """Where each parameter's numbers are kept; empty where its rule has none beside the count."""
     addresses: list[int] = field(default_factory=list)
-    """Where the counters stand in memory; empty where nobody asks again."""
+    """Where all these numbers stand in memory; empty where nobody asks again."""
     memo: dict[str, Any] = field(default_factory=dict)
     """What an execution keeps here; see :class:`Batch`."""
 
@@ -92,8 +94,8 @@ class _BatchLayout:
         try:
             # Whoever has put another counter into a state, or other memory under one, wants it to
             # be used.
-            steps = list(map(itemgetter("step"), kept)) if self.steps else []
-            if self.addresses and self.addresses != list(map(Tensor.data_ptr, steps)):
+            numbers = self.rule.number_names if self.steps else ()
+            if self.addresses and self.addresses != _addresses(kept, numbers):
                 return None
             columns = {name: list(map(itemgetter(name), kept)) for name in self.rule.state_names}
         except (KeyError, TypeError):  # one is gone, or a number stands in its place
@@ -135,8 +137,10 @@ class Layout:
         for member in members:
             hyper = groups[member.group]
             member.kept, member.first = _ensure_state(member.p, member.rule, state, hyper)
-        counters = _gather(members, count_on)
-        self._counters = counters
+        _gather(members, count_on)
+        self._counters: list[AnyCounters] = list(
+            {id(m.number.counters): m.number.counters for m in members if m.number}.values()
+        )
         self._kinds = _kinds(grads)
         self._rules = list(rules)
         # Whoever is compared by its number alone may be gone, and another one have that number:
@@ -150,16 +154,21 @@ class Layout:
             # What agrees in all of this can be updated by one call, whatever its group.
             form = Form.of(member.p)
             types = tuple(member.kept[name].dtype for name in member.rule.state_names)
-            key = (member.rule, form, self._kinds[member.place], types)
+            counters = member.number.counters if member.number and member.rule.scalars else None
+            key = (member.rule, form, self._kinds[member.place], types, id(counters))
             layout = layouts.setdefault(key, _BatchLayout(member.rule, form))
-            layout.add(member.place, Cell(member.group, member.counter, member.first))
+            layout.add(member.place, member.cell)
             if member.kept:
                 layout.kept.append(positions[id(member.p)])
-            if member.counter is not None:
+            if member.number is not None:
                 layout.steps.append(member.kept["step"])
+                layout.numbers.append(member.number)
         self.layouts = list(layouts.values())
+        states = list(state.values())
         for layout in self.layouts if self._lasts else ():
-            layout.addresses = list(map(Tensor.data_ptr, layout.steps))
+            if layout.steps:
+                kept = _pick(layout.kept, states)
+                layout.addresses = _addresses(kept, layout.rule.number_names)
 
     def fits(
         self,
@@ -211,6 +220,28 @@ class Layout:
             for cell in layout.cells
         )
 
+    @property
+    def must_know_of_skips(self) -> bool:
+        """Whether more than tensors and counts changes, so that a skipped update is to be known."""
+        rules = self._rules
+        return self.has_first or any(rule.scalars or rule.counts_in_groups for rule in rules)
+
+    def next_numbers(self, batches: Sequence[Batch]) -> list[dict[str, list[float]]]:
+        """Return for each batch what :attr:`Rule.scalars` are after the update."""
+        return [batch.next_scalars() for batch in batches if batch.rule.scalars]
+
+    def write(self, numbers: Sequence[Mapping[str, Sequence[float]]]) -> None:
+        """Write what :meth:`next_numbers` has returned."""
+        with_scalars = [layout for layout in self.layouts if layout.rule.scalars]
+        for layout, values in zip(with_scalars, numbers, strict=True):
+            places = [place.at for place in layout.numbers]
+            layout.numbers[0].counters.write(places, values)
+
+    def next_settings(self, groups: Sequence[Hyper]) -> dict[int, dict[str, Any]]:
+        """Return for each group that counts, by its position, what changes in its settings."""
+        rules = enumerate(self._rules)
+        return {i: rule.next_settings(groups[i]) for i, rule in rules if rule.counts_in_groups}
+
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
         for counters in self._counters:
@@ -227,8 +258,18 @@ class _Member:
     rule: Rule
     kept: dict[str, Any] = field(default_factory=dict)
     first: bool = False
-    counter: Tensor | None = None
-    """What it shares with others that have stepped as often; see :mod:`.counters`."""
+    number: Place | None = None
+    """Where its count and other numbers are kept; None where its rule does not count."""
+
+    @property
+    def kind(self) -> int | None:
+        """The group, where numbers beside the count go on as its settings say."""
+        return self.group if self.rule.scalars else None
+
+    @property
+    def cell(self) -> Cell:
+        count = self.number.shared if self.number else Count(None, {})
+        return Cell(self.group, count.step, self.first, count.scalars)
 
 
 def _stepping(
@@ -243,15 +284,14 @@ def _stepping(
                 yield _Member(i, place, p, rule)
 
 
-def _gather(members: Sequence[_Member], count_on: Collection[str]) -> list[AnyCounters]:
-    """Gather the step counters of those whose rule counts."""
+def _gather(members: Sequence[_Member], count_on: Collection[str]) -> None:
+    """Gather the numbers of those whose rule counts."""
     counting = [member for member in members if member.rule.counts_steps]
-    counters, shared = gather(
-        (member.kept, _counts_on(member.p, member.rule, count_on)) for member in counting
+    places = gather(
+        (m.kept, _counts_on(m.p, m.rule, count_on), m.rule.number_names, m.kind) for m in counting
     )
-    for member, counter in zip(counting, shared, strict=True):
-        member.counter = counter
-    return counters
+    for member, place in zip(counting, places, strict=True):
+        member.number = place
 
 
 def _counts_on(p: Tensor, rule: Rule, count_on: Collection[str]) -> torch.device:
@@ -284,10 +324,17 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
         # Not zeros(): of a fake tensor only tensor() knows the value.
         dtype = torch.float64 if wide else torch.float32
         kept["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
+        for scalar in rule.scalars:
+            kept[scalar.name] = torch.tensor(scalar.first(hyper), dtype=dtype, device="cpu")
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
     return kept, bool(missing)
+
+
+def _addresses(kept: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
+    """Return where the numbers of these states stand in memory."""
+    return [at for n in names for at in map(Tensor.data_ptr, map(itemgetter(n), kept))]
 
 
 def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:

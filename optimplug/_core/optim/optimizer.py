@@ -131,18 +131,23 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self._forget_first()
             raise
         layout = cast("Layout", self._layout)
-        if not skips:
-            layout.advance(1)
-            for batch, prepared in zip(batches, ready, strict=True):
-                prepared.run(scale, found_inf)
-                if batch.is_sharded:
-                    # What worked on the shards has marked those as changed, for autograd.
-                    torch.autograd.graph.increment_version(batch.owners)
-        if found_inf is not None and not skips:
-            layout.advance(-found_inf)
-            skips = layout.has_first and bool(found_inf)
+        if not skips and found_inf is not None and layout.must_know_of_skips:
+            skips = bool(found_inf)
         if skips:
             self._forget_first()
+            return
+        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups)
+        layout.advance(1)
+        for batch, prepared in zip(batches, ready, strict=True):
+            prepared.run(scale, found_inf)
+            if batch.is_sharded:
+                # What worked on the shards has marked those as changed, for autograd.
+                torch.autograd.graph.increment_version(batch.owners)
+        layout.write(numbers)
+        for i, changed in settings.items():
+            groups[i].update(changed)
+        if found_inf is not None:
+            layout.advance(-found_inf)
 
     def _prepared(
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]

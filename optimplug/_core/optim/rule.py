@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "StateSpec"]
+__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "ScalarSpec", "StateSpec"]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
@@ -67,6 +67,15 @@ class StateSpec(NamedTuple):
         return start.fill_(complex(number, number) if p.is_complex() else number)
 
 
+class ScalarSpec(NamedTuple):
+    """One number that a rule keeps for each parameter beside ``step``, and how it begins."""
+
+    name: str
+    """Its key in the state, where it is a tensor of no dimension; torch's."""
+    first: Callable[[Hyper], float]
+    """What it begins with, from the group's hyperparameters."""
+
+
 class FusedCall(NamedTuple):
     """What a fused operator works on: tensors that share their hyperparameters."""
 
@@ -106,6 +115,15 @@ class Rule(ABC):
     Where not, ``t`` only tells a parameter's first update (1) from its later ones (2).
     """
 
+    scalars: ClassVar[tuple[ScalarSpec, ...]] = ()
+    """The numbers kept for each parameter, by a rule that counts.
+
+    :meth:`coefficients` finds them among the hyperparameters; :meth:`next_scalars` moves them on.
+    """
+
+    counts_in_groups: ClassVar[bool] = False
+    """Whether a group's own settings move on with each step, as :meth:`next_settings` says."""
+
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
@@ -128,12 +146,25 @@ class Rule(ABC):
         """The names of :attr:`state`, in its order."""
         return tuple(spec.name for spec in self.state)
 
+    @cached_property
+    def number_names(self) -> tuple[str, ...]:
+        """The names of what is counted for each parameter, and of what is kept beside it."""
+        return ("step", *(spec.name for spec in self.scalars)) if self.counts_steps else ()
+
     @abstractmethod
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         """Return the scalars of update number ``t`` (from 1) for a group's hyperparameters.
 
         They are numbers, or tensors where a hyperparameter is one.
         """
+
+    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        """Return what :attr:`scalars` are after update number ``t``."""
+        return {}
+
+    def next_settings(self, hyper: Hyper) -> dict[str, Any]:
+        """Return what changes in a group's settings by a step, whoever of it had a gradient."""
+        return {}
 
     @abstractmethod
     def update(

@@ -103,7 +103,7 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
     if not kept:
         return
     late = {spec.name for spec in rule.state if spec.late}
-    for key in ("step", *rule.state_names) if rule.counts_steps else rule.state_names:
+    for key in (*rule.number_names, *rule.state_names):
         if key not in kept and key not in late:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
         if not isinstance(kept.get(key), Tensor | None):
@@ -130,12 +130,12 @@ def _bare(name: str) -> str:
 
 def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
     """Return a state's value as the parameter needs it."""
-    if key == "step":
+    if key == "step" or key in rule.number_names:
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.detach().clone()
         if isinstance(value, int | float):
             return torch.tensor(float(value))
-        raise StateError(f"step of {name} must be a number (got {value!r})")
+        raise StateError(f"{key} of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
     spec = next((spec for spec in rule.state if spec.name == key), None)

@@ -52,7 +52,11 @@ def _foreach_add(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> list[Tensor]:
 
 
 def _foreach_add_(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> None:
-    if isinstance(alpha, Sequence):
+    if isinstance(alpha, Sequence) and x[0].is_cpu:
+        # There torch would go one by one as well, and this rounds once instead of twice.
+        for tensor, other, factor in zip(x, y, alpha, strict=True):
+            tensor.add_(other, alpha=factor)
+    elif isinstance(alpha, Sequence):
         foreach_operator("add_")(x, foreach_operator("mul")(y, alpha))
     else:
         foreach_operator("add_")(x, y, **_alpha(y, alpha))
@@ -61,6 +65,38 @@ def _foreach_add_(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> None:
 def _alpha(y: Any, alpha: Any) -> dict[str, Any]:
     """Return ``alpha`` where torch takes it: beside tensors, not beside numbers."""
     return {"alpha": alpha} if isinstance(y, list) and isinstance(y[0], Tensor) else {}
+
+
+def _foreach_mul(x: Sequence[Tensor], y: Any) -> list[Tensor]:
+    if _would_round(x, y):
+        return [tensor.mul(factor) for tensor, factor in zip(x, _each(y, x), strict=True)]
+    found: list[Tensor] = foreach_operator("mul")(x, y)
+    return found
+
+
+def _foreach_mul_(x: Sequence[Tensor], y: Any) -> None:
+    if _would_round(x, y):
+        for tensor, factor in zip(x, _each(y, x), strict=True):
+            tensor.mul_(factor)
+    else:
+        foreach_operator("mul_")(x, y)
+
+
+def _would_round(x: Sequence[Tensor], factor: Any) -> bool:
+    """Tell whether torch would round a number to the tensors' narrow type first: 0.999 becomes 1.
+
+    On the CPU alone, where it goes one by one too.
+    """
+    tensors = isinstance(factor, Sequence) and isinstance(factor[0], Tensor)
+    return x[0].is_cpu and x[0].itemsize == 2 and not tensors
+
+
+def _each(number: Any, x: Sequence[Tensor]) -> Sequence[Any]:
+    return number if isinstance(number, Sequence) else [number] * len(x)
+
+
+def _foreach_copy(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.clone() for tensor in y]
 
 
 def _lerp(x: Any, end: Any, weight: Any) -> Any:
@@ -78,13 +114,14 @@ def _clamp_max(x: Any, most: Any) -> Any:
 
 
 OPERATIONS: Mapping[str, Operation] = {
+    "copy": Operation(lambda x, y: y, foreach=(_foreach_copy, foreach_operator("copy_"))),
     "neg": Operation(operator.neg, c="-{0}"),
     "abs": Operation(c="magnitude({0})"),
     "sqrt": Operation(c="root({0})"),
     "reciprocal": Operation(c="1 / {0}"),
     "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
-    "mul": Operation(operator.mul, c="{0} * {1}"),
+    "mul": Operation(operator.mul, c="{0} * {1}", foreach=(_foreach_mul, _foreach_mul_)),
     "div": Operation(operator.truediv, c="{0} / {1}"),
     "lerp": Operation(_lerp, c="blend({0}, {1}, {2})"),
     "maximum": Operation(c="larger({0}, {1})"),
