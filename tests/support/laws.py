@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from support.tensors import same_bits
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from optimplug import optim
 from optimplug.optim import Optimizer
@@ -50,6 +51,8 @@ ROWS = {
     "Adagrad": Row({"lr": 0.05}),
     "Adam": Row({"lr": 0.05}),
     "AdamW": Row({"lr": 0.05}),
+    "NAdam": Row({"lr": 0.05}),
+    "ASGD": Row({"lr": 0.05, "t0": 2}),
     "Adamax": Row({"lr": 0.05}),
     "Lion": Row({"lr": 0.05}),
     "RAdam": Row({"lr": 0.05}),
@@ -419,6 +422,29 @@ def moved_by_data(cls, **choice):
     assert all_same_bits(train(ours, range(3, STEPS)), train(plain, range(3, STEPS)))
 
 
+def sharded(cls, mesh=None):
+    """two processes with a shard each (DTensor, uneven) learn what one does"""
+
+    def placed(value, place):
+        if mesh is None:
+            return value.clone()
+        form = Replicate() if place == 1 else Shard(0)
+        return distribute_tensor(value.clone(), mesh, [form])
+
+    values = [p.detach() for p in tensors(cls)]
+    params = [nn.Parameter(placed(value, i)) for i, value in enumerate(values)]
+    ours = build(cls, params, max_grad_norm=0.5, skip_nonfinite=True)
+    for step in range(STEPS):
+        for i, (p, value) in enumerate(zip(params, values, strict=True)):
+            g = gradient(value, step, i)
+            if step == 3 and i == 0:
+                g.view(-1)[-1] = float("inf")  # of the last process alone, but none may step
+            p.grad = placed(g, i)
+        ours.step()
+    assert ours.skipped_steps == 1
+    return [p.detach().full_tensor() if mesh else p.detach() for p in params]
+
+
 LAWS = {
     "clipping": clipping,
     "skip_nonfinite": skip_nonfinite,
@@ -437,3 +463,4 @@ LAWS = {
     "order of keys": key_order,
     "moved by .data": moved_by_data,
 }
+IN_TWO_PROCESSES = {"two processes": sharded}
