@@ -23,6 +23,7 @@ from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
+from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
@@ -247,7 +248,12 @@ class Recipe:
         return optimizer
 
     def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
-        found = rule_warnings(self.spec, without_wrappers(model), grouping)
+        cls = self._checked.optimizer_class
+        found = [
+            *rate_warnings("optimizer", cls, self.hyperparameters),
+            *lr_schedule_warnings(self.spec, [cls]),
+            *rule_warnings(self.spec, without_wrappers(model), grouping),
+        ]
         return (self._written.problem(path, text) for path, text in found)
 
     def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> Iterator[Problem]:

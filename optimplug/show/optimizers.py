@@ -21,6 +21,10 @@ from optimplug.show.printed import printed
 __all__ = ["OptimizerTable", "rate", "state"]
 
 
+# Of the facts, what a program can read.
+_WRITTEN = ("purpose", "not_for", "rate", "rate_means", "lr_only_begins", "paper", "link")
+
+
 @dataclass(frozen=True)
 class OptimizerTable:
     """A row for each optimizer. Print it; :meth:`to_list` gives it to a program."""
@@ -46,7 +50,7 @@ class OptimizerTable:
         return [
             {
                 **profile._asdict(),
-                "facts": {k: v for k, v in profile.facts._asdict().items() if k != "options"},
+                "facts": {name: getattr(profile.facts, name) for name in _WRITTEN},
             }
             for profile in self.profiles
         ]

@@ -241,6 +241,7 @@ class Rprop(Optimizer):
         link="https://doi.org/10.1109/ICNN.1993.298623",
         rate_means="the first step size alone: a schedule has no effect",
         not_for="batches, whose signs change by chance",
+        lr_only_begins=True,
     )
 
     def __init__(
