@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
+from optimplug._core.optim.executions.whole import whole_operands
 
-__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
 
 
 class Loop:
@@ -48,8 +49,16 @@ class ReadyLoop:
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
-                with _in_one_type(p, g, state) as (p, g, state):
-                    batch.rule.update(p, g if scale is None else _scaled(g, scale), state, k)
+                with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
+                    if scale is not None:
+                        columns[1] = [_scaled(columns[1][0], scale)]
+                    value, grad, *kept = self._operands(columns, i)
+                    batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
+
+    def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
+        if self.batch.rule.scope == "element":
+            return [tensor for (tensor,) in columns]
+        return whole_operands(self.batch, columns, [i])
 
 
 class Differentiable:
@@ -88,20 +97,22 @@ class ReadyDifferentiable:
 
 
 @contextmanager
-def _in_one_type(
-    p: Tensor, g: Tensor, state: dict[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Lend copies of the widest type where the types differ, and write them back after."""
-    types = {tensor.dtype for tensor in (p, g, *state.values())}
+def in_one_type(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Lend copies of the widest type where the types differ, and write them back after.
+
+    Args:
+        columns: parameters, gradients, then the states; gradients are not written back.
+    """
+    types = {tensor.dtype for column in columns for tensor in column}
     if len(types) == 1:
-        yield p, g, state
+        yield [list(column) for column in columns]
         return
     wide = functools.reduce(torch.promote_types, types)
-    copies = {name: tensor.to(wide) for name, tensor in state.items()}
-    value = p.to(wide)
-    yield value, g.to(wide), copies
-    for lent, own in zip((value, *copies.values()), (p, *state.values()), strict=True):
-        own.copy_(lent)  # nothing where they are one tensor
+    copies = [[tensor.to(wide) for tensor in column] for column in columns]
+    yield copies
+    for i, (lent, own) in enumerate(zip(copies, columns, strict=True)):
+        for copy, tensor in zip(lent, own, strict=True) if i != 1 else ():
+            tensor.copy_(copy)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:
