@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from support.labels import label
-from support.laws import build, give, public, row_of, tensors, train
+from support.laws import build, give, public, ready, tensors, train
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.profile import profile_of
@@ -44,7 +44,7 @@ def test_state_bytes(cls, size, larger):
 def test_the_named_state_is_what_a_step_leaves(cls):
     for options in ({}, *({key: value} for key, value in cls.facts.options.items())):
         p = torch.nn.Parameter(torch.ones(64, 64))
-        optimizer = cls([p], **{**row_of(cls).required, **options})
+        optimizer = ready(cls([p], lr=0.05, **options))
         give([p], 0)
         optimizer.step()
         kept = {id(t): t for state in optimizer.state.values() for t in state.values()}

@@ -39,14 +39,11 @@ class Row(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = ((3, 4), (7,), (5, 5, 2), (1,))
     refuses: dict[str, Refusal] = {}
     """By the name of the law."""
-    required: dict[str, Any] = {}
-    """What it cannot be built without."""
 
 
-SGD_ROW = Row({"lr": 0.05, "momentum": 0.9}, required={"lr": 0.05})
 NO_MAXIMIZE = {"maximize": Refusal("has no maximize", "unexpected keyword argument 'maximize'")}
 ROWS = {
-    "SGD": SGD_ROW,
+    "SGD": Row({"lr": 0.05, "momentum": 0.9}),
     "Adadelta": Row({"lr": 1.0}),
     "Adagrad": Row({"lr": 0.05}),
     "Adam": Row({"lr": 0.05}),
@@ -86,7 +83,13 @@ def tensors(cls, seed=1, shapes=None, dtype=torch.float32):
 
 
 def build(cls, params, **options):
-    return cls(params, **{**row_of(cls).options, **options})
+    return ready(cls(params, **{**row_of(cls).options, **options}))
+
+
+def ready(optimizer):
+    if hasattr(optimizer, "train"):  # schedule-free ones begin in the mode of validation
+        optimizer.train()
+    return optimizer
 
 
 def gradient(p, step, place):
@@ -308,7 +311,7 @@ def groups(cls, **choice):
     )
     apart = [build(cls, copied(p), **own, **choice) for p, own in zip(parts, settings, strict=True)]
     for step in range(STEPS):
-        give(flat(ours), step, missing_now_and_then(step))
+        give(flat(ours), step, {3} if step % 3 == 0 else ())
         twins = [q for optimizer in apart for q in flat(optimizer)]
         for p, q in zip(flat(ours), twins, strict=True):
             q.grad = None if p.grad is None else p.grad.clone()
