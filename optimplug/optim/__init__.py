@@ -9,6 +9,8 @@ from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.factored import Adafactor
+from optimplug._core.optim.rules.matrix import Muon
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
@@ -20,11 +22,13 @@ __all__ = [
     "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",

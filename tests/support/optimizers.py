@@ -1,5 +1,6 @@
 """The optimizers under test, as data: what each is compared with, and the options that matter."""
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from optimplug.optim import (
     ASGD,
     SGD,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
@@ -95,6 +97,11 @@ _ASGD = [
     {"lr": torch.tensor(0.05), "lambd": 0.1, "alpha": 0.5, "t0": 3},
     {"weight_decay": 0.3, "maximize": True, "t0": 0},
 ]
+_ADAFACTOR = [
+    {"eps": (1e-7, 1e-3)},  # without the first, torch's bfloat16 and float16 hardly move
+    {"lr": torch.tensor(0.1), "beta2_decay": -0.5, "eps": (1e-3, 1e-2), "d": 2.0},
+    {"eps": (1e-7, 1e-3), "weight_decay": 0.3, "maximize": True},
+]
 TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
@@ -107,6 +114,7 @@ TABLE = {
     Adagrad: Row(_ADAGRAD, fused=True),
     Rprop: Row(_RPROP),
     NAdam: Row(_NADAM, foreach_rtol=2e-6),
+    Adafactor: Row(_ADAFACTOR, foreach_rtol=2e-6),
     ASGD: Row(_ASGD, foreach_rtol=2e-6),
 }
 
@@ -114,6 +122,13 @@ TABLE = {
 def torchs(cls):
     """Torch's class of the same name."""
     return getattr(torch.optim, cls.__name__)
+
+
+def with_eps(cls, value):
+    """The option that keeps quotients of small numbers apart, where a class has it."""
+    if cls is Adafactor:
+        return {"eps": (value, 1e-3)}
+    return {"eps": value} if "eps" in signature(cls).parameters else {}
 
 
 def executions(cls):

@@ -7,16 +7,22 @@ from torch import Tensor
 from optimplug._core.optim.rule import Hyper
 from optimplug.errors import ArgumentError
 
-__all__ = ["check_betas", "check_not_negative", "check_rate"]
+__all__ = ["check_betas", "check_not_negative", "check_one_element", "check_rate"]
 
 
 def check_rate(hyper: Hyper) -> None:
     """Raise ArgumentError unless ``lr`` is a number >= 0, or a tensor of one."""
+    check_one_element(hyper)
+    lr = hyper["lr"]
+    if not lr >= 0.0:
+        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
+
+
+def check_one_element(hyper: Hyper) -> None:
+    """Raise ArgumentError if ``lr`` is a tensor of more than one number."""
     lr = hyper["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-    if not lr >= 0.0:
-        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
 
 
 def check_not_negative(hyper: Hyper, **names: str) -> None:

@@ -294,24 +294,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 f"{where}: capturable=True needs an operator of torch's that does the whole update "
                 f"of {type(self).__name__}, and there is none; leave it out"
             )
-        found = devices_asked_for(self.defaults)
-        if found is not None:
-            self._check_devices(group, where, *found)
-
-    def _check_devices(
-        self, group: dict[str, Any], where: str, asked: str, devices: tuple[str, ...]
-    ) -> None:
-        """Refuse at once what the execution that was asked for could not do at a step."""
-        params = group["params"]
-        group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-        for p in (p[1] if isinstance(p, tuple) else p for p in params):
-            if isinstance(p, Tensor) and not (
-                torch.is_floating_point(p) and p.device.type in devices
-            ):
-                raise ArgumentError(
-                    f"{where}: {asked}=True needs floating point parameters on "
-                    f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
-                )
+        rule, found = self.rule(hyper), devices_asked_for(self.defaults)
+        for p in _parameters(group):
+            problem = rule.refusal(p)
+            if problem is not None:
+                raise ArgumentError(f"{where}: {problem}")
+            if found is not None:
+                _check_device(p, where, *found)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
@@ -336,6 +325,25 @@ class Optimizer(torch.optim.Optimizer, ABC):
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+
+
+def _parameters(group: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a group, whose own entry may be an iterator or hold names too."""
+    params = group["params"]
+    if isinstance(params, set):
+        return []  # torch refuses it
+    group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+    given = (p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params)
+    return [p for p in given if isinstance(p, Tensor)]  # torch's own checks refuse the others
+
+
+def _check_device(p: Tensor, where: str, asked: str, devices: tuple[str, ...]) -> None:
+    """Refuse at once what the execution that was asked for could not do at a step."""
+    if not (torch.is_floating_point(p) and p.device.type in devices):
+        raise ArgumentError(
+            f"{where}: {asked}=True needs floating point parameters on "
+            f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
+        )
 
 
 def _speaks_of(key: object, name: str) -> bool:

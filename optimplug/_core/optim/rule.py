@@ -162,6 +162,10 @@ class Rule(ABC):
         """The names of what is counted for each parameter, and of what is kept beside it."""
         return ("step", *(spec.name for spec in self.scalars)) if self.counts_steps else ()
 
+    def refusal(self, p: Tensor) -> str | None:
+        """Return why a parameter of this shape can not be updated so; None where it can."""
+        return None
+
     def suited(self, p: Tensor) -> Rule:
         """Return the variant of the rule that a parameter of this shape and type needs."""
         return self
