@@ -9,7 +9,7 @@ from support.laws import build, give, public, ready, tensors, train
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.profile import profile_of
-from optimplug.optim import SGD, AdamW, Lion, RMSprop
+from optimplug.optim import SGD, Adafactor, AdamW, Lion, Muon, RMSprop
 
 CLASSES = public()
 
@@ -31,6 +31,8 @@ STATE = [
     (AdamW, 8, {"amsgrad": 12}),
     (Lion, 4, {}),
     (RMSprop, 4, {"momentum": 8, "centered": 8}),
+    (Adafactor, 0, {}),
+    (Muon, 4, {}),
 ]
 
 

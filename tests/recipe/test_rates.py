@@ -6,6 +6,11 @@ from support.recipes import RUN, recipe_of
 from torch import nn
 
 LION = "Lion is commonly run with (0.0005): its usual rate is 0.1 to 0.33 times AdamW's"
+MUON = "Muon is commonly run with (0.001): with adjust_lr_fn="
+MUON_MATCHED = (
+    "Muon is commonly run with (0.005): with adjust_lr_fn='match_rms_adamw', AdamW's rates fit"
+)
+MATCHED = {"name": "Muon", "adjust_lr_fn": "match_rms_adamw"}
 ONLY_AT_FIRST = "schedule: has no effect on lr after that: Rprop takes lr at a parameter's first step alone; remove the schedule"
 FALL = [{"name": "CosineAnnealingLR"}]
 CASES = [
@@ -16,6 +21,15 @@ CASES = [
         {"name": "Lion", "lr": 0},
         "groups: lr of group 'model' is 0, so it will not move; freeze it instead",
     ),
+    ({"name": "Muon", "lr": 0.02}, None),
+    ({"name": "Muon", "lr": 1e-3}, None),
+    (
+        {"name": "Muon", "lr": 2e-4},
+        f"optimizer.lr: 0.0002 is below what {MUON}'original', rates are near 0.02",
+    ),
+    ({**MATCHED, "lr": 2e-4}, None),
+    ({**MATCHED, "lr": 0.02}, f"optimizer.lr: 0.02 is above what {MUON_MATCHED}"),
+    ({"name": "Adafactor", "lr": 1e-2}, None),
     # What AdamW is fine-tuned with, and more.
     *(({"name": "AdamW", "lr": lr}, None) for lr in (1e-6, 1e-5, 1e-3, 0.1)),
     ({"name": "SGD", "lr": 1e-3}, None),

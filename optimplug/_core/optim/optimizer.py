@@ -314,7 +314,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has its defaults in the state.
+        own = dict({**vars(self), **state}["defaults"])
         super().__setstate__(state)
+        self.defaults = own  # torch adds a choice to them, also for a class without it
         self._layout = None
         for group in self.param_groups:
             for key in CHOICES:
