@@ -35,6 +35,7 @@ BESIDE_TORCHS = {
     "AdEMAMix",
     "Lion",
     "MultiOptimizer",
+    "Prodigy",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
 }

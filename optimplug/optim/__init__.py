@@ -17,6 +17,7 @@ from optimplug._core.optim.rules.factored import Adafactor
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.rules.matrix import Muon
 from optimplug._core.optim.rules.nadam import NAdam
+from optimplug._core.optim.rules.prodigy import Prodigy
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -41,6 +42,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",
