@@ -9,15 +9,18 @@ from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.lamb import LAMB
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
 from optimplug._core.optim.rules.sign import Lion, Rprop
+from optimplug._core.optim.rules.stable_adamw import StableAdamW
 from optimplug.optim import lr_scheduler
 
 __all__ = [
     "ASGD",
+    "LAMB",
     "SGD",
     "Adadelta",
     "Adagrad",
@@ -30,5 +33,6 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "StableAdamW",
     "lr_scheduler",
 ]

@@ -1,0 +1,191 @@
+"""Optimizers that look at whole tensors and that torch has not, against the packages that have."""
+
+import copy
+import importlib
+import io
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import optimi
+import pytest
+import pytorch_optimizer
+import torch
+from support.labels import label
+from support.tensors import descend, parameters, same_bits
+
+from optimplug.optim import LAMB, StableAdamW
+
+
+class Apart:
+    """An optimizer for each parameter, that steps where there is a gradient.
+
+    For references that count a group's steps: here each parameter counts its own.
+    """
+
+    def __init__(self, cls, groups, **options):
+        self.optimizers = [
+            cls([{**group, "params": [p]}], **options) for group in groups for p in group["params"]
+        ]
+        self.param_groups = [group for o in self.optimizers for group in o.param_groups]
+
+    def step(self):
+        for optimizer in self.optimizers:
+            if optimizer.param_groups[0]["params"][0].grad is not None:
+                optimizer.step()
+
+
+def optimi_stable_adamw(groups, **options):
+    # What it does to narrow types by itself, the rule does not.
+    return Apart(optimi.StableAdamW, groups, **options, kahan_sum=False, triton=False)
+
+
+def timm_lamb(groups, **options):
+    # The package imports torchvision, which is not needed for this file of it.
+    found = find_spec("timm")
+    if found is None:
+        pytest.skip("timm is not installed: see the Makefile")
+    alone = ModuleType("timm_optim")
+    alone.__path__ = [f"{path}/optim" for path in found.submodule_search_locations]
+    sys.modules.setdefault("timm_optim", alone)
+    cls = importlib.import_module("timm_optim.lamb").Lamb
+    return Apart(cls, groups, **options, max_grad_norm=None)
+
+
+def pytorch_optimizer_lamb(groups, bias_correction, always_adapt, **options):
+    # It does neither otherwise, and corrects the size of a step, which the trust ratio has set,
+    # unless told to leave it. It adds eps to a norm, and takes 10 for the norm of larger weights.
+    assert not bias_correction
+    assert always_adapt
+    return Apart(pytorch_optimizer.Lamb, groups, **options, adam_debias=True)
+
+
+class Reference(NamedTuple):
+    """One optimizer of another package, with options of ours that mean the same to it."""
+
+    ours: type
+    theirs: Callable[..., Any]
+    options: list[dict[str, Any]]
+
+
+REFERENCES = [
+    Reference(
+        StableAdamW,
+        optimi_stable_adamw,
+        [
+            {"lr": 1e-3},
+            {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+            {"lr": 0.05, "eps": 2.0},
+            {"lr": 0.05, "weight_decay": 0.0},
+        ],
+    ),
+    Reference(
+        LAMB,
+        timm_lamb,
+        [
+            {},
+            {"lr": 0.05, "betas": (0.7, 0.95), "eps": 1e-3, "weight_decay": 0.3},
+            {"bias_correction": False, "grad_averaging": False},
+            {"trust_clip": True, "lr": 0.05},
+            {"always_adapt": True, "weight_decay": 0.0},
+            {"weight_decay": 0.0, "lr": 0.05},
+        ],
+    ),
+    Reference(
+        LAMB,
+        pytorch_optimizer_lamb,
+        [
+            {"bias_correction": False, "always_adapt": True, "weight_decay": 0.0},
+        ],
+    ),
+]
+CASES = [
+    pytest.param(row, options, id=f"{row.theirs.__name__}-{options}")
+    for row in REFERENCES
+    for options in row.options
+]
+EXECUTIONS = [{}, {"foreach": True}, {"foreach": False}]
+SHAPES = ((3, 4), (7,), (5, 3, 2, 2), (), (6, 2))
+
+
+def groups(params):
+    """Several groups, each with a rate of its own."""
+    return [
+        {"params": params[:2], "lr": 1e-2},
+        {"params": params[2:3], "lr": 3e-3},
+        {"params": params[3:]},
+    ]
+
+
+def flat(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+@pytest.mark.parametrize(("row", "options"), CASES)
+def test_every_execution_is_the_reference(row, options, execution):
+    ours = row.ours(groups(parameters(SHAPES)), **options, **execution)
+    theirs = row.theirs(groups(parameters(SHAPES)), **options)
+    for a, b in zip(descend(ours, 100), descend(theirs, 100), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def error(found, truth):
+    """Root of the summed squares of what differs."""
+    pairs = zip(found, truth, strict=True)
+    return sum((a.double() - b.double()).square().sum().item() for a, b in pairs) ** 0.5
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+@pytest.mark.parametrize(("row", "options"), CASES)
+def test_narrow_weights_are_no_further_from_float64_than_the_reference(row, options, execution):
+    shapes = [(8, 8), (30,), (4, 4, 2, 2)] * 6
+
+    def run(optimizer):
+        return descend(optimizer, 20, skip=False, rounding=torch.bfloat16)
+
+    truth = run(row.theirs(groups(parameters(shapes, torch.float64)), **options))
+    theirs = run(row.theirs(groups(parameters(shapes, torch.bfloat16)), **options))
+    ours = run(row.ours(groups(parameters(shapes, torch.bfloat16)), **options, **execution))
+    # Rounding is a matter of luck, though little in so many numbers.
+    assert error(ours, truth) <= 1.05 * error(theirs, truth)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+@pytest.mark.parametrize("cls", {row.ours: None for row in REFERENCES})
+def test_a_run_resumes_bit_for_bit(cls, execution):
+    whole = cls(groups(parameters(SHAPES)), **execution)
+    descend(whole, 5)
+    params = [torch.nn.Parameter(p.detach().clone()) for p in flat(whole)]
+    resumed = cls(groups(params), **execution)
+    written = io.BytesIO()
+    torch.save(copy.deepcopy(whole).state_dict(), written)
+    written.seek(0)
+    resumed.load_state_dict(torch.load(written, weights_only=True))
+    assert all(map(same_bits, descend(whole, 4, seed=7), descend(resumed, 4, seed=7)))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+def test_the_trust_ratio_of_lamb_is_1_where_a_norm_is_0(execution):
+    params = [torch.nn.Parameter(torch.tensor(v)) for v in ([0.0, 0.0], [3.0, 4.0])]
+    optimizer = LAMB(params, lr=0.1, weight_decay=0.0, always_adapt=True, **execution)
+    params[0].grad, params[1].grad = torch.tensor([2.0, -2.0]), torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.tensor([-0.1, 0.1]))
+    torch.testing.assert_close(params[1].detach(), torch.tensor([3.0, 4.0]))
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
+def test_a_sudden_gradient_lowers_the_rate_of_its_own_tensor_alone(execution):
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = StableAdamW(params, lr=0.1, betas=(0.0, 0.99), weight_decay=0.0, **execution)
+    for grads in ((1.0, 1.0), (1.0, 1.0), (1.0, 1e3)):
+        before = [p.detach().clone() for p in params]
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.full((2,), g)
+        optimizer.step()
+    moved = [(b - p).mean().item() for b, p in zip(before, params, strict=True)]
+    # Without it the second would move by sqrt(3) times as much as the first.
+    assert moved == pytest.approx([0.1, 0.1], rel=1e-4)
