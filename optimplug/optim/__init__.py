@@ -9,6 +9,7 @@ from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.factored_transformers import TransformersAdafactor
 from optimplug._core.optim.rules.lamb import LAMB
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
@@ -34,5 +35,6 @@ __all__ = [
     "RMSprop",
     "Rprop",
     "StableAdamW",
+    "TransformersAdafactor",
     "lr_scheduler",
 ]

@@ -202,13 +202,20 @@ def _value_problems(
         # A matrix, because some optimizers (Muon) take nothing else.
         construct(cls, [torch.nn.Parameter(torch.zeros(1, 1))], {"lr": 1e-3, **kwargs})
 
-    wrong = list(refusals("optimizer", probe, settings))
+    # Of a class whose defaults go with no lr, this comes back for whatever is tried by itself.
+    always = _refusal(probe, {})
+    found = list(refusals("optimizer", probe, settings))
+    wrong = [problem for problem in found if problem.message != always]
+    if found and not wrong:
+        wrong = [Problem("optimizer", found[0].message)]
     yield from wrong
     # The values of a rule may need the optimizer's: nesterov is nothing without momentum. If those
     # are wrong themselves, they would be reported again for every rule.
     shared = {} if wrong else settings
     for i, rule in enumerate(rules):
-        yield from refusals(f"groups[{i}]", partial(probe, **shared), rule)
+        for problem in refusals(f"groups[{i}]", partial(probe, **shared), rule):
+            if not wrong or problem.message != always:
+                yield problem
 
 
 def refusals(
