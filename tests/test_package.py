@@ -30,7 +30,7 @@ def test_all_names_what_is_public_and_exists(name):
     assert len(set(listed)) == len(listed)
 
 
-BESIDE_TORCHS = {"LAMB", "Lion", "StableAdamW", "TransformersAdafactor"}
+BESIDE_TORCHS = {"CAME", "LAMB", "Lion", "StableAdamW", "TransformersAdafactor"}
 
 
 @pytest.mark.parametrize("name", ["optimplug.optim", "optimplug.optim.lr_scheduler"])

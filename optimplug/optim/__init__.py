@@ -9,6 +9,7 @@ from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.came import CAME
 from optimplug._core.optim.rules.factored_transformers import TransformersAdafactor
 from optimplug._core.optim.rules.lamb import LAMB
 from optimplug._core.optim.rules.nadam import NAdam
@@ -21,6 +22,7 @@ from optimplug.optim import lr_scheduler
 
 __all__ = [
     "ASGD",
+    "CAME",
     "LAMB",
     "SGD",
     "Adadelta",

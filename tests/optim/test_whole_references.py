@@ -18,7 +18,7 @@ from support.labels import label
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
-from optimplug.optim import LAMB, StableAdamW, TransformersAdafactor
+from optimplug.optim import CAME, LAMB, StableAdamW, TransformersAdafactor
 
 
 class Apart:
@@ -68,12 +68,17 @@ def transformers_adafactor(groups, **options):
     return transformers.optimization.Adafactor(groups, **options)
 
 
+def pytorch_optimizer_came(groups, **options):
+    return pytorch_optimizer.CAME(groups, **options)
+
+
 class Reference(NamedTuple):
     """One optimizer of another package, with options of ours that mean the same to it."""
 
     ours: type
     theirs: Callable[..., Any]
     options: list[dict[str, Any]]
+    atol: float = 1e-7
 
 
 REFERENCES = [
@@ -105,6 +110,18 @@ REFERENCES = [
         [
             {"bias_correction": False, "always_adapt": True, "weight_decay": 0.0},
         ],
+    ),
+    Reference(
+        CAME,
+        pytorch_optimizer_came,
+        [
+            {},
+            {"betas": (0.8, 0.9, 0.95), "eps1": 1e-3, "eps2": 1e-2, "lr": 0.05},
+            {"clip_threshold": 0.3, "weight_decay": 0.3},
+        ],
+        # Its first steps are a hundred times the rate, since the means that it divides by start at
+        # 0: what is rounded in them is of the weights' own size, and stays in those near 0.
+        atol=1e-6,
     ),
     Reference(
         TransformersAdafactor,
@@ -148,7 +165,7 @@ def test_every_execution_is_the_reference(row, options, execution):
     ours = row.ours(groups(row.ours, options, parameters(SHAPES)), **options, **execution)
     theirs = row.theirs(groups(row.ours, options, parameters(SHAPES)), **options)
     for a, b in zip(descend(ours, 100), descend(theirs, 100), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=row.atol)
 
 
 def error(found, truth):
@@ -250,22 +267,47 @@ def test_a_state_that_was_rounded_is_wide_again():
     assert {found[key].dtype for key in rounded} == {torch.float32}
 
 
+def test_a_state_of_came_goes_on_here():
+    begun = pytorch_optimizer_came(groups(CAME, {}, parameters(SHAPES)))
+    descend(begun, 5)
+    ours = CAME(groups(CAME, {}, [torch.nn.Parameter(p.detach().clone()) for p in flat(begun)]))
+    ours.load_state_dict(copy.deepcopy(begun.state_dict()))
+    for a, b in zip(descend(begun, 5, seed=7), descend(ours, 5, seed=7), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+    factors = {f"exp_avg_{kind}_{of}" for kind in ("sq", "res") for of in ("row", "col")}
+    assert ours.state_dict()["state"][0].keys() == {"exp_avg", "RMS", *factors}
+
+
 BAD = [
-    ({"lr": 1e-3}, "Cannot combine manual `lr` and `relative_step=True` options"),
-    ({"warmup_init": True, "relative_step": False}, "`warmup_init=True` requires `relative_step"),
-    ({"relative_step": False}, "lr is required: give it to the optimizer or to every group"),
-    ({"eps": (1e-3,)}, "Invalid eps"),
-    ({"clip_threshold": 0.0}, "Invalid clip_threshold"),
-    ({"decay_rate": 0.8}, "Invalid decay_rate"),
-    ({"beta1": 1.0}, "Invalid beta1"),
-    ({"weight_decay": -0.1}, "Invalid weight_decay value"),
+    (StableAdamW, {"lr": -1.0}, "Invalid learning rate"),
+    (StableAdamW, {"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1"),
+    (StableAdamW, {"eps": -1.0}, "Invalid epsilon value"),
+    (LAMB, {"lr": -1.0}, "Invalid learning rate"),
+    (LAMB, {"betas": (1.0, 0.9)}, "Invalid beta parameter at index 0"),
+    (LAMB, {"weight_decay": -1.0}, "Invalid weight_decay value"),
+    (CAME, {"lr": -1.0}, "Invalid learning rate"),
+    (CAME, {"betas": (0.9, 0.999)}, "must be three numbers"),
+    (CAME, {"clip_threshold": 0.0}, "Invalid clip_threshold"),
+    (CAME, {"eps2": -1.0}, "Invalid eps2 value"),
+    (TransformersAdafactor, {"lr": 1e-3}, "Cannot combine manual `lr` and `relative_step=True`"),
+    (
+        TransformersAdafactor,
+        {"warmup_init": True, "relative_step": False},
+        "`warmup_init=True` requires `relative_step=True`",
+    ),
+    (TransformersAdafactor, {"relative_step": False}, "lr is required: give it to the optimizer"),
+    (TransformersAdafactor, {"eps": (1e-3,)}, "Invalid eps"),
+    (TransformersAdafactor, {"clip_threshold": 0.0}, "Invalid clip_threshold"),
+    (TransformersAdafactor, {"decay_rate": 0.8}, "Invalid decay_rate"),
+    (TransformersAdafactor, {"beta1": 1.0}, "Invalid beta1"),
+    (TransformersAdafactor, {"weight_decay": -0.1}, "Invalid weight_decay value"),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=label)
-def test_a_bad_argument_of_adafactor_is_named(options, message):
+@pytest.mark.parametrize(("cls", "options", "message"), BAD, ids=label)
+def test_a_bad_argument_is_named(cls, options, message):
     with pytest.raises(ArgumentError, match=message):
-        TransformersAdafactor(parameters(), **options)
+        cls(parameters(), **options)
 
 
 def test_groups_of_adafactor_may_have_each_a_rate_of_another_kind():
