@@ -13,6 +13,7 @@ from optimplug.errors import ArgumentError
 
 __all__ = [
     "check_has_rate",
+    "has_momentum",
     "holds",
     "kept_on_error",
     "momentum_of",
@@ -88,6 +89,11 @@ def kept_on_error(groups: list[Group]) -> Iterator[None]:
 def holds(held: Any, lr: float) -> bool:
     """Tell whether a rate in a group is this one, as far as a tensor's precision can."""
     return bool(held == (held.new_tensor(lr) if isinstance(held, Tensor) else lr))
+
+
+def has_momentum(group: Group) -> bool:
+    """Tell whether a group has what is cycled as momentum: of several optimizers, not all have."""
+    return "betas" in group or "momentum" in group
 
 
 def momentum_of(group: Group) -> float:

@@ -11,7 +11,7 @@ from optimplug._core.internals import is_flattened
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError, GradientError
 
-__all__ = ["refuse_parameter", "refuse_sparse"]
+__all__ = ["refuse_dense", "refuse_parameter", "refuse_sparse"]
 
 
 def refuse_sparse(
@@ -33,30 +33,54 @@ def refuse_sparse(
                 raise GradientError(_sparse_decay_message(group, i, p))
 
 
+def refuse_dense(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> None:
+    """Refuse dense gradients where a rule updates only what a sparse one holds.
+
+    Raises:
+        GradientError: there is one.
+    """
+    found = iter(grads)
+    for group, rule in zip(groups, rules, strict=True):
+        for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
+            if rule.only_sparse and g is not None and not g.is_sparse:
+                raise GradientError(
+                    f"{_optimizer(rule)} does not support dense gradients, "
+                    f"please consider Adam instead, for parameter {_name(group, i, p)}; or build "
+                    "its embedding with sparse=True"
+                )
+
+
 def refuse_parameter(p: Tensor, rule: Rule) -> None:
     """Refuse a complex parameter, or a flat shard of one, where the rule can not work on it.
 
     Raises:
-        ArgumentError: it is one.
+        GradientError: it is complex.
+        ArgumentError: it is a flat shard.
     """
     if p.is_complex() and not rule.takes_complex:
-        raise ArgumentError(
-            f"{type(rule).__name__} does not support complex parameters, such as one of shape "
+        raise GradientError(
+            f"{_optimizer(rule)} does not support complex parameters, such as one of shape "
             f"{tuple(p.shape)}; give it to an optimizer that does, such as AdamW"
         )
     if rule.scope != "element" and is_flattened(p):
         raise ArgumentError(
-            f"{type(rule).__name__} must see a whole {rule.scope} at once, but a parameter of "
+            f"{_optimizer(rule)} must see a whole {rule.scope} at once, but a parameter of "
             f"shape {tuple(p.shape)} is a flat shard of FullyShardedDataParallel's; shard with "
             "torch.distributed.fsdp.fully_shard (FSDP2), or use an optimizer that updates each "
             "element by itself, such as AdamW"
         )
 
 
+def _optimizer(rule: Rule) -> str:
+    return type(rule).__name__.removesuffix("Rule")
+
+
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     return (
         f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
-        "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        "build its embedding with sparse=False, or give it to SparseAdam"
     )
 
 
