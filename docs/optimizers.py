@@ -35,7 +35,7 @@ def facts() -> str:
 
 def _facts_row(profile: Profile) -> str:
     own = profile.facts
-    executions, sharding = ", ".join(profile.executions), ", ".join(profile.sharding)
+    executions, sharding = ", ".join(profile.executions), ", ".join(profile.sharding) or "none"
     cells = [f"`{profile.name}`", own.purpose, own.not_for, rate(profile), state(profile)]
     return f"| {' | '.join([*cells, executions, sharding, f'[{own.paper}]({own.link})'])} |"
 

@@ -27,8 +27,9 @@ class Refusal(NamedTuple):
 
     reason: str
     """For the table."""
-    message: str
-    """What its error says; a regular expression."""
+    message: str | None
+    """What its error says, a regular expression; None where nothing is refused, and the law is
+    broken on purpose."""
 
 
 class Row(NamedTuple):
@@ -39,6 +40,10 @@ class Row(NamedTuple):
     shapes: tuple[tuple[int, ...], ...] = ((3, 4), (7,), (5, 5, 2), (1,))
     refuses: dict[str, Refusal] = {}
     """By the name of the law."""
+    sparse: bool = False
+    """Whether gradients must be sparse."""
+    closure: bool = False
+    """Whether a step needs one; it is then evaluated once a step."""
 
 
 NO_MAXIMIZE = {"maximize": Refusal("has no maximize", "unexpected keyword argument 'maximize'")}
@@ -51,6 +56,32 @@ ROWS = {
     "AdamW": Row({"lr": 0.05}),
     "NAdam": Row({"lr": 0.05}),
     "ASGD": Row({"lr": 0.05, "t0": 2}),
+    "AdEMAMix": Row({"lr": 0.05}),
+    "ADOPT": Row({"lr": 0.05}),
+    "ScheduleFreeAdamW": Row({"lr": 0.05}),
+    "ScheduleFreeSGD": Row({"lr": 0.5}),
+    "SparseAdam": Row(
+        {"lr": 0.05},
+        refuses={
+            **NO_COMPLEX,
+            "two processes": Refusal(
+                "needs sparse gradients, which a DTensor cannot have", "does not support dense"
+            ),
+        },
+        sparse=True,
+    ),
+    "LBFGS": Row(
+        {"lr": 0.05, "max_iter": 1},
+        refuses={
+            **NO_MAXIMIZE,
+            "GradScaler": Refusal("needs a closure, which GradScaler does not take", "closure"),
+            "added groups": Refusal("takes one group alone", "per-parameter options"),
+            "groups": Refusal("takes one group alone", "per-parameter options"),
+            "missing gradients": Refusal("takes a missing gradient for zeros, as torch does", None),
+            "two processes": Refusal("needs whole parameters in one process", "shard"),
+        },
+        closure=True,
+    ),
     "Adafactor": Row({"lr": 0.05}, refuses=NO_COMPLEX),
     "Muon": Row(
         {"lr": 0.05},
@@ -103,22 +134,43 @@ def ready(optimizer):
     return optimizer
 
 
-def gradient(p, step, place):
-    generator = torch.Generator().manual_seed(1000 * step + place)
+def gradient(p, number, place):
+    generator = torch.Generator().manual_seed(1000 * number + place)
     return torch.randn(p.shape, generator=generator).to(p.dtype)
 
 
-def give(params, step, missing=()):
-    """Put this step's gradients on the parameters; some have none."""
+def give(cls, params, number, missing=()):
+    """Put the gradients of a step on the parameters; some have none."""
     for place, p in enumerate(params):
-        p.grad = None if place in missing else gradient(p, step, place)
+        g = gradient(p, number, place)
+        p.grad = None if place in missing else g.to_sparse() if row_of(cls).sparse else g
 
 
-def train(optimizer, steps, missing=lambda step: ()):
-    params = flat(optimizer)
-    for step in steps:
-        give(params, step, missing(step))
+def values_of(p):
+    """The elements of a gradient, to be changed in place."""
+    return p.grad._values() if p.grad.is_sparse else p.grad.view(-1)
+
+
+def clip(params, most):
+    """As ``clip_grad_norm_``, which takes no sparse gradients."""
+    dense = [nn.Parameter(torch.empty_like(values_of(p))) for p in params]
+    for stand_in, p in zip(dense, params, strict=True):
+        stand_in.grad = values_of(p)
+    return nn.utils.clip_grad_norm_(dense, most)
+
+
+def step(optimizer):
+    if row_of(type(optimizer)).closure:
+        optimizer.step(lambda: torch.tensor(1.0))  # the gradients are there already
+    else:
         optimizer.step()
+
+
+def train(optimizer, steps, missing=lambda number: ()):
+    params = flat(optimizer)
+    for number in steps:
+        give(type(optimizer), params, number, missing(number))
+        step(optimizer)
     return params
 
 
@@ -180,17 +232,17 @@ def clipping(cls, **choice):
     """`max_grad_norm` is `clip_grad_norm_`, then the step"""
     ours = build(cls, tensors(cls), max_grad_norm=0.5, **choice)
     plain = build(cls, tensors(cls), **choice)
-    for step in range(STEPS):
-        train(ours, [step])
-        give(flat(plain), step)
-        norm = nn.utils.clip_grad_norm_(flat(plain), 0.5)
-        plain.step()
+    for number in range(STEPS):
+        train(ours, [number])
+        give(cls, flat(plain), number)
+        norm = clip(flat(plain), 0.5)
+        step(plain)
         torch.testing.assert_close(ours.grad_norm, norm)
         assert all(
             map(
                 torch.equal,
-                [p.grad for p in flat(ours)],
-                [gradient(p, step, i) for i, p in enumerate(flat(ours))],
+                [p.grad.to_dense() for p in flat(ours)],
+                [gradient(p, number, i) for i, p in enumerate(flat(ours))],
             )
         )
     assert_close(flat(ours), flat(plain))
@@ -204,9 +256,9 @@ def skip_nonfinite(cls, **choice):
         train(ours, range(at)), train(twin, range(at))
         before = snapshot(ours)
         for bad in (float("inf"), float("nan")):
-            give(flat(ours), 99)
-            flat(ours)[-1].grad.view(-1)[0] = bad
-            ours.step()
+            give(cls, flat(ours), 99)
+            values_of(flat(ours)[-1])[0] = bad
+            step(ours)
         assert unmoved(snapshot(ours), before)
         assert ours.skipped_steps == 2
         train(ours, range(at, STEPS)), train(twin, range(at, STEPS))
@@ -219,20 +271,20 @@ def grad_scaler(cls, **choice):
     for way in (choice, *fused):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
         ours, plain = build(cls, tensors(cls), **way), build(cls, tensors(cls), **way)
-        for step in range(STEPS):
-            give(flat(ours), step)
+        for number in range(STEPS):
+            give(cls, flat(ours), number)
             for p in flat(ours):
                 p.grad = scaler.scale(p.grad)
-            overflows = step in (0, 3)
+            overflows = number in (0, 3)
             if overflows:
-                flat(ours)[0].grad.view(-1)[0] = float("inf")
+                values_of(flat(ours)[0])[0] = float("inf")
                 before = snapshot(ours)
             scaler.step(ours)
             scaler.update()
             if overflows:
                 assert unmoved(snapshot(ours), before)
             else:
-                train(plain, [step])
+                train(plain, [number])
         assert scaler.get_scale() == 256
         assert_close(flat(ours), flat(plain))
 
@@ -249,8 +301,8 @@ def resume(cls, **choice):
         assert all_same_bits(train(then, range(at, STEPS), missing_now_and_then), whole)
 
 
-def missing_now_and_then(step):
-    return {step % 5, 3 if step == 0 else None}
+def missing_now_and_then(number):
+    return {number % 5, 3 if number == 0 else None}
 
 
 def deepcopy(cls, **choice):
@@ -283,12 +335,12 @@ def added_groups(cls, **choice):
     alone = build(cls, tensors(cls), **choice)
     train(alone, range(3))
     joins = build(cls, copied(late), **{"lr": 0.02}, **choice)
-    for step in range(3, STEPS):
-        give(flat(ours), step)
+    for number in range(3, STEPS):
+        give(cls, flat(ours), number)
         for p, q in zip(flat(ours), [*flat(alone), *flat(joins)], strict=True):
             q.grad = p.grad.clone()
         for optimizer in (ours, alone, joins):
-            optimizer.step()
+            step(optimizer)
     assert_close(flat(ours), [*flat(alone), *flat(joins)])
 
 
@@ -305,9 +357,9 @@ def missing_gradients(cls, **choice):
     assert all(
         not isinstance(v, torch.Tensor) or v.any() == 0 for v in ours.state.get(never, {}).values()
     )
-    give(flat(ours), 0, range(len(flat(ours))))
+    give(cls, flat(ours), 0, range(len(flat(ours))))
     before = snapshot(ours)
-    ours.step()
+    step(ours)
     assert same(snapshot(ours), before)
 
 
@@ -321,13 +373,13 @@ def groups(cls, **choice):
         cls, [{"params": p, **own} for p, own in zip(parts, settings, strict=True)], **choice
     )
     apart = [build(cls, copied(p), **own, **choice) for p, own in zip(parts, settings, strict=True)]
-    for step in range(STEPS):
-        give(flat(ours), step, {3} if step % 3 == 0 else ())
+    for number in range(STEPS):
+        give(cls, flat(ours), number, {3} if number % 3 == 0 else ())
         twins = [q for optimizer in apart for q in flat(optimizer)]
         for p, q in zip(flat(ours), twins, strict=True):
             q.grad = None if p.grad is None else p.grad.clone()
         for optimizer in (ours, *apart):
-            optimizer.step()
+            step(optimizer)
     assert_close(flat(ours), [q for optimizer in apart for q in flat(optimizer)])
 
 
@@ -335,12 +387,12 @@ def maximize(cls, **choice):
     """`maximize` is a step along the gradients' negative"""
     ours = build(cls, tensors(cls), maximize=True, **choice)
     plain = build(cls, tensors(cls), **choice)
-    for step in range(STEPS):
-        train(ours, [step])
-        give(flat(plain), step)
+    for number in range(STEPS):
+        train(ours, [number])
+        give(cls, flat(plain), number)
         for p in flat(plain):
             p.grad.neg_()
-        plain.step()
+        step(plain)
     assert_close(flat(ours), flat(plain))
 
 
@@ -372,10 +424,10 @@ def complex_numbers(cls, **choice):
     real = tensors(cls, shapes=((3, 2, 2), (2, 3, 2)))
     pairs = [nn.Parameter(torch.view_as_complex(p.detach().clone())) for p in real]
     ours = build(cls, pairs, **choice)
-    for step in range(STEPS):
+    for number in range(STEPS):
         for i, (p, q) in enumerate(zip(flat(ours), real, strict=True)):
-            p.grad = torch.view_as_complex(gradient(q, step, i))
-        ours.step()
+            p.grad = torch.view_as_complex(gradient(q, number, i))
+        step(ours)
     plain = build(cls, real, **choice)
     train(plain, range(STEPS))
     assert_close([torch.view_as_real(p.detach()) for p in flat(ours)], flat(plain))
@@ -386,11 +438,11 @@ def bfloat16(cls, **choice):
     ours = build(cls, tensors(cls, dtype=torch.bfloat16), **choice)
     start = [p.detach().float() for p in flat(ours)]
     plain = build(cls, [nn.Parameter(p.clone()) for p in start], **choice)
-    for step in range(STEPS):
-        train(ours, [step])
+    for number in range(STEPS):
+        train(ours, [number])
         for p, q in zip(flat(ours), flat(plain), strict=True):
             q.grad = p.grad.float()
-        plain.step()
+        step(plain)
     assert all(p.dtype == torch.bfloat16 for p in flat(ours))
     # All of them together: a single element may turn its back, where its step is a sign.
     moved, right, size = (
@@ -447,13 +499,13 @@ def sharded(cls, mesh=None):
     values = [p.detach() for p in tensors(cls)]
     params = [nn.Parameter(placed(value, i)) for i, value in enumerate(values)]
     ours = build(cls, params, max_grad_norm=0.5, skip_nonfinite=True)
-    for step in range(STEPS):
+    for number in range(STEPS):
         for i, (p, value) in enumerate(zip(params, values, strict=True)):
-            g = gradient(value, step, i)
-            if step == 3 and i == 0:
+            g = gradient(value, number, i)
+            if number == 3 and i == 0:
                 g.view(-1)[-1] = float("inf")  # of the last process alone, but none may step
             p.grad = placed(g, i)
-        ours.step()
+        step(ours)
     assert ours.skipped_steps == 1
     return [p.detach().full_tensor() if mesh else p.detach() for p in params]
 
