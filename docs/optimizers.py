@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.laws import IN_TWO_PROCESSES, LAWS, public, row_of
+from support.laws import IN_TWO_PROCESSES, LAWS
+from support.optimizer_runs import public, row_of
 
 from optimplug._core.optim.profile import Profile, profile_of
 from optimplug.show.optimizers import rate, state

@@ -5,16 +5,8 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
-from support.laws import (
-    IN_TWO_PROCESSES,
-    LAWS,
-    ROWS,
-    assert_close,
-    choices,
-    public,
-    row_of,
-    sharded,
-)
+from support.laws import IN_TWO_PROCESSES, LAWS, sharded
+from support.optimizer_runs import ROWS, assert_close, choices, public, row_of
 from torch.distributed.device_mesh import init_device_mesh
 
 from optimplug import OptimplugError

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from support.labels import label
-from support.laws import build, give, public, ready, row_of, step, tensors, train
+from support.optimizer_runs import build, give, public, ready, row_of, step, tensors, train
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.profile import profile_of
