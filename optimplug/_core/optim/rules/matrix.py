@@ -219,6 +219,7 @@ class Muon(Optimizer):
         not_for="embeddings, heads, norms, biases",
         rates=_common_rates,
     )
+    made_for: ClassVar = "hidden matrices"
 
     def __init__(
         self,
