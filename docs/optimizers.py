@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.laws import IN_TWO_PROCESSES, LAWS
-from support.optimizer_runs import public, row_of
+from support.optimizer_runs import public, row_of, under_laws
 
 from optimplug._core.optim.profile import Profile, profile_of
 from optimplug.show.optimizers import rate, state
@@ -43,7 +43,7 @@ def _facts_row(profile: Profile) -> str:
 
 def laws() -> str:
     """Return the table of laws: a row for each, a column for each optimizer, notes below."""
-    classes, notes = public(), dict[str, int]()
+    classes, notes = under_laws(), dict[str, int]()
     lines = [
         f"| law | {' | '.join(cls.__name__ for cls in classes)} |",
         f"|---|{'---|' * len(classes)}",

@@ -5,7 +5,6 @@ in :data:`support.optimizer_runs.ROWS`. Both together are a table of ``docs/opti
 """
 
 import copy
-import inspect
 import pickle
 
 import torch
@@ -19,12 +18,14 @@ from support.optimizer_runs import (
     flat,
     give,
     gradient,
+    group_of,
     plain_values,
     row_of,
     same,
     snapshot,
     step,
     stored,
+    takes,
     tensors,
     train,
     unmoved,
@@ -74,7 +75,7 @@ def skip_nonfinite(cls, **choice):
 
 def grad_scaler(cls, **choice):
     """GradScaler: unscaled, and left out where it found infinities"""
-    fused = [{"fused": True}] if "fused" in inspect.signature(cls).parameters else []
+    fused = [{"fused": True}] if takes(cls, "fused") else []
     for way in (choice, *fused):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
         ours, plain = build(cls, tensors(cls), **way), build(cls, tensors(cls), **way)
@@ -138,10 +139,10 @@ def added_groups(cls, **choice):
     ours = build(cls, tensors(cls), **choice)
     train(ours, range(3))
     late = tensors(cls, seed=7)
-    ours.add_param_group({"params": late, "lr": 0.02})
+    ours.add_param_group(group_of(cls, params=late, lr=0.02))
     alone = build(cls, tensors(cls), **choice)
     train(alone, range(3))
-    joins = build(cls, copied(late), **{"lr": 0.02}, **choice)
+    joins = build(cls, [{"params": copied(late), "lr": 0.02}], **choice)
     for number in range(3, STEPS):
         give(cls, flat(ours), number)
         for p, q in zip(flat(ours), [*flat(alone), *flat(joins)], strict=True):
@@ -173,13 +174,16 @@ def missing_gradients(cls, **choice):
 def groups(cls, **choice):
     """groups with settings of their own are as optimizers of their own"""
     params, settings = tensors(cls), ({"lr": 0.1}, {"lr": 0.01}, {})
-    if "weight_decay" in inspect.signature(cls).parameters:
+    if takes(cls, "weight_decay"):
         settings = ({"lr": 0.1}, {"lr": 0.01, "weight_decay": 0.3}, {"weight_decay": 0.0})
     parts = (params[:1], params[1:2], params[2:])
     ours = build(
         cls, [{"params": p, **own} for p, own in zip(parts, settings, strict=True)], **choice
     )
-    apart = [build(cls, copied(p), **own, **choice) for p, own in zip(parts, settings, strict=True)]
+    apart = [
+        build(cls, [group_of(cls, i, params=copied(p), **own)], **choice)
+        for i, (p, own) in enumerate(zip(parts, settings, strict=True))
+    ]
     for number in range(STEPS):
         give(cls, flat(ours), number, {3} if number % 3 == 0 else ())
         twins = [q for optimizer in apart for q in flat(optimizer)]

@@ -10,7 +10,7 @@ from support.tensors import same_bits
 from torch import nn
 
 from optimplug import optim
-from optimplug.optim import Optimizer
+from optimplug.optim import MultiOptimizer
 from optimplug.recipe.resolve import optimizer_names
 
 STEPS = 6
@@ -88,16 +88,26 @@ ROWS = {
     ),
     "Adamax": Row({"lr": 0.05}),
     "Lion": Row({"lr": 0.05}),
+    "MultiOptimizer": Row({"lr": 0.05}, refuses={}),
     "RAdam": Row({"lr": 0.05}),
     "RMSprop": Row({"lr": 0.05}),
     "Rprop": Row({"lr": 0.05}),
 }
 
 
+# What several optimizers in one are tried with, and what these have as a whole.
+JOINED = ({"optimizer": "AdamW"}, {"optimizer": "Lion"})
+WHOLE = ("max_grad_norm", "skip_nonfinite", "foreach", "fused")
+
+
 def public():
     """Every optimizer that has a name in ``optimplug.optim``."""
-    found = [getattr(optim, name) for name in sorted(optimizer_names(), key=str.lower)]
-    return [cls for cls in found if issubclass(cls, Optimizer)]
+    return [getattr(optim, name) for name in sorted(optimizer_names(), key=str.lower)]
+
+
+def under_laws():
+    """The same, and several in one."""
+    return [*public(), MultiOptimizer]
 
 
 def row_of(cls):
@@ -106,7 +116,14 @@ def row_of(cls):
 
 def choices(cls):
     """How the laws are run: as the optimizer chooses, and through torch's operators."""
-    return [{}, {"foreach": True}] if "foreach" in inspect.signature(cls).parameters else [{}]
+    return [{}, {"foreach": True}] if takes(cls, "foreach") else [{}]
+
+
+def takes(cls, argument):
+    """Whether an optimizer has an argument; of several, whether all have it."""
+    several = cls is MultiOptimizer
+    classes = [getattr(optim, one["optimizer"]) for one in JOINED] if several else [cls]
+    return all(argument in inspect.signature(one).parameters for one in classes)
 
 
 # A run under the laws: parameters and gradients are always the same, so that runs can be compared.
@@ -119,7 +136,24 @@ def tensors(cls, seed=1, shapes=None, dtype=torch.float32):
 
 
 def build(cls, params, **options):
-    return ready(cls(params, **{**row_of(cls).options, **options}))
+    options = {**row_of(cls).options, **options}
+    if cls is not MultiOptimizer:
+        return ready(cls(params, **options))
+    whole = {key: options.pop(key) for key in [*options] if key in WHOLE}
+    return ready(cls(list(named_groups(params, options)), **whole))
+
+
+def named_groups(params, options):
+    """Groups that take turns at two optimizers; of single parameters, two groups."""
+    is_grouped = isinstance(params[0], dict)
+    groups = params if is_grouped else [{"params": p} for p in (params[:2], params[2:]) if p]
+    for i, group in enumerate(groups):
+        yield {**JOINED[i % len(JOINED)], **options, **group}
+
+
+def group_of(cls, i=0, **own):
+    """A group for an optimizer, which of several is named."""
+    return {**own, **(JOINED[i % len(JOINED)] if cls is MultiOptimizer else {})}
 
 
 def ready(optimizer):
