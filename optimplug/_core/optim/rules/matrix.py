@@ -210,6 +210,7 @@ class Muon(Optimizer):
     stays a mean.
     """
 
+    made_for: ClassVar = "hidden matrices"
     facts: ClassVar = Facts(
         purpose="the matrices of hidden layers, with half of AdamW's memory",
         rate=None,
@@ -219,7 +220,6 @@ class Muon(Optimizer):
         not_for="embeddings, heads, norms, biases",
         rates=_common_rates,
     )
-    made_for: ClassVar = "hidden matrices"
 
     def __init__(
         self,
