@@ -24,7 +24,8 @@ def checked_state(
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Return the state by parameter and the groups that a state dict gives to these parameters.
 
-    Tensors go to their parameter's device and keep their dtype; ``step`` becomes a tensor.
+    Tensors go to their parameter's device and keep their dtype, but where the rule says one;
+    ``step`` becomes a tensor.
 
     Args:
         state_dict: a state of this package or of torch's.
@@ -146,7 +147,8 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
     spec = next((spec for spec in rule.state if spec.name == key), None)
     if spec is not None or key in rule.variant_state:
         value = _own_state(value, p, f"{key} of {name}", spec)
-    return value.to(device=p.device)
+    # Where the rule says a type, it computes in it, whatever somebody has rounded the state to.
+    return value.to(device=p.device, dtype=None if spec is None else spec.dtype)
 
 
 def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> Tensor:
