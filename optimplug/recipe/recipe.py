@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -253,12 +252,11 @@ class Recipe:
         return optimizer
 
     def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
-        choices = list(self._checked.optimizers)
-        rates = (rate_warnings(c.path, c.optimizer_class, c.hyperparameters) for c in choices)
+        optimizers = self._checked.optimizers
         found = [
-            *chain.from_iterable(rates),
-            *lr_schedule_warnings(self.spec, [c.optimizer_class for c in choices]),
-            *rule_warnings(self.spec, self._checked.optimizers, without_wrappers(model), grouping),
+            *rate_warnings(optimizers),
+            *lr_schedule_warnings(self.spec, optimizers),
+            *rule_warnings(self.spec, optimizers, without_wrappers(model), grouping),
         ]
         return (self._written.problem(path, text) for path, text in found)
 

@@ -173,12 +173,17 @@ class MultiOptimizer(Optimizer):
         return rule
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        orders = [list(group) for group in state.get("param_groups", ())]
         for group in state.get("param_groups", ()):
             cls = optimizer_named(group["optimizer"])
             alone = cls.__new__(cls)
             alone.defaults = dict(_defaults_of(cls))
             alone.__setstate__({"state": {}, "param_groups": [group]})  # completes the group
         super().__setstate__(state)
+        for group, order in zip(self.param_groups, orders, strict=False):
+            completed = {**{key: group[key] for key in order if key in group}, **group}
+            group.clear()
+            group.update(completed)
 
 
 def joined_class(optimizer: object) -> type[Optimizer]:

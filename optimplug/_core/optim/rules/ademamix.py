@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -151,6 +152,14 @@ class AdEMAMix(Optimizer):
     ten thousand. Each parameter counts its own updates, as in the authors' code;
     pytorch_optimizer counts those of the group, whether or not a gradient was there.
     """
+
+    facts: ClassVar = Facts(
+        purpose="long runs: a second, slow mean remembers old gradients",
+        rate=(1, 1),
+        paper="The AdEMAMix Optimizer: Better, Faster, Older",
+        link="https://arxiv.org/abs/2409.03137",
+        not_for="short runs, whose slow mean has nothing to remember",
+    )
 
     def __init__(
         self,
