@@ -10,7 +10,11 @@ import torch
 from support.labels import label
 from support.tensors import descend, parameters, same_bits
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from optimplug import ArgumentError, ModeError, StateError
 from optimplug.optim import AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
@@ -279,6 +283,24 @@ class TestModes:
         assert found["state"]["weight"]["z"].shape == (2, 3)
         optimizer.eval()
         torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    @pytest.mark.parametrize("flat", [False, True])
+    def test_a_distributed_checkpoint_brings_all_back(self, mode, flat):
+        def made():
+            torch.manual_seed(0)
+            model = nn.Linear(3, 2)
+            return model, ScheduleFreeAdamW(model.parameters(), lr=1e-2)
+
+        (model, whole), (other, resumed) = made(), made()
+        trained(whole)
+        getattr(whole, mode)()
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        state = copy.deepcopy(get_optimizer_state_dict(model, whole, options=options))
+        other.load_state_dict(model.state_dict())
+        set_optimizer_state_dict(other, resumed, state, options=options)
+        assert counted(resumed) == counted(whole)
+        assert all(map(same_bits, run_with_switches(resumed), run_with_switches(whole)))
 
     def test_optimizers_without_modes_take_the_calls(self):
         optimizer = AdamW(parameters())
