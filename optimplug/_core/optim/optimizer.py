@@ -31,6 +31,7 @@ from optimplug._core.optim.gradients import (
 )
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
+from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
@@ -160,6 +161,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                     return batches, cast("list[Ready]", ready)
         if self._needs_norm:
             refuse_flattened(self.param_groups)
+        refuse_dense(groups, grads, rules)
         count_on = devices_that_count(self.defaults)
         self._layout = Layout(groups, grads, rules, self.state, count_on)
         batches = cast("list[Batch]", self._layout.batches(groups, grads, self.state))

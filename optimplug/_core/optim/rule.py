@@ -138,6 +138,9 @@ class Rule(ABC):
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
+    only_sparse: ClassVar[bool] = False
+    """Whether gradients must be sparse: the elements that they hold are updated, and no others."""
+
     variant_state: ClassVar[tuple[str, ...]] = ()
     """Names of state that some variants of the rule keep: another run may have left it behind."""
 
