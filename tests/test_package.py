@@ -30,7 +30,14 @@ def test_all_names_what_is_public_and_exists(name):
     assert len(set(listed)) == len(listed)
 
 
-BESIDE_TORCHS = {"ADOPT", "AdEMAMix", "Lion", "ScheduleFreeAdamW", "ScheduleFreeSGD"}
+BESIDE_TORCHS = {
+    "ADOPT",
+    "AdEMAMix",
+    "Lion",
+    "MultiOptimizer",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+}
 
 
 @pytest.mark.parametrize("name", ["optimplug.optim", "optimplug.optim.lr_scheduler"])

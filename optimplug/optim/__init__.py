@@ -3,6 +3,7 @@
 Change one import: ``import optimplug.optim as optim``.
 """
 
+from optimplug._core.optim.multi import MultiOptimizer
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.adadelta import Adadelta
 from optimplug._core.optim.rules.adagrad import Adagrad
@@ -36,6 +37,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Lion",
+    "MultiOptimizer",
     "Muon",
     "NAdam",
     "Optimizer",

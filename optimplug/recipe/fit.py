@@ -46,7 +46,7 @@ def fit_to_model(recipe: CheckedRecipe, model: nn.Module) -> Grouping:
         raise ArgumentError(f"model must be a torch.nn.Module (got {model!r})")
     spec = recipe.spec
     return group_parameters(
-        model, recipe.hyperparameters, spec.groups, recipe.rule_settings, spec.layers
+        model, recipe.optimizers, spec.groups, recipe.rule_settings, spec.layers
     )
 
 
@@ -61,7 +61,7 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
     own: dict[RuleId, Curves] = {}
     for rule, path, phases in recipe.spec.schedules():
         with wrong.caught():
-            curves = compile_schedule(phases, horizon, recipe.hyperparameters, path)
+            curves = compile_schedule(phases, horizon, recipe.optimizers.hyperparameters, path)
             if rule is None:
                 shared = curves
             else:

@@ -15,7 +15,7 @@ from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
-from optimplug.recipe.resolve import optimizer_class
+from optimplug.recipe.resolve import Optimizers, optimizer_class
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -32,16 +32,20 @@ _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
 _SHOWN = 8  # of a list in a message
 
 
-def rule_warnings(spec: RecipeSpec, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+def rule_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, model: nn.Module, grouping: Grouping
+) -> Iterator[Problem]:
     """Find what the rules of a recipe ask for in vain.
 
     Args:
         spec: the recipe.
+        optimizers: those that it names.
         model: the model, without wrappers.
         grouping: what the rules make of the model.
     """
     yield from _vain_rules(grouping)
-    yield from _layer_warnings(spec, grouping)
+    yield from _vain_settings(optimizers, grouping)
+    yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
 
 
@@ -75,13 +79,16 @@ def tell(found: Iterable[Problem], source: str | None) -> None:
         _logger.warning("%s%s", f"{source}: " if source else "", problem)
 
 
-def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+def _layer_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, grouping: Grouping
+) -> Iterator[Problem]:
     """Find layers that no rule asks for, and what may be wrong about those that were found."""
-    asking = [i for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking = [f"groups[{i}]" for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking += [choice.path for choice in optimizers if choice.made_for is not None]
     if spec.layers is not None and not asking:
         yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
     if grouping.layout is not None and asking:
-        yield from (Problem(f"groups[{asking[0]}]", doubt) for doubt in grouping.layout.doubts)
+        yield from (Problem(asking[0], doubt) for doubt in grouping.layout.doubts)
 
 
 def _kind_warnings(spec: RecipeSpec, model: nn.Module) -> Iterator[Problem]:
@@ -154,6 +161,22 @@ def _paths(
         yield f"groups[{rule}]", keys
     else:
         yield from ((f"groups[{rule}].{key}", [key]) for key in keys)
+
+
+def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Problem]:
+    """Find optimizers beside the recipe's that move nothing, and what rules override of them."""
+    for choice in list(optimizers)[1:]:
+        own = [group for group in grouping.groups if group.optimizer is choice]
+        if not own:
+            yield Problem(choice.path, "has no effect: it has no parameters to train")
+            continue
+        votes = [grouping.parameters[name].votes for group in own for name in group.parameters]
+        for key in choice.settings:
+            if all(key in each for each in votes):
+                winners = sorted({each[key][-1].rule for each in votes})
+                by = ", ".join(f"groups[{winner}]" for winner in winners)
+                message = f"is overridden for all its parameters by {by}; remove one of them"
+                yield Problem(f"{choice.path}.{key}", message)
 
 
 def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from support.labels import label
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from optimplug.optim import SGD, Adam, AdamW, ScheduleFreeSGD
+from optimplug.optim import SGD, Adam, AdamW, MultiOptimizer, ScheduleFreeSGD
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,26 @@ def test_sharded_replicated_and_plain_tensors_step_together(mesh, cls, clip, cho
     for p, q in zip(params, plain, strict=True):
         found = p.full_tensor() if isinstance(p, DTensor) else p
         torch.testing.assert_close(found.detach(), q.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+def test_several_optimizers_step_sharded_tensors_as_whole_ones(mesh, choice):
+    def run(form):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(form(torch.randn(shape))) for shape in ((4, 3), (6,))]
+        groups = [
+            {"params": [p], "optimizer": n} for p, n in zip(params, ("Lion", "AdamW"), strict=True)
+        ]
+        optimizer = MultiOptimizer(groups, max_grad_norm=0.5, **choice)
+        for _ in range(3):
+            for p in params:
+                p.grad = form(torch.randn(p.shape))
+            optimizer.step()
+        return [p.full_tensor() if isinstance(p, DTensor) else p for p in params]
+
+    sharded = run(lambda value: distribute_tensor(value, mesh, [Shard(0)]))
+    for a, b in zip(sharded, run(torch.Tensor.clone), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)

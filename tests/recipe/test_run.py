@@ -37,7 +37,14 @@ FREE = {
     "optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 3, "max_grad_norm": 1.0},
     "groups": [{"match": "0.*", "freeze": {"until": 3}}, {"layer_decay": 0.5}, RECIPE["groups"][1]],
 }
-RECIPES = {"ours": RECIPE, "torch's": TORCHS, "two modes": MODES, "schedule-free": FREE}
+SEVERAL = {**RECIPE, "groups": [*RECIPE["groups"], {"match": "0.*", "optimizer": "Lion"}]}
+RECIPES = {
+    "ours": RECIPE,
+    "torch's": TORCHS,
+    "several": SEVERAL,
+    "two modes": MODES,
+    "schedule-free": FREE,
+}
 LOSSES = [5.0, 4.0, 6.0, 7.0, 3.0, 3.0, 8.0, 1.0]
 
 

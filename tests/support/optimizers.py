@@ -15,6 +15,7 @@ from optimplug.optim import (
     Adam,
     Adamax,
     AdamW,
+    Lion,
     NAdam,
     RAdam,
     RMSprop,
@@ -153,3 +154,26 @@ def executions(cls):
     """The choices of execution that a class takes."""
     fused = [{"fused": True}] if TABLE[cls].fused else []
     return [{}, {"foreach": True}, {"foreach": False}, *fused]
+
+
+_IN_A_GROUP = {
+    AdamW: {"lr": 0.01, "weight_decay": 0.1},
+    Adam: {"lr": 0.01, "amsgrad": True},
+    SGD: {"lr": 0.1, "momentum": 0.9},
+    RMSprop: {"lr": 0.01, "centered": True},
+    Adagrad: {"lr": 0.1, "initial_accumulator_value": 0.1},
+    Lion: {"lr": 0.003, "weight_decay": 0.1},
+    ASGD: {"t0": 2},
+}
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in (*TABLE, Lion)}
+"""What goes into one optimizer with others, with the settings of its group."""
+
+
+class Nudged(AdamW):
+    """An optimizer that somebody has derived from one of the package's."""
+
+
+class Hidden(Lion):
+    """An optimizer that is made for hidden matrices alone."""
+
+    made_for = "hidden matrices"

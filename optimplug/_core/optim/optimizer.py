@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer", "required"]
+__all__ = ["Optimizer", "required", "speaks_of"]
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -78,11 +78,19 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps = 0
         self._layout: Layout | None = None
         check_choices(defaults)
-        if defaults.get("lr") is not required:
+        # Without a rate every group has one, and is checked with it.
+        if defaults.get("lr", required) is not required:
             self.check(defaults)
         super().__init__(params, defaults)
         # GradScaler then leaves it to the step to unscale, and to skip where it found_inf.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
+
+    made_for: ClassVar[Literal["hidden matrices"] | None] = None
+    """Which parameters it is made for; None for all.
+
+    ``"hidden matrices"``: those that multiply what goes through a model, not embeddings, heads,
+    norms or biases. Of convolutions, (out, rest) is the matrix.
+    """
 
     @staticmethod
     @abstractmethod
@@ -259,8 +267,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for post_hook in load_post_hooks(self):
             post_hook(self)
 
-    def _checked_rule(self, group: Hyper) -> Rule:
-        """Return the rule of a loaded group, which may lack what came after it was saved."""
+    def _checked_rule(self, group: Hyper, own: Hyper) -> Rule:
+        """Return the rule of a loaded group, which may lack what came after it was saved.
+
+        Args:
+            group: as it was saved.
+            own: the group of this optimizer that it is for.
+        """
         hyper = {**self.defaults, **group}
         self.check(hyper)
         return self.rule(hyper)
@@ -276,17 +289,20 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """
         if isinstance(param_group, dict):
             param_group = dict(param_group)
-            where = f"param_groups[{len(self.param_groups)}]"
-            if "name" in param_group:
-                where += f" ({param_group['name']!r})"
-            self._check_group(param_group, where)
+            self._check_group(param_group, self._place_of(param_group))
         super().add_param_group(param_group)
         join_mode(self.param_groups)
+
+    def _place_of(self, group: Mapping[str, Any], number: int | None = None) -> str:
+        """Return how messages call a group that is added."""
+        number = len(self.param_groups) if number is None else number
+        name = f" ({group['name']!r})" if "name" in group else ""
+        return f"param_groups[{number}]{name}"
 
     def _check_group(self, group: dict[str, Any], where: str) -> None:
         for key in group.keys() - self.defaults.keys() - {"params"}:
             meant = nearest(key, self.defaults, cutoff=0.85)
-            if meant is not None and not _speaks_of(key, meant):
+            if meant is not None and not speaks_of(key, meant):
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
         for key in ("max_grad_norm", "skip_nonfinite"):
             if key in group:
@@ -360,6 +376,6 @@ def _check_device(p: Tensor, where: str, asked: str, devices: tuple[str, ...]) -
         )
 
 
-def _speaks_of(key: object, name: str) -> bool:
+def speaks_of(key: object, name: str) -> bool:
     """Tell whether a key holds a hyperparameter's name as words among others: no_weight_decay."""
     return re.search(rf"(?<![^\W_]){name}(?![^\W_])", str(key)) is not None

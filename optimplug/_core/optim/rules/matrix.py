@@ -201,6 +201,8 @@ class Muon(Optimizer):
     stays a mean.
     """
 
+    made_for: ClassVar = "hidden matrices"
+
     def __init__(
         self,
         params: Any,
