@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from optimplug import ArgumentError, ModeError, StateError
-from optimplug.optim import AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
+from optimplug.optim import AdamW, MultiOptimizer, ScheduleFreeAdamW, ScheduleFreeSGD
 
 ADAMW = [
     {},
@@ -310,6 +310,34 @@ class TestModes:
         assert all(map(torch.equal, before, flat(optimizer)))
         assert not optimizer.has_modes
         assert ScheduleFreeSGD(parameters()).has_modes
+
+
+def test_beside_others_in_one_optimizer_each_does_as_alone():
+    kinds = [(ScheduleFreeAdamW, {"warmup_steps": 5}), (AdamW, {}), (ScheduleFreeSGD, {})]
+    shapes = [(3, 4), (7,), (2, 2)]
+    together, params = parameters(shapes), parameters(shapes)
+    apart = [cls([p], lr=0.01, **own) for (cls, own), p in zip(kinds, params, strict=True)]
+    whole = MultiOptimizer(
+        {"params": [p], "optimizer": cls, "lr": 0.01, **own}
+        for (cls, own), p in zip(kinds, together, strict=True)
+    )
+    assert whole.has_modes
+    with pytest.raises(ModeError, match=r"param_groups\[0\] is in eval mode"):
+        descend(whole, 1)
+    for step in range(12):
+        for optimizer in (whole, *apart):
+            optimizer.train()
+        for p, q in zip(together, params, strict=True):
+            p.grad = torch.full_like(p, step - 5.0)
+            q.grad = p.grad.clone()
+        for optimizer in (whole, *apart):
+            optimizer.step()
+        for optimizer in (whole, *apart):
+            optimizer.eval()
+        assert all(map(same_bits, together, params))
+    added = {"params": parameters([(2,)]), "optimizer": "ScheduleFreeSGD", "train_mode": True}
+    whole.add_param_group(added)
+    assert [g.get("train_mode") for g in whole.param_groups] == [False, None, False, False]
 
 
 WRONG = [
