@@ -23,7 +23,7 @@ class Whole(Rule):
     """A rule that divides by the norm of a tensor, and so must see all of it."""
 
     scope = "tensor"
-    state = (StateSpec("total", shape=lambda p: (), dtype=torch.float64),)
+    state = (StateSpec("rows", over=-1, keeps_axis=False, dtype=torch.float64),)
 
     def coefficients(self, hyper, t):
         return {"lr": 0.1}
@@ -39,14 +39,13 @@ def laid_out(p, rule, state):
 def test_a_state_may_have_a_shape_and_a_type_of_its_own():
     p, state = torch.nn.Parameter(torch.ones(3, 4)), defaultdict(dict)
     laid_out(p, Whole(), state)
-    assert state[p]["total"].shape == ()
-    assert state[p]["total"].dtype == torch.float64
+    assert state[p]["rows"].shape == (3,)
+    assert state[p]["rows"].dtype == torch.float64
 
 
-@pytest.mark.parametrize("mark", ["to_local", "_fsdp_flattened"])
-def test_a_shard_is_refused_where_the_whole_is_needed(mark):
+def test_a_flat_shard_is_refused_where_the_whole_is_needed():
     p, state = torch.nn.Parameter(torch.ones(3, 4)), defaultdict(dict)
-    setattr(p, mark, True)  # what a DTensor has, and what FSDP has flattened
+    p._fsdp_flattened = True  # as FSDP's first version marks what it has flattened
     with pytest.raises(ArgumentError, match="Whole must see a whole tensor at once"):
         laid_out(p, Whole(), state)
     assert not state
@@ -58,10 +57,8 @@ def test_a_state_begins_as_its_spec_says():
         (StateSpec("zeros"), torch.zeros(2, 3, dtype=torch.bfloat16)),
         (StateSpec("z", init=torch.clone), torch.full((2, 3), 5.0, dtype=torch.bfloat16)),
         (StateSpec("wide", dtype=torch.float32), torch.zeros(2, 3)),
-        (
-            StateSpec("rows", shape=lambda p: (p.shape[0],), init=torch.ones_like),
-            torch.ones(2).bfloat16(),
-        ),
+        (StateSpec("rows", over=-1), torch.zeros(2, 1).bfloat16()),
+        (StateSpec("columns", over=-2, keeps_axis=False), torch.zeros(3).bfloat16()),
     ]
     for spec, expected in specs:
         found = spec.create(p.detach(), {})

@@ -16,18 +16,13 @@ from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
 
-__all__ = ["Batch", "Cell", "Form", "are_plain", "is_sharded"]
+__all__ = ["Batch", "Cell", "Form", "are_plain"]
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Tell whether each tensor has its elements in a memory of its own, and is no wrapper."""
     own = {getattr(cls, "__torch_dispatch__", None) for cls in set(map(type, tensors))}
     return own <= {Tensor.__torch_dispatch__}
-
-
-def is_sharded(p: Tensor) -> bool:
-    """Tell whether only a part of a tensor is here, the rest with other processes."""
-    return hasattr(p, "to_local")  # a DTensor, known without importing torch.distributed
 
 
 class Form(NamedTuple):

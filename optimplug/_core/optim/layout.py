@@ -12,10 +12,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch, Cell, Form, is_sharded
+from optimplug._core.optim.batch import Batch, Cell, Form
 from optimplug._core.optim.counters import AnyCounters, Count, Place, gather
-from optimplug._core.optim.refusals import refuse_part, refuse_sparse
+from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.shards import Shards, is_sharded, local
 
 __all__ = ["Layout", "State"]
 
@@ -133,7 +134,7 @@ class Layout:
         refuse_sparse(groups, grads, rules)
         members = list(_stepping(groups, grads, rules))
         for member in members:
-            refuse_part(member.p, member.rule)
+            refuse_parameter(member.p, member.rule)
         for member in members:
             hyper = groups[member.group]
             member.kept, member.first = _ensure_state(member.p, member.rule, state, hyper)
@@ -155,7 +156,8 @@ class Layout:
             form = Form.of(member.p)
             types = tuple(member.kept[name].dtype for name in member.rule.state_names)
             counters = member.number.counters if member.number and member.rule.scalars else None
-            key = (member.rule, form, self._kinds[member.place], types, id(counters))
+            lies = Shards.of([member.p]).lies if member.rule.scope != "element" else None
+            key = (member.rule, form, self._kinds[member.place], types, id(counters), lies)
             layout = layouts.setdefault(key, _BatchLayout(member.rule, form))
             layout.add(member.place, member.cell)
             if member.kept:
@@ -281,7 +283,7 @@ def _stepping(
         for p in group["params"]:
             place += 1
             if grads[place] is not None:
-                yield _Member(i, place, p, rule)
+                yield _Member(i, place, p, rule.suited(p))
 
 
 def _gather(members: Sequence[_Member], count_on: Collection[str]) -> None:
@@ -361,4 +363,4 @@ def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
         g if g.placements == p.placements else g.redistribute(placements=p.placements)
         for p, g in zip(columns["params"], columns["grads"], strict=True)
     ]
-    return {name: [tensor.to_local() for tensor in column] for name, column in columns.items()}
+    return {name: list(map(local, column)) for name, column in columns.items()}

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.layout import Layout, State
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.lbfgs import LBFGS
+from optimplug._core.optim.shards import local
 
 __all__ = ["state_bytes"]
 
@@ -43,5 +43,4 @@ def state_bytes(optimizer: Optimizer) -> int:
 
 
 def _stand_in(p: Tensor) -> Tensor:
-    local: Any = p
-    return torch.empty_like(local.to_local() if is_sharded(p) else p, device="meta")
+    return torch.empty_like(local(p), device="meta")

@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from optimplug._core.internals import is_flattened
-from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError, GradientError
 
-__all__ = ["refuse_dense", "refuse_part", "refuse_sparse"]
+__all__ = ["refuse_dense", "refuse_parameter", "refuse_sparse"]
 
 
 def refuse_sparse(
@@ -53,17 +52,23 @@ def refuse_dense(
                 )
 
 
-def refuse_part(p: Tensor, rule: Rule) -> None:
-    """Refuse a parameter of which only a part is here, for a rule that needs the whole.
+def refuse_parameter(p: Tensor, rule: Rule) -> None:
+    """Refuse a complex parameter, or a flat shard of one, where the rule can not work on it.
 
     Raises:
         ArgumentError: it is one.
     """
-    if rule.scope != "element" and (is_sharded(p) or is_flattened(p)):
+    if p.is_complex() and not rule.takes_complex:
         raise ArgumentError(
-            f"{type(rule).__name__} must see a whole {rule.scope} at once, but of a parameter of "
-            f"shape {tuple(p.shape)} only a shard is in this process; use an optimizer that "
-            "updates each element by itself, such as AdamW"
+            f"{type(rule).__name__} does not support complex parameters, such as one of shape "
+            f"{tuple(p.shape)}; give it to an optimizer that does, such as AdamW"
+        )
+    if rule.scope != "element" and is_flattened(p):
+        raise ArgumentError(
+            f"{type(rule).__name__} must see a whole {rule.scope} at once, but a parameter of "
+            f"shape {tuple(p.shape)} is a flat shard of FullyShardedDataParallel's; shard with "
+            "torch.distributed.fsdp.fully_shard (FSDP2), or use an optimizer that updates each "
+            "element by itself, such as AdamW"
         )
 
 

@@ -9,12 +9,14 @@ may use are the rows of one table, :data:`optimplug._core.optim.executions.ops.O
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from optimplug._core.optim.shards import reduced_zeros
 
 __all__ = ["FusedCall", "Hyper", "Operand", "Rule", "ScalarSpec", "StateSpec"]
 
@@ -33,7 +35,7 @@ class StateSpec(NamedTuple):
     """One tensor that a rule keeps for each parameter, and how it begins.
 
     Example:
-        >>> rows = StateSpec("row_var", shape=lambda p: (*p.shape[:-1], 1), dtype=torch.float32)
+        >>> rows = StateSpec("row_var", over=-1, dtype=torch.float32)
         >>> rows.create(torch.ones(3, 4, dtype=torch.bfloat16), {}).shape
         torch.Size([3, 1])
     """
@@ -41,9 +43,12 @@ class StateSpec(NamedTuple):
     name: str
     """Its key in the state; torch's, where torch has such a state."""
     init: Callable[[Tensor], Tensor] = _zeros_like
-    """Its first value, from the parameter, or from a tensor of ``shape`` and ``dtype``."""
-    shape: Callable[[Tensor], Sequence[int]] | None = None
-    """Its shape, from the parameter; None for the parameter's own."""
+    """Its first value, from the parameter, or from a tensor of its ``dtype``."""
+    over: int | None = None
+    """The axis of the parameter, counted from the end, that its values are means over; they begin
+    with zeros. None: it has the parameter's shape."""
+    keeps_axis: bool = True
+    """Whether that axis stays, with one element."""
     dtype: torch.dtype | None = None
     """Its type; None for the parameter's own."""
     late: bool = False
@@ -54,12 +59,15 @@ class StateSpec(NamedTuple):
 
     def shape_for(self, p: Tensor) -> tuple[int, ...]:
         """Return the shape that it has for a parameter."""
-        return tuple(p.shape if self.shape is None else self.shape(p))
+        if self.over is None:
+            return tuple(p.shape)
+        axis = p.dim() + self.over
+        return (*p.shape[:axis], *([1] if self.keeps_axis else []), *p.shape[axis + 1 :])
 
     def create(self, p: Tensor, hyper: Hyper) -> Tensor:
         """Return its first value for a parameter of a group with these hyperparameters."""
-        if self.shape is not None:
-            p = p.new_empty(self.shape_for(p))
+        if self.over is not None:
+            return reduced_zeros(p, self.shape_for(p), self.over, self.dtype or p.dtype)
         start = self.init(p if self.dtype is None else p.to(self.dtype))
         if self.value is None:
             return start
@@ -124,6 +132,9 @@ class Rule(ABC):
     counts_in_groups: ClassVar[bool] = False
     """Whether a group's own settings move on with each step, as :meth:`next_settings` says."""
 
+    takes_complex: ClassVar[bool] = True
+    """Whether parameters may be complex; they are then pairs of real numbers to it."""
+
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
@@ -153,6 +164,10 @@ class Rule(ABC):
     def number_names(self) -> tuple[str, ...]:
         """The names of what is counted for each parameter, and of what is kept beside it."""
         return ("step", *(spec.name for spec in self.scalars)) if self.counts_steps else ()
+
+    def suited(self, p: Tensor) -> Rule:
+        """Return the variant of the rule that a parameter of this shape and type needs."""
+        return self
 
     @abstractmethod
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _rules(
             rule = rule_of(group)
         except (ArgumentError, TypeError) as error:
             raise StateError(f"param_groups[{i}]: {error}") from error
-        rules.update(dict.fromkeys(group["params"], rule))
+        rules.update({p: rule.suited(p) for p in group["params"]})
     return rules
 
 

@@ -18,6 +18,7 @@ CALLS = {
     "neg": lambda x, y, z, k: x(),
     "abs": lambda x, y, z, k: x(),
     "sqrt": lambda x, y, z, k: x(),
+    "rsqrt": lambda x, y, z, k: x(),
     "reciprocal": lambda x, y, z, k: x(),
     "sign": lambda x, y, z, k: x(),
     "add": lambda x, y, z, k: x(y, alpha=k),

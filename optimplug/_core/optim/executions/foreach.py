@@ -11,7 +11,9 @@ from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.loop import in_one_type
 from optimplug._core.optim.executions.operands import TensorList
+from optimplug._core.optim.executions.whole import whole_operands
 
 __all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
 
@@ -24,7 +26,12 @@ class Foreach:
 
     def prepare(self, batch: Batch) -> ReadyForeach | None:
         """Compute the scalars of the next update; None where torch has no operator for these."""
-        return ReadyForeach(batch, batch.numbers(ahead=1)) if batch.goes_together else None
+        if not batch.is_plain or batch.has_sparse:
+            return None
+        # Torch's operators take one type: a rule for whole tensors works on copies of the widest.
+        if batch.is_mixed and batch.rule.scope == "element":
+            return None
+        return ReadyForeach(batch, batch.numbers(ahead=1))
 
 
 @dataclass
@@ -53,10 +60,16 @@ class ReadyForeach:
                 name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
                 for name, same in shared.items()
             }
-            params, grads, *states = (TensorList(column) for column in pieces)
-            if scale is not None:
-                grads = grads.scaled(scale.to(grads.tensors[0].device))
-            batch.rule.update(params, grads, dict(zip(batch.states, states, strict=True)), k)
+            with in_one_type(pieces) as columns:
+                params, grads, *states = self._operands(columns, owners)
+                if scale is not None:
+                    grads = grads.scaled(scale.to(grads.tensors[0].device))
+                batch.rule.update(params, grads, dict(zip(batch.states, states, strict=True)), k)
+
+    def _operands(self, columns: list[list[Tensor]], owners: list[int]) -> Sequence[TensorList]:
+        if self.batch.rule.scope == "element":
+            return [TensorList(column) for column in columns]
+        return whole_operands(self.batch, columns, owners)
 
 
 def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[int]]]:
@@ -69,15 +82,19 @@ def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[
     part: list[list[Tensor]] = [[] for _ in columns]
     owners: list[int] = []
     size = 0
+    whole = batch.rule.scope != "element"
     for i, row in enumerate(zip(*columns, strict=True)):
-        for pieces in _split(row, limit) if batch.rule.scope == "element" else (row,):
-            if owners and size + pieces[0].nbytes > limit:
+        for pieces in (row,) if whole else _split(row, limit):
+            # By the whole tensor, where processes have shares of several sizes: each must do the
+            # same reductions.
+            weight = (batch.owners[i] if whole else pieces[0]).nbytes
+            if owners and size + weight > limit:
                 yield part, owners
                 part, owners, size = [[] for _ in columns], [], 0
             for column, piece in zip(part, pieces, strict=True):
                 column.append(piece)
             owners.append(i)
-            size += pieces[0].nbytes
+            size += weight
     yield part, owners
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
-from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.executions.whole import whole_operands
 
-__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
 
 
 class Loop:
@@ -48,45 +48,32 @@ class ReadyLoop:
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
                 if batch.rule.only_sparse:
-                    _update_where_given(batch.rule, p, g, state, k, scale)
+                    with _where_given(p, g, state) as (p, g, state):
+                        self._update(i, p, g, state, k, scale)
                 else:
                     if g.is_sparse and state:
                         g = g.to_dense()  # a state moves every row anyhow
-                    _update(batch.rule, p, g, state, k, scale)
+                    self._update(i, p, g, state, k, scale)
 
+    def _update(
+        self,
+        i: int,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        k: dict[str, float],
+        scale: Tensor | None,
+    ) -> None:
+        with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
+            if scale is not None:
+                columns[1] = [_scaled(columns[1][0], scale)]
+            value, grad, *kept = self._operands(columns, i)
+            self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
 
-def _update(
-    rule: Rule,
-    p: Tensor,
-    g: Tensor,
-    state: dict[str, Tensor],
-    k: dict[str, float],
-    scale: Tensor | None,
-) -> None:
-    with _in_one_type(p, g, state) as (p, g, state):
-        rule.update(p, g if scale is None else _scaled(g, scale), state, k)
-
-
-def _update_where_given(
-    rule: Rule,
-    p: Tensor,
-    g: Tensor,
-    state: dict[str, Tensor],
-    k: dict[str, float],
-    scale: Tensor | None,
-) -> None:
-    """Update the elements that a sparse gradient holds, and no others."""
-    g = g.coalesce()  # one may stand in it more than once
-    if g.values().numel() == 0:
-        return
-    where = tuple(g.indices())
-    # Of a tensor without dimensions, or with none that is sparse, this is the whole.
-    given = g.values() if where else g.values()[0]
-    value, rows = p[where], {name: tensor[where] for name, tensor in state.items()}
-    _update(rule, value, given, rows, k, scale)
-    p[where] = value
-    for name, tensor in state.items():
-        tensor[where] = rows[name]
+    def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
+        if self.batch.rule.scope == "element":
+            return [tensor for (tensor,) in columns]
+        return whole_operands(self.batch, columns, [i])
 
 
 class Differentiable:
@@ -125,20 +112,37 @@ class ReadyDifferentiable:
 
 
 @contextmanager
-def _in_one_type(
+def _where_given(
     p: Tensor, g: Tensor, state: dict[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Lend copies of the widest type where the types differ, and write them back after."""
-    types = {tensor.dtype for tensor in (p, g, *state.values())}
+    """Lend copies of the elements that a sparse gradient holds, and write them back after."""
+    g = g.coalesce()  # one may stand in it more than once
+    # Where no dimension is sparse, all that is given is the whole: an element of one more.
+    where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
+    wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
+    lent = [whole[where] for whole in wholes]
+    yield lent[0], g.values(), dict(zip(state, lent[1:], strict=True))
+    for whole, part in zip(wholes, lent, strict=True):
+        whole[where] = part
+
+
+@contextmanager
+def in_one_type(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """Lend copies of the widest type where the types differ, and write them back after.
+
+    Args:
+        columns: parameters, gradients, then the states; gradients are not written back.
+    """
+    types = {tensor.dtype for column in columns for tensor in column}
     if len(types) == 1:
-        yield p, g, state
+        yield [list(column) for column in columns]
         return
     wide = functools.reduce(torch.promote_types, types)
-    copies = {name: tensor.to(wide) for name, tensor in state.items()}
-    value = p.to(wide)
-    yield value, g.to(wide), copies
-    for lent, own in zip((value, *copies.values()), (p, *state.values()), strict=True):
-        own.copy_(lent)  # nothing where they are one tensor
+    copies = [[tensor.to(wide) for tensor in column] for column in columns]
+    yield copies
+    for i, (lent, own) in enumerate(zip(copies, columns, strict=True)):
+        for copy, tensor in zip(lent, own, strict=True) if i != 1 else ():
+            tensor.copy_(copy)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

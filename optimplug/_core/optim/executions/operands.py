@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from optimplug._core.internals import foreach_operator
+from optimplug._core.optim.executions.numbers import Numbers
 from optimplug._core.optim.executions.ops import OPERATIONS, Operation
 
 __all__ = ["Functional", "TensorList"]
@@ -39,12 +40,16 @@ class TensorList:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = list(tensors)
 
+    def like(self, tensors: Sequence[Tensor], *others: object) -> TensorList:
+        """Return what an operation on this and others has resulted in."""
+        return TensorList(tensors)
+
     def scaled(self, factor: Tensor) -> TensorList:
         """Return every tensor times the same zero-dimensional tensor."""
         scaled = foreach_operator("mul")(self.tensors, factor)
         # One of no dimension has taken the type of the factor.
         pairs = zip(scaled, self.tensors, strict=True)
-        return TensorList([s if s.dtype is t.dtype else s.to(t.dtype) for s, t in pairs])
+        return self.like([s if s.dtype is t.dtype else s.to(t.dtype) for s, t in pairs])
 
 
 class Functional:
@@ -71,7 +76,10 @@ class Functional:
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
     """Return arguments as torch's functions on lists take them."""
-    return [a.tensors if isinstance(a, TensorList) else a for a in arguments]
+    return [
+        a.tensors if isinstance(a, TensorList) else a.each() if isinstance(a, Numbers) else a
+        for a in arguments
+    ]
 
 
 def _values(arguments: Sequence[Any]) -> list[Any]:
@@ -84,10 +92,11 @@ def _list_methods(name: str, operation: Operation) -> tuple[Method, Method]:
 
     # Scalars by position: torch calls them value for one number and scalars for several.
     def method(self: TensorList, *others: Any, **scalars: Any) -> TensorList:
-        return TensorList(operator(self.tensors, *_tensors(others), *scalars.values()))
+        given = _tensors([*others, *scalars.values()])
+        return self.like(operator(self.tensors, *given), *others)
 
     def in_place(self: TensorList, *others: Any, **scalars: Any) -> TensorList:
-        operator_in_place(self.tensors, *_tensors(others), *scalars.values())
+        operator_in_place(self.tensors, *_tensors([*others, *scalars.values()]))
         return self
 
     return method, in_place

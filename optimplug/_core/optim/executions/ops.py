@@ -118,6 +118,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "neg": Operation(operator.neg, c="-{0}"),
     "abs": Operation(c="magnitude({0})"),
     "sqrt": Operation(c="root({0})"),
+    "rsqrt": Operation(c="1 / root({0})"),
     "reciprocal": Operation(c="1 / {0}"),
     "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),

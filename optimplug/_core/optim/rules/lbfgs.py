@@ -11,7 +11,6 @@ from torch import Tensor
 
 from optimplug._core.arguments import require_count
 from optimplug._core.internals import is_flattened, outside_graphs
-from optimplug._core.optim.batch import is_sharded
 from optimplug._core.optim.gradients import clip_coefficient
 from optimplug._core.optim.hyperparameters import check_rate
 from optimplug._core.optim.optimizer import Optimizer
@@ -19,6 +18,7 @@ from optimplug._core.optim.rule import Hyper, Operand, Rule
 from optimplug._core.optim.rules.curvature import Memory
 from optimplug._core.optim.rules.line_search import Point, strong_wolfe
 from optimplug._core.optim.rules.vector import flat_gradient, move, write
+from optimplug._core.optim.shards import is_sharded
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["LBFGS", "LBFGSRule"]
