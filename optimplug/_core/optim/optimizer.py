@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -61,6 +61,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             tensor; None before the first step, and where neither of the two above asks for it.
         skipped_steps: how many steps ``skip_nonfinite`` has left out.
     """
+
+    lengths: ClassVar[tuple[str, ...]] = ()
+    """Which hyperparameters are numbers of updates; a recipe may give them as parts of the run."""
 
     def __init__(
         self,
