@@ -3,6 +3,7 @@
 Change one import: ``import optimplug.optim as optim``.
 """
 
+from optimplug._core.optim.multi import MultiOptimizer
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.adadelta import Adadelta
 from optimplug._core.optim.rules.adagrad import Adagrad
@@ -11,7 +12,10 @@ from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
 from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW, ScheduleFreeSGD
+from optimplug._core.optim.rules.factored import Adafactor
 from optimplug._core.optim.rules.lbfgs import LBFGS
+from optimplug._core.optim.rules.matrix import Muon
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
@@ -27,16 +31,21 @@ __all__ = [
     "SGD",
     "AdEMAMix",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "Lion",
+    "MultiOptimizer",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "SparseAdam",
     "lr_scheduler",
 ]

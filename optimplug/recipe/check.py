@@ -11,15 +11,16 @@ import torch
 
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.resolve import (
+    Choice,
+    Optimizers,
     hyperparameters_of,
-    no_decay_problems,
     optimizer_class,
-    optimizer_problems,
 )
 from optimplug.recipe.schedule.timeline import schedule_problems, target_problems
 from optimplug.recipe.text.form import validated
 from optimplug.recipe.text.problems import Problems
-from optimplug.recipe.text.schema import RecipeSpec, RuleSpec
+from optimplug.recipe.text.schema import FallbackSpec, RecipeSpec, RuleOptimizerSpec, RuleSpec
+from optimplug.recipe.values import no_decay_problems, optimizer_problems
 
 __all__ = ["CheckedRecipe", "check", "checked_form"]
 
@@ -36,17 +37,20 @@ class CheckedRecipe:
     """A recipe whose names are resolved, and whose values the optimizer takes."""
 
     spec: RecipeSpec
-    optimizer_class: type[torch.optim.Optimizer]
-    settings: Mapping[str, Any]
-    """The hyperparameters under ``optimizer``."""
+    optimizers: Optimizers
+    """Those under ``optimizer``, and those of rules."""
     rule_settings: Sequence[Mapping[str, Any]]
     """The hyperparameters of each rule under ``groups``."""
 
     @property
+    def settings(self) -> Mapping[str, Any]:
+        """The hyperparameters under ``optimizer``."""
+        return self.optimizers.main.settings
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The optimizer's hyperparameters where no rule sets them: its defaults, and settings."""
-        known = hyperparameters_of(self.optimizer_class)
-        return {**{name: p.default for name, p in known.items()}, **self.settings}
+        """Those of the recipe's optimizer, where no rule sets them: its defaults, and settings."""
+        return self.optimizers.main.hyperparameters
 
 
 def checked_form(content: Mapping[str, Any]) -> RecipeSpec:
@@ -82,18 +86,41 @@ def check(spec: RecipeSpec) -> CheckedRecipe:
 
 
 def _resolved(spec: RecipeSpec) -> CheckedRecipe:
-    cls = optimizer_class(spec.optimizer.name)
-    settings = _with_tuples(spec.optimizer.model_extra or {}, cls)
-    return CheckedRecipe(
-        spec, cls, settings, [_with_tuples(rule.model_extra or {}, cls) for rule in spec.groups]
+    wrong = Problems()
+    chosen: dict[int, Choice] = {}
+    with wrong.caught():
+        main = _choice("optimizer", spec.optimizer)
+    for i, rule in enumerate(spec.groups):
+        with wrong.caught():
+            if rule.optimizer is not None:
+                chosen[i] = _choice(f"groups[{i}].optimizer", rule.optimizer)
+    wrong.raise_if_any()
+    optimizers = Optimizers(main, chosen)
+    classes = [choice.optimizer_class for choice in optimizers]
+    settings = [_with_tuples(rule.model_extra or {}, classes) for rule in spec.groups]
+    return CheckedRecipe(spec, optimizers, settings)
+
+
+def _choice(path: str, named: FallbackSpec) -> Choice:
+    """Return an optimizer that a recipe names, with what it falls back to."""
+    cls = optimizer_class(named.name, path)
+    fallback = named.fallback if isinstance(named, RuleOptimizerSpec) else None
+    return Choice(
+        path,
+        named.name,
+        cls,
+        _with_tuples(named.model_extra or {}, [cls]),
+        None if fallback is None else _choice(f"{path}.fallback", fallback),
     )
 
 
-def _with_tuples(given: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Turn lists into tuples where the optimizer's own default is one: YAML has only lists."""
+def _with_tuples(
+    given: Mapping[str, Any], classes: Sequence[type[torch.optim.Optimizer]]
+) -> dict[str, Any]:
+    """Turn lists into tuples where an optimizer's own default is one: YAML has only lists."""
     # A rule that sets the default's value makes no new group, and a list never equals a tuple.
-    known = hyperparameters_of(cls)
-    tuples = {key for key, p in known.items() if isinstance(p.default, tuple)}
+    known = [item for cls in classes for item in hyperparameters_of(cls).items()]
+    tuples = {key for key, p in known if isinstance(p.default, tuple)}
     return {
         key: tuple(value) if key in tuples and isinstance(value, list) else value
         for key, value in given.items()
@@ -102,17 +129,16 @@ def _with_tuples(given: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> 
 
 def _optimizer_problems(recipe: CheckedRecipe) -> Iterator[Problem]:
     rule_keys = [field.alias or name for name, field in RuleSpec.model_fields.items()]
-    yield from optimizer_problems(
-        recipe.optimizer_class, recipe.settings, list(recipe.rule_settings), rule_keys
-    )
-    spared = (rule.no_decay for rule in recipe.spec.groups)
-    yield from no_decay_problems(recipe.optimizer_class, spared)
+    yield from optimizer_problems(recipe.optimizers, recipe.rule_settings, rule_keys)
+    yield from no_decay_problems(recipe.optimizers, (rule.no_decay for rule in recipe.spec.groups))
 
 
 def _target_problems(recipe: CheckedRecipe) -> Iterator[Problem]:
+    names = dict.fromkeys(choice.name for choice in recipe.optimizers)
+    owner = ", ".join(names) if len(names) == 1 else f"each of {', '.join(names)}"
+    bases = recipe.optimizers.hyperparameters
     for _, path, phases in recipe.spec.schedules():
-        name = recipe.spec.optimizer.name
-        yield from target_problems(phases, recipe.hyperparameters, name, path)
+        yield from target_problems(phases, bases, owner, path)
 
 
 def _problems_elsewhere(content: Mapping[str, Any], bad: Collection[str]) -> list[Problem]:

@@ -48,7 +48,7 @@ def fit_to_model(recipe: CheckedRecipe, model: nn.Module) -> Grouping:
         raise ArgumentError(f"model must be a torch.nn.Module (got {model!r})")
     spec = recipe.spec
     return group_parameters(
-        model, recipe.hyperparameters, spec.groups, recipe.rule_settings, spec.layers
+        model, recipe.optimizers, spec.groups, recipe.rule_settings, spec.layers
     )
 
 
@@ -63,7 +63,7 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
     own: dict[RuleId, Curves] = {}
     for rule, path, phases in recipe.spec.schedules():
         with wrong.caught():
-            curves = compile_schedule(phases, horizon, recipe.hyperparameters, path)
+            curves = compile_schedule(phases, horizon, recipe.optimizers.hyperparameters, path)
             if rule is None:
                 shared = curves
             else:
@@ -80,7 +80,8 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
 
 def _written_settings(recipe: CheckedRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Walk the hyperparameters that a recipe gives, each time with where they stand."""
-    yield "optimizer", recipe.settings
+    for choice in recipe.optimizers:
+        yield choice.path, choice.settings
     for i, settings in enumerate(recipe.rule_settings):
         yield f"groups[{i}]", settings
 

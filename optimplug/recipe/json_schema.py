@@ -19,14 +19,11 @@ from optimplug.optim import lr_scheduler
 from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS
-from optimplug.recipe.resolve import (
-    expected_kind,
-    optimizer_names,
-    settable_per_group,
-)
+from optimplug.recipe.resolve import optimizer_names, settable_per_group
 from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
 from optimplug.recipe.text.durations import Duration
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
+from optimplug.recipe.values import expected_kind
 
 __all__ = ["json_schema"]
 
@@ -34,6 +31,11 @@ _TEXT: dict[str, Any] = {"type": "string"}
 _NAMES = {"type": "array", "items": _TEXT, "minItems": 1}
 # The shorter forms that a validator takes besides the real one, by the validator's name.
 _SHORTHANDS = {"_as_list": [_TEXT], "_name_alone": [_TEXT, _NAMES]}
+# An editor cannot import a class by its path.
+_OPTIMIZER_NAMES: list[dict[str, Any]] = [
+    {"enum": optimizer_names()},
+    {"type": "string", "pattern": r"^[^.].*\.[^.]+$"},
+]
 _DURATION = {
     "description": "a number of steps, '500 steps', '2 epochs', '6%' of the run, or 'rest'",
     "anyOf": [
@@ -56,7 +58,8 @@ def json_schema() -> dict[str, Any]:
     parts = schema["$defs"]
     known = {name: getattr(optim, name) for name in optimizer_names()}
     rule_keys = list(parts["RuleSpec"]["properties"])
-    _complete_optimizer(parts["OptimizerSpec"], known)
+    for name in ("OptimizerSpec", "RuleOptimizerSpec", "FallbackSpec"):
+        _complete_optimizer(parts[name], known, name)
     _complete_rule(parts["RuleSpec"], known)
     _complete_match(parts["Match"])
     _complete_phase(parts["PhaseSpec"])
@@ -66,8 +69,13 @@ def json_schema() -> dict[str, Any]:
 
 def _rules_of(name: str, cls: type, rule_keys: Sequence[str]) -> dict[str, Any]:
     """Return which keys a rule may have in a recipe with this optimizer."""
+    # With several optimizers, a rule may be for any of them.
+    alone = {
+        "optimizer": {**_is("name", name), "not": {"required": ["fallback"]}},
+        "groups": {"items": {"not": {"required": ["optimizer"]}}},
+    }
     return {
-        "if": {"properties": {"optimizer": _is("name", name)}, "required": ["optimizer"]},
+        "if": {"properties": alone, "required": ["optimizer"]},
         "then": {"properties": {"groups": {"items": _keys([*rule_keys, *_group_forms(cls)])}}},
     }
 
@@ -80,6 +88,8 @@ class _Generator(GenerateJsonSchema):
         name = getattr(schema["function"]["function"], "__name__", "")
         if name == "_as_phases":
             return {"anyOf": [{"enum": preset_names()}, dict(inner["items"]), inner]}
+        if name == "_as_optimizer":
+            return {"anyOf": [*_OPTIMIZER_NAMES, inner]}
         return {"anyOf": [*_SHORTHANDS[name], inner]} if name in _SHORTHANDS else inner
 
     def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
@@ -109,20 +119,26 @@ def _tidy(schema: Any) -> Any:
     return {**found, "description": " ".join(text.split())} if isinstance(text, str) else found
 
 
-def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type]) -> None:
-    """Add the hyperparameters of each optimizer, in cases by its name."""
-    own = {name: _forms(cls, ("params",)) for name, cls in known.items()}
+def _complete_optimizer(part: dict[str, Any], known: Mapping[str, type], title: str) -> None:
+    """Add the hyperparameters of each optimizer, in cases by its name.
+
+    Args:
+        part: the schema of an optimizer.
+        known: the optimizers, by name.
+        title: which it is: the recipe's, a rule's, or what one falls back to.
+    """
+    keys = list(part["properties"])
+    is_whole, is_of_rule = title == "OptimizerSpec", title == "RuleOptimizerSpec"
+    own = {n: _forms(c, ("params",)) if is_whole else _group_forms(c) for n, c in known.items()}
     needed = {
-        name: [k for k, p in keywords_of(cls, ("params",)).items() if p.default is required]
-        for name, cls in known.items()
+        # Under a rule, the rule itself may give what is needed.
+        name: [] if is_of_rule else [k for k, p in found.items() if p.default is required]
+        for name, found in ((n, keywords_of(c, ("params",))) for n, c in known.items())
     }
-    # An editor cannot import a class by its path, so that such an optimizer may have any key.
-    path = {"type": "string", "pattern": r"^[^.].*\.[^.]+$"}
-    part["properties"]["name"] |= {"anyOf": [{"enum": list(known)}, path]}
+    part["properties"]["name"] |= {"anyOf": _OPTIMIZER_NAMES}
     part["properties"] = {**_merged(own.values()), **part["properties"]}
-    part["allOf"] = [
-        _case("name", name, ["name"], forms, needed[name]) for name, forms in own.items()
-    ]
+    # One that is named by its path may have any key.
+    part["allOf"] = [_case("name", name, keys, forms, needed[name]) for name, forms in own.items()]
 
 
 def _complete_rule(part: dict[str, Any], known: Mapping[str, type]) -> None:

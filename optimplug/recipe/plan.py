@@ -11,6 +11,7 @@ from optimplug.errors import Problem
 from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.explain import Explanation, explain, plain
 from optimplug.recipe.parameters.groups import Group, Grouping
+from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon
@@ -44,8 +45,8 @@ class Plan:
     optimizer: str
     settings: Mapping[str, Any]
     """The hyperparameters that the recipe gives to the whole optimizer."""
-    defaults: Mapping[str, Any]
-    """The same, with the optimizer's own defaults."""
+    optimizers: Optimizers
+    """The recipe's optimizer, and those that it has for some parameters besides."""
     grouping: Grouping
     run_schedule: RunSchedule
     horizon: Horizon
@@ -65,6 +66,11 @@ class Plan:
     def groups(self) -> tuple[Group, ...]:
         """The parameter groups, in the optimizer's order."""
         return self.grouping.groups
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """The hyperparameters of the recipe's optimizer, its own defaults included."""
+        return self.optimizers.main.hyperparameters
 
     @property
     def depth(self) -> Mapping[str, int]:
@@ -97,7 +103,7 @@ class Plan:
         Raises:
             ArgumentError: the model has no parameter of that name.
         """
-        return explain(name, self.grouping, self.rules, self.defaults)
+        return explain(name, self.grouping, self.rules)
 
     @property
     def tied(self) -> tuple[tuple[str, ...], ...]:
@@ -106,8 +112,10 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values, such as JSON has."""
+        several = self.optimizers.are_several
         return {
             "optimizer": {"name": self.optimizer, **plain(self.settings)},
+            **({"optimizers": list(map(_optimizer_dict, self.optimizers))} if several else {}),
             "total_steps": self.horizon.total_steps,
             "steps_per_epoch": self.horizon.steps_per_epoch,
             "groups": list(map(self._group_dict, self.groups, self.rates())),
@@ -138,8 +146,8 @@ class Plan:
         }
 
     def setting(self, group: Group, key: str) -> Any:
-        """Return a hyperparameter of a group, or None if the optimizer has no such one."""
-        return group.settings.get(key, self.defaults.get(key))
+        """Return a hyperparameter of a group, or None if its optimizer has no such one."""
+        return group.settings.get(key, group.optimizer.hyperparameters.get(key))
 
     def rates(self) -> list[Rates]:
         """Return for each group the rate at the first update, the highest, and that at the end."""
@@ -226,3 +234,7 @@ class Plan:
         from optimplug.show import table
 
         return table.as_text(self)
+
+
+def _optimizer_dict(choice: Choice) -> dict[str, Any]:
+    return {"name": choice.name, **plain(choice.settings), "path": choice.path}

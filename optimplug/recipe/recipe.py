@@ -128,7 +128,7 @@ class Recipe:
         return Plan(
             optimizer=self.spec.optimizer.name,
             settings=self._checked.settings,
-            defaults=self.hyperparameters,
+            optimizers=self._checked.optimizers,
             grouping=grouping,
             run_schedule=run_schedule,
             horizon=horizon,
@@ -215,7 +215,8 @@ class Recipe:
         grouping = self._group(model)
         freeze(model, grouping.frozen.values())
         self._tell(self._rule_warnings(model, grouping))
-        settings = self._checked.settings
+        # Of several optimizers, each group has its own settings already.
+        settings = {} if self._checked.optimizers.are_several else self._checked.settings
         shared = {name: settings[name] for name in settable_per_group(settings)}
         return [{**shared, **group.as_param_group()} for group in grouping.groups]
 
@@ -226,7 +227,7 @@ class Recipe:
             RecipeError: the rules do not fit the model.
             ArgumentError: the model has no parameter of that name.
         """
-        return explain(name, self._group(model), self.spec.groups, self.hyperparameters)
+        return explain(name, self._group(model), self.spec.groups)
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -235,7 +236,10 @@ class Recipe:
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """The optimizer's hyperparameters, as they are where no rule sets them."""
+        """The optimizer's hyperparameters, as they are where no rule sets them.
+
+        Where there are several, those of the one under ``optimizer``.
+        """
         return self._checked.hyperparameters
 
     def _group(self, model: nn.Module) -> Grouping:
@@ -250,7 +254,9 @@ class Recipe:
         return optimizer
 
     def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
-        found = rule_warnings(self.spec, without_wrappers(model), grouping)
+        found = rule_warnings(
+            self.spec, self._checked.optimizers, without_wrappers(model), grouping
+        )
         return (self._written.problem(path, text) for path, text in found)
 
     def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> Iterator[Problem]:
@@ -268,9 +274,14 @@ class Recipe:
     ) -> torch.optim.Optimizer:
         groups = [group.as_param_group() for group in grouping.groups]
         settings = {k: v for k, v in self._checked.settings.items() if k not in without}
+        cls = self._checked.optimizers.main.optimizer_class
+        if self._checked.optimizers.are_several:
+            cls = optim.MultiOptimizer
+            for name in settable_per_group(settings):
+                del settings[name]  # those of one of them alone
         with self._written.located():
             try:
-                return construct(self._checked.optimizer_class, groups, settings)
+                return construct(cls, groups, settings)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise RecipeError.at("optimizer", str(error)) from error
 

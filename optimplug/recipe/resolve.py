@@ -1,33 +1,31 @@
-"""The name of an optimizer -> its class, and whether hyperparameters fit it."""
+"""The names of optimizers -> their classes, and which of them a recipe has for what."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch.optim.optimizer import required
 
 from optimplug import optim
-from optimplug.errors import Problem, RecipeError, did_you_mean
-from optimplug.recipe.clipped import CLIPPING, construct
-from optimplug.recipe.keywords import NOT_SET, keywords_of, takes
-from optimplug.recipe.text.written import within
+from optimplug.errors import RecipeError, did_you_mean
+from optimplug.recipe.clipped import CLIPPING
+from optimplug.recipe.keywords import NOT_SET, keywords_of
 
 __all__ = [
-    "expected_kind",
+    "Choice",
+    "Optimizers",
     "hyperparameters_of",
-    "no_decay_problems",
     "optimizer_class",
     "optimizer_names",
-    "optimizer_problems",
-    "refusals",
     "settable_per_group",
 ]
+
+_SEVERAL = optim.MultiOptimizer.__name__
 
 # These choose how the whole optimizer runs, so that no rule can set them for some parameters.
 _WHOLE_OPTIMIZER = frozenset(
@@ -35,8 +33,12 @@ _WHOLE_OPTIMIZER = frozenset(
 )
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: str, path: str = "optimizer") -> type[torch.optim.Optimizer]:
     """Return the optimizer of that name: one of optimplug.optim, or an import path.
+
+    Args:
+        name: as a recipe gives it.
+        path: where it stands in the recipe.
 
     Raises:
         RecipeError: there is none, or the path leads to something else than an Optimizer class.
@@ -44,25 +46,29 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     known = optimizer_names()
     if name in known:
         return getattr(optim, name)  # type: ignore[no-any-return]
+    if name == _SEVERAL:
+        message = "name one of them here, and give the others to rules under 'groups'"
+        raise RecipeError.at(
+            "optimizer.name", f"{name} is what a recipe of several makes; {message}"
+        )
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        torchs = inspect.isclass(getattr(torch.optim, name, None))
-        hint = f"; torch has one: write torch.optim.{name}" if torchs else did_you_mean(name, known)
-        raise RecipeError.at("optimizer.name", f"no optimizer {name!r}{hint}")
+        message = f"no optimizer {name!r}{did_you_mean(name, known)}"
+        raise RecipeError.at(f"{path}.name", message)
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:
         # Importing runs someone else's module, which can fail in any way.
         reason = f"{type(error).__name__}: {error}"
-        raise RecipeError.at("optimizer.name", f"cannot import {name!r}: {reason}") from None
+        raise RecipeError.at(f"{path}.name", f"cannot import {name!r}: {reason}") from None
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError.at("optimizer.name", f"{name!r} is not a torch.optim.Optimizer class")
+        raise RecipeError.at(f"{path}.name", f"{name!r} is not a torch.optim.Optimizer class")
     return found
 
 
 def optimizer_names() -> list[str]:
     """Return the optimizers that need no import path."""
-    return [n for n in optim.__all__ if n not in ("Optimizer", "lr_scheduler")]
+    return [n for n in optim.__all__ if n not in ("Optimizer", _SEVERAL, "lr_scheduler")]
 
 
 def settable_per_group(names: Iterable[str]) -> list[str]:
@@ -79,168 +85,63 @@ def hyperparameters_of(cls: type[torch.optim.Optimizer]) -> dict[str, inspect.Pa
     return {**own, **{name: p for name, p in CLIPPING.items() if name not in own}}
 
 
-def optimizer_problems(
-    cls: type[torch.optim.Optimizer],
-    settings: Mapping[str, Any],
-    rules: list[Mapping[str, Any]],
-    rule_keys: Iterable[str],
-) -> Iterator[Problem]:
-    """Check hyperparameters, the optimizer's and each rule's, without any model.
+@dataclass(frozen=True)
+class Choice:
+    """One of the optimizers that a recipe names."""
 
-    Args:
-        cls: the optimizer's class.
-        settings: the hyperparameters under ``optimizer``.
-        rules: the hyperparameters of each rule under ``groups``.
-        rule_keys: what a rule may say besides hyperparameters.
-    """
-    known = hyperparameters_of(cls)
-    others = partial(takes, cls)
-    wrong = list(_argument_problems("optimizer", settings, known, others, [*known, "name"], ()))
-    wrong += _rate_problems(cls, settings, known)
-    own = {name: known[name] for name in settable_per_group(known)}
-    whole = known.keys() - own.keys()
-    for i, rule in enumerate(rules):
-        wrong += _argument_problems(f"groups[{i}]", rule, own, others, [*own, *rule_keys], whole)
-    # The optimizer's own complaints about a misspelt key would repeat these in worse words.
-    yield from wrong or _value_problems(cls, settings, rules)
+    path: str
+    """Where it stands: ``optimizer``, ``groups[2].optimizer``, ``optimizer.fallback``."""
+    name: str
+    optimizer_class: type[torch.optim.Optimizer]
+    settings: Mapping[str, Any]
+    """The hyperparameters that are given to it there."""
+    fallback: Choice | None = None
+    """The optimizer of all parameters that this one is not made for."""
 
+    @cached_property
+    def known(self) -> dict[str, inspect.Parameter]:
+        """What a recipe may set of it there; see :func:`hyperparameters_of`.
 
-def _rate_problems(
-    cls: type[torch.optim.Optimizer],
-    settings: Mapping[str, Any],
-    known: Mapping[str, inspect.Parameter],
-) -> Iterator[Problem]:
-    rate = settings.get("lr", known["lr"].default if "lr" in known else None)
-    # Three ways to say that there is no default: None, torch's marker, and none in the signature.
-    if rate is None or rate is required or rate is inspect.Parameter.empty:
-        yield Problem("optimizer.lr", f"is required: {cls.__name__} has no default for it")
+        What is for the whole is set under ``optimizer`` alone, for all.
+        """
+        found = hyperparameters_of(self.optimizer_class)
+        is_main = self.path == "optimizer"
+        return found if is_main else {name: found[name] for name in settable_per_group(found)}
+
+    @cached_property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Its hyperparameters where no rule sets them: its defaults, and settings."""
+        return {**{name: p.default for name, p in self.known.items()}, **self.settings}
+
+    @property
+    def made_for(self) -> str | None:
+        """What it is made for, in words; None for all parameters."""
+        found: str | None = getattr(self.optimizer_class, "made_for", None)
+        return found
 
 
-def no_decay_problems(
-    cls: type[torch.optim.Optimizer], no_decay: Iterable[object]
-) -> Iterator[Problem]:
-    """Check that the optimizer has a weight decay, if a rule spares some parameters from it.
+@dataclass(frozen=True)
+class Optimizers:
+    """All optimizers that a recipe names, and for what."""
 
-    Args:
-        cls: the optimizer's class.
-        no_decay: what each rule under ``groups`` says for ``no_decay``, or None.
-    """
-    if takes(cls, "weight_decay"):
-        return
-    for i, spared in enumerate(no_decay):
-        if spared is not None:
-            yield Problem(f"groups[{i}].no_decay", f"{cls.__name__} has no weight_decay")
+    main: Choice
+    """That of the recipe, for all parameters for which no rule has another."""
+    of_rules: Mapping[int, Choice] = field(default_factory=dict)
+    """Those of rules, by their places under ``groups``."""
 
+    def __iter__(self) -> Iterator[Choice]:
+        for choice in (self.main, *self.of_rules.values()):
+            yield choice
+            if choice.fallback is not None:
+                yield choice.fallback
 
-def _argument_problems(
-    path: str,
-    given: Mapping[str, Any],
-    known: Mapping[str, inspect.Parameter],
-    others: Callable[[str], bool],
-    valid: list[str],
-    whole: Collection[str],
-) -> Iterator[Problem]:
-    """Check names and kinds of arguments.
+    @property
+    def are_several(self) -> bool:
+        """Whether there is more than one, which are then run as one."""
+        return len(list(self)) > 1
 
-    Args:
-        path: where they stand in the recipe.
-        given: the arguments.
-        known: those that may stand there.
-        others: tells whether one may that is not known by its signature.
-        valid: what else may, for suggestions.
-        whole: those that may stand under ``optimizer`` alone.
-    """
-    for key, value in given.items():
-        if key in known:
-            kind = expected_kind(key, known[key].default)
-            is_default = value is None and known[key].default is None
-            if kind and not is_default and not _is_kind(value, kind):
-                yield Problem(within(path, key), f"must be {kind} (got {value!r})")
-        elif key in whole:
-            yield Problem(within(path, key), "is for the whole optimizer; move it to 'optimizer'")
-        elif not others(key):
-            yield Problem(within(path, key), f"unknown key{did_you_mean(key, valid)}")
-
-
-def expected_kind(key: str, default: object) -> str | None:
-    """Return in words what kind of value an argument takes, or None if its default does not tell.
-
-    Args:
-        key: the argument's name.
-        default: its default.
-    """
-    # A default of None does not tell a kind, so that the common ones are known by their names.
-    if isinstance(default, bool) or key in ("foreach", "fused"):
-        return "true or false"
-    if isinstance(default, int | float) or default is required or key in ("lr", "max_grad_norm"):
-        return "a finite number"
-    return f"a list of {len(default)} finite numbers" if isinstance(default, tuple) else None
-
-
-def _is_kind(value: object, kind: str) -> bool:
-    if kind == "true or false":
-        return isinstance(value, bool)
-    if kind == "a finite number":
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) <= sys.float_info.max  # which infinity is not, nor an int too large
-        )
-    return (
-        isinstance(value, list | tuple)
-        and kind == f"a list of {len(value)} finite numbers"
-        and all(_is_kind(item, "a finite number") for item in value)
-    )
-
-
-def _value_problems(
-    cls: type[torch.optim.Optimizer], settings: Mapping[str, Any], rules: list[Mapping[str, Any]]
-) -> Iterator[Problem]:
-    """Construct the optimizer over a parameter made for it, and return what it refuses."""
-
-    def probe(**kwargs: Any) -> None:
-        # A matrix, because some optimizers (Muon) take nothing else.
-        construct(cls, [torch.nn.Parameter(torch.zeros(1, 1))], {"lr": 1e-3, **kwargs})
-
-    wrong = list(refusals("optimizer", probe, settings))
-    yield from wrong
-    # The values of a rule may need the optimizer's: nesterov is nothing without momentum. If those
-    # are wrong themselves, they would be reported again for every rule.
-    shared = {} if wrong else settings
-    for i, rule in enumerate(rules):
-        yield from refusals(f"groups[{i}]", partial(probe, **shared), rule)
-
-
-def refusals(
-    path: str, attempt: Callable[..., object], arguments: Mapping[str, Any]
-) -> Iterator[Problem]:
-    """Return what a call refuses: the arguments that fail by themselves, or else all together.
-
-    Args:
-        path: where the arguments stand in the recipe.
-        attempt: takes all of them, and any one of them.
-        arguments: by their names.
-    """
-    try:
-        attempt(**arguments)
-    except Exception as error:  # constructors refuse arguments by whatever error they like
-        found = [
-            Problem(within(path, key), reason)
-            for key, value in arguments.items()
-            if (reason := _refusal(attempt, {key: value})) is not None
-        ]
-        yield from found or [Problem(path, _text(error))]
-
-
-def _refusal(attempt: Callable[..., object], arguments: Mapping[str, Any]) -> str | None:
-    try:
-        attempt(**arguments)
-    except Exception as error:  # as above
-        return _text(error)
-    return None
-
-
-def _text(error: Exception) -> str:
-    # These have messages that stand by themselves. That of a KeyError is only the key.
-    known = isinstance(error, ValueError | TypeError | RuntimeError)
-    return str(error) if known else f"{type(error).__name__}: {error}"
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The hyperparameters of all, with the recipe's own values where it has them."""
+        found = {key: value for each in self for key, value in each.hyperparameters.items()}
+        return {**found, **self.main.hyperparameters}

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from optimplug.errors import Problem
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
+from optimplug.recipe.resolve import Optimizers, optimizer_class
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -30,16 +32,20 @@ _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
 _SHOWN = 8  # of a list in a message
 
 
-def rule_warnings(spec: RecipeSpec, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+def rule_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, model: nn.Module, grouping: Grouping
+) -> Iterator[Problem]:
     """Find what the rules of a recipe ask for in vain.
 
     Args:
         spec: the recipe.
+        optimizers: those that it names.
         model: the model, without wrappers.
         grouping: what the rules make of the model.
     """
     yield from _vain_rules(grouping)
-    yield from _layer_warnings(spec, grouping)
+    yield from _vain_settings(optimizers, grouping)
+    yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
 
 
@@ -53,6 +59,7 @@ def schedule_warnings(
         run_schedule: what the phases make of the run.
         horizon: of the run.
     """
+    yield from _schedules_of_averages(spec)
     for rule, path, phases in spec.schedules():
         yield from _phase_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
@@ -72,13 +79,16 @@ def tell(found: Iterable[Problem], source: str | None) -> None:
         _logger.warning("%s%s", f"{source}: " if source else "", problem)
 
 
-def _layer_warnings(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+def _layer_warnings(
+    spec: RecipeSpec, optimizers: Optimizers, grouping: Grouping
+) -> Iterator[Problem]:
     """Find layers that no rule asks for, and what may be wrong about those that were found."""
-    asking = [i for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking = [f"groups[{i}]" for i, rule in enumerate(spec.groups) if asks_layers(rule)]
+    asking += [choice.path for choice in optimizers if choice.made_for is not None]
     if spec.layers is not None and not asking:
         yield Problem("layers", "has no effect: no rule has layer_decay or a depth")
     if grouping.layout is not None and asking:
-        yield from (Problem(f"groups[{asking[0]}]", doubt) for doubt in grouping.layout.doubts)
+        yield from (Problem(asking[0], doubt) for doubt in grouping.layout.doubts)
 
 
 def _kind_warnings(spec: RecipeSpec, model: nn.Module) -> Iterator[Problem]:
@@ -153,6 +163,22 @@ def _paths(
         yield from ((f"groups[{rule}].{key}", [key]) for key in keys)
 
 
+def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Problem]:
+    """Find optimizers beside the recipe's that move nothing, and what rules override of them."""
+    for choice in list(optimizers)[1:]:
+        own = [group for group in grouping.groups if group.optimizer is choice]
+        if not own:
+            yield Problem(choice.path, "has no effect: it has no parameters to train")
+            continue
+        votes = [grouping.parameters[name].votes for group in own for name in group.parameters]
+        for key in choice.settings:
+            if all(key in each for each in votes):
+                winners = sorted({each[key][-1].rule for each in votes})
+                by = ", ".join(f"groups[{winner}]" for winner in winners)
+                message = f"is overridden for all its parameters by {by}; remove one of them"
+                yield Problem(f"{choice.path}.{key}", message)
+
+
 def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
     """Find rules with ``freeze: false`` for parameters that the model itself has frozen."""
     counts: dict[int, int] = {}
@@ -191,6 +217,22 @@ def _phase_warnings(
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
         yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")
+
+
+def _schedules_of_averages(spec: RecipeSpec) -> Iterator[Problem]:
+    """Find schedules of rates beside an optimizer that averages weights in their stead."""
+    name = spec.optimizer.name
+    # What the schedule-free optimizers of every package have, and no others.
+    if "weight_lr_power" not in keywords_of(optimizer_class(name)):
+        return
+    for _, path, phases in spec.schedules():
+        if any((phase.of or "lr") == "lr" for phase in phases):
+            message = (
+                f"{name.rpartition('.')[2]} is schedule-free: its average does what a falling rate "
+                "is for; leave the schedule out, and say 'warmup_steps' under 'optimizer' for a "
+                "warm-up"
+            )
+            yield Problem(path, message)
 
 
 def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:

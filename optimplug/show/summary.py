@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from optimplug.recipe.plan import Plan
+from optimplug.recipe.resolve import Choice
 from optimplug.recipe.schedule.curves import Curve
 
 __all__ = ["summary", "title"]
@@ -12,10 +13,14 @@ __all__ = ["summary", "title"]
 
 def title(plan: Plan) -> str:
     """Return the optimizer, what the recipe gives to it, and the length of the run."""
-    given = ", ".join(f"{key}={value}" for key, value in plan.settings.items())
     total = plan.horizon.total_steps
     run = f"{total:,} steps" if total is not None else "unknown number of steps"
-    return f"{plan.optimizer}({given}), {run}"
+    return ", ".join([*map(_call, plan.optimizers), run])
+
+
+def _call(optimizer: Choice) -> str:
+    given = ", ".join(f"{key}={value}" for key, value in optimizer.settings.items())
+    return f"{optimizer.name}({given})"
 
 
 def summary(plan: Plan) -> Iterator[str]:

@@ -52,14 +52,20 @@ def _row(
     yield str(len(group.parameters))
     yield f"{group.numel:,}"
     yield from (f"{rate:.3g}" for rate in rates)
-    yield from (Text(str(plan.setting(group, key))) for key in others)
+    yield from (Text(_cell(plan, group, key)) for key in others)
     yield ", ".join(map(str, group.rules))
+
+
+def _cell(plan: Plan, group: ParameterGroup, key: str) -> str:
+    value = plan.setting(group, key)
+    has_none = value is None and key not in group.optimizer.hyperparameters
+    return "" if has_none else str(value)
 
 
 def _hyperparameters(plan: Plan) -> list[str]:
     """Return the hyperparameters with a column: what rules have set, and the weight decay."""
     found = {key for group in plan.groups for key in group.settings if key != "lr"}
-    return sorted(found | ({"weight_decay"} & plan.defaults.keys()))
+    return sorted(found | ({"weight_decay"} & plan.optimizers.hyperparameters.keys()))
 
 
 def _notes(plan: Plan) -> Iterator[Text]:

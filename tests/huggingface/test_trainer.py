@@ -1,7 +1,7 @@
 import pytest
 import torch
 from support.bert import collate, tiny_bert, tiny_rows
-from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from support.huggingface_runs import RECIPE, SEVERAL, UNCLIPPED, StopAfter, arguments, trainer_of
 from support.tensors import same_weights
 from support.trainers import Lines, points
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
@@ -36,7 +36,9 @@ def plain_loop(recipe, epochs=3, accumulate=1):
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("recipe", [RECIPE, UNCLIPPED], ids=["clipped", "unclipped"])
+@pytest.mark.parametrize(
+    "recipe", [RECIPE, UNCLIPPED, SEVERAL], ids=["clipped", "unclipped", "several"]
+)
 def test_the_trainer_is_the_plain_loop_bit_for_bit(tmp_path, recipe, accumulate):
     trace = LearningRateTrace()
     trainer = trainer_of(
@@ -71,14 +73,16 @@ def test_the_logged_norm_is_that_of_the_gradients(tmp_path):
     assert logged[0] == pytest.approx(norm.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("stop", [2, 6, 11])
-def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, stop):
+@pytest.mark.parametrize(
+    ("recipe", "stop"), [(RECIPE, 2), (RECIPE, 6), (RECIPE, 11), (SEVERAL, 2), (SEVERAL, 11)]
+)
+def test_a_run_resumed_from_a_checkpoint_is_the_uninterrupted_one(tmp_path, recipe, stop):
     whole = LearningRateTrace()
-    uninterrupted = trainer_of(tmp_path / "whole", callbacks=[whole])
+    uninterrupted = trainer_of(tmp_path / "whole", recipe, callbacks=[whole])
     uninterrupted.train()
-    trainer_of(tmp_path / "part", callbacks=[StopAfter(stop)]).train()
+    trainer_of(tmp_path / "part", recipe, callbacks=[StopAfter(stop)]).train()
     rest = LearningRateTrace()
-    resumed = trainer_of(tmp_path / "part", callbacks=[rest])
+    resumed = trainer_of(tmp_path / "part", recipe, callbacks=[rest])
     resumed.train(resume_from_checkpoint=str(tmp_path / "part" / f"checkpoint-{stop}"))
     assert same_weights(resumed.model, uninterrupted.model)
     assert rest.rates == {name: rates[stop:] for name, rates in whole.rates.items()}

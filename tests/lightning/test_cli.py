@@ -136,6 +136,21 @@ def test_single_values_are_said_on_the_command_line(command, arguments, lr, inli
     assert found["classifier.weight"] == pytest.approx(lr, rel=1e-15)
 
 
+def test_each_of_several_optimizers_is_changed_on_the_command_line(command):
+    several = copy.deepcopy(CONTENT)
+    several["groups"].append({"match": "*.bias", "optimizer": {"name": "Lion", "lr": 1e-4}})
+    write("run.yaml", {"trainer": QUIET, "recipe": several})
+    change = "--recipe.groups[2].optimizer.lr=5e-4"
+    cli = command("fit", "--config", "run.yaml", "--trainer.max_steps=1", change)
+    (optimizer,) = cli.trainer.optimizers
+    found = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    assert type(optimizer).__name__ == "MultiOptimizer"
+    assert optimizer.max_grad_norm == 1.0
+    bias, weight = (found[f"classifier.{name}"] for name in ("bias", "weight"))
+    assert (bias["optimizer"], bias["initial_lr"]) == ("Lion", 1e-3)
+    assert (weight["optimizer"], weight["initial_lr"]) == ("AdamW", 4e-3)
+
+
 def test_the_printed_config_holds_the_recipe_in_full_and_runs_again(command, capsys):
     with pytest.raises(SystemExit) as stop:
         command("fit", "--config", "run.yaml", "--recipe.optimizer.lr=1e-4", "--print_config")

@@ -40,6 +40,14 @@ MIXED = recipe_of(
 ONWARD = recipe_of(WARM_UP, {**PLATEAU, "for": 8}, {**COSINE, "floor": 0.01, "from": "previous"})
 
 
+SEVERAL = recipe_of(
+    WARM_UP,
+    COSINE,
+    optimizer={"name": "AdamW", "lr": 0.1, "max_grad_norm": 0.5},
+    groups=[{"match": "head.*", "optimizer": {"name": "SGD", "lr": 0.1, "momentum": 0.9}}],
+)
+
+
 class Saving(Callback):
     def __init__(self, folder):
         self.folder = folder
@@ -80,6 +88,7 @@ def by_metric(folder):
 CASES = [
     (STEPS, AfterUpdates, 18, {}),
     (STEPS, by_steps, 9, {"enable_checkpointing": True}),
+    (SEVERAL, AfterUpdates, 18, {}),
     (EPOCHS, AfterUpdates, 18, {}),
     (EPOCHS, AfterEpochs, 3, {}),
     (VALIDATIONS, AfterUpdates, 18, {"val_check_interval": 3}),

@@ -7,7 +7,7 @@ from support.labels import label
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from optimplug.optim import SGD, Adam, AdamW
+from optimplug.optim import SGD, Adam, AdamW, MultiOptimizer, ScheduleFreeSGD
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,48 @@ def test_sharded_replicated_and_plain_tensors_step_together(mesh, cls, clip, cho
 
 
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+def test_several_optimizers_step_sharded_tensors_as_whole_ones(mesh, choice):
+    def run(form):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(form(torch.randn(shape))) for shape in ((4, 3), (6,))]
+        groups = [
+            {"params": [p], "optimizer": n} for p, n in zip(params, ("Lion", "AdamW"), strict=True)
+        ]
+        optimizer = MultiOptimizer(groups, max_grad_norm=0.5, **choice)
+        for _ in range(3):
+            for p in params:
+                p.grad = form(torch.randn(p.shape))
+            optimizer.step()
+        return [p.full_tensor() if isinstance(p, DTensor) else p for p in params]
+
+    sharded = run(lambda value: distribute_tensor(value, mesh, [Shard(0)]))
+    for a, b in zip(sharded, run(torch.Tensor.clone), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
 def test_a_sharded_parameter_is_marked_as_changed(mesh, choice):
     p = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
     ours = AdamW([p], lr=0.1, **choice)
     product = (p * p).sum()
     p.grad = torch.ones_like(p)
     ours.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_a_sharded_parameter_changes_its_mode(mesh):
+    p, q = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)])), torch.ones(4)
+    ours, plain = (ScheduleFreeSGD([x], lr=0.1) for x in (p, q))
+    for optimizer, x in ((ours, p), (plain, q)):
+        optimizer.train()
+        for _ in range(3):
+            x.grad = torch.ones_like(x)
+            optimizer.step()
+    product = (p * p).sum()
+    for optimizer in (ours, plain):
+        optimizer.eval()
+    assert torch.equal(p.full_tensor().detach(), q)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 

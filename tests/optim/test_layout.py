@@ -14,7 +14,7 @@ from optimplug._core.optim.executions.choice import prepare
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.rules.sgd import SGDRule
-from optimplug.optim import SGD, AdamW, Rprop
+from optimplug.optim import SGD, Adafactor, AdamW, Rprop
 
 SGD_SETTINGS = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}
 
@@ -269,7 +269,7 @@ def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
 
 
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
-@pytest.mark.parametrize("cls", [cls for cls in TABLE if cls is not Rprop])
+@pytest.mark.parametrize("cls", [cls for cls in TABLE if cls not in (Rprop, Adafactor)])
 def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls, choice):
     endless, other = (torch.nn.Parameter(torch.full((2,), v)) for v in (-torch.inf, 1.0))
     groups = [

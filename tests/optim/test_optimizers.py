@@ -2,14 +2,13 @@ import copy
 import io
 import itertools
 import pickle
-from inspect import signature
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
-from support.optimizers import TABLE, torchs
+from support.optimizers import TABLE, torchs, with_eps
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
@@ -106,7 +105,7 @@ def error(found, truth):
 )
 def test_an_execution_is_no_further_from_float64_than_torchs_best(cls, options, dtype, execution):
     if dtype == torch.float16:
-        options = {**options, **({"eps": 0.1} if "eps" in signature(cls).parameters else {})}
+        options = {**options, **with_eps(cls, 0.1)}
     choice = {execution: True} if execution else {}
 
     def run(cls, dtype, **choice):

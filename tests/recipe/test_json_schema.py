@@ -97,7 +97,39 @@ GOOD |= {
     "freeze until": rule(match="*", freeze={"until": "1 epoch"}),
     "a schedule of its own": rule(match="*", schedule="constant"),
 }
+GOOD |= {
+    "a rule's optimizer by its name": rule(match="*", optimizer="Lion"),
+    "a rule's optimizer": rule(match="*", optimizer={"name": "SGD", "momentum": 0.9}, lr=0.1),
+    "a rule's keys of another optimizer": {
+        "optimizer": ADAMW,
+        "groups": [{"match": "*a", "optimizer": "Lion"}, {"match": "*b", "eps": 1e-6}],
+    },
+    "a fallback": {
+        "optimizer": {"name": "support.optimizers.Hidden", "lr": 0.02, "fallback": ADAMW}
+    },
+    "a fallback by its name": {
+        "optimizer": {"name": "support.optimizers.Hidden", "lr": 0.02, "fallback": "AdamW"}
+    },
+}
 BAD = {
+    "a rule's unknown optimizer": (rule(optimizer="Lino"), "groups[0].optimizer"),
+    "a rule's optimizer with another's key": (
+        rule(optimizer={"name": "Lion", "eps": 1}),
+        "groups[0].optimizer",
+    ),
+    "a rule's optimizer that clips": (
+        rule(optimizer={"name": "Lion", "max_grad_norm": 1}),
+        "groups[0].optimizer",
+    ),
+    "a fallback with another's key": (
+        {
+            "optimizer": {
+                "name": "support.optimizers.Hidden",
+                "fallback": {"name": "AdamW", "momentum": 0.9},
+            }
+        },
+        "optimizer.fallback",
+    ),
     "empty": ({}, ""),
     "not a mapping": ([], ""),
     "no optimizer": ({"groups": []}, ""),

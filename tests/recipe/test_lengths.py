@@ -36,6 +36,15 @@ def test_a_rule_has_its_own():
     assert sorted(group["t_alpha"] for group in optimizer.param_groups) == [100, 600]
 
 
+def test_one_of_several_optimizers_has_its_own():
+    rules = [{"match": "bias", "optimizer": {"name": "AdEMAMix", "t_alpha": "60%"}}]
+    found = Recipe({"optimizer": {"name": "AdamW"}, "groups": rules})
+    optimizer, _ = found.build(torch.nn.Linear(2, 2), HORIZON)
+    assert [group["t_alpha"] for group in optimizer.param_groups if "t_alpha" in group] == [600]
+    with pytest.raises(RecipeError, match=r"groups\[0\]\.optimizer\.t_alpha: a percentage needs"):
+        found.plan(torch.nn.Linear(2, 2), Horizon(steps_per_epoch=3))
+
+
 def test_the_ramp_is_that_of_the_same_number():
     def trained(build):
         torch.manual_seed(0)

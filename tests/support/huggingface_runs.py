@@ -16,6 +16,16 @@ RECIPE = {
         {"name": "CosineAnnealingLR", "floor": 0.1},
     ],
 }
+# Matrices in layers have one optimizer, all else another.
+SEVERAL = {
+    **RECIPE,
+    "optimizer": {
+        "name": "support.optimizers.Hidden",
+        "lr": 1e-3,
+        "max_grad_norm": 0.5,
+        "fallback": {"name": "AdamW", "lr": 1e-2},
+    },
+}
 UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
 
 

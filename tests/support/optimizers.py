@@ -1,5 +1,6 @@
 """The optimizers under test, as data: what each is compared with, and the options that matter."""
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +10,12 @@ from optimplug.optim import (
     LBFGS,
     SGD,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
     AdamW,
+    Lion,
     NAdam,
     RAdam,
     RMSprop,
@@ -97,6 +100,11 @@ _ASGD = [
     {"lr": torch.tensor(0.05), "lambd": 0.1, "alpha": 0.5, "t0": 3},
     {"weight_decay": 0.3, "maximize": True, "t0": 0},
 ]
+_ADAFACTOR = [
+    {"eps": (1e-7, 1e-3)},  # without the first, torch's bfloat16 and float16 hardly move
+    {"lr": torch.tensor(0.1), "beta2_decay": -0.5, "eps": (1e-3, 1e-2), "d": 2.0},
+    {"eps": (1e-7, 1e-3), "weight_decay": 0.3, "maximize": True},
+]
 TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
@@ -109,6 +117,7 @@ TABLE = {
     Adagrad: Row(_ADAGRAD, fused=True),
     Rprop: Row(_RPROP),
     NAdam: Row(_NADAM, foreach_rtol=2e-6),
+    Adafactor: Row(_ADAFACTOR, foreach_rtol=2e-6),
     ASGD: Row(_ASGD, foreach_rtol=2e-6),
 }
 ALONE = {
@@ -134,7 +143,37 @@ def torchs(cls):
     return getattr(torch.optim, cls.__name__)
 
 
+def with_eps(cls, value):
+    """The option that keeps quotients of small numbers apart, where a class has it."""
+    if cls is Adafactor:
+        return {"eps": (value, 1e-3)}
+    return {"eps": value} if "eps" in signature(cls).parameters else {}
+
+
 def executions(cls):
     """The choices of execution that a class takes."""
     fused = [{"fused": True}] if TABLE[cls].fused else []
     return [{}, {"foreach": True}, {"foreach": False}, *fused]
+
+
+_IN_A_GROUP = {
+    AdamW: {"lr": 0.01, "weight_decay": 0.1},
+    Adam: {"lr": 0.01, "amsgrad": True},
+    SGD: {"lr": 0.1, "momentum": 0.9},
+    RMSprop: {"lr": 0.01, "centered": True},
+    Adagrad: {"lr": 0.1, "initial_accumulator_value": 0.1},
+    Lion: {"lr": 0.003, "weight_decay": 0.1},
+    ASGD: {"t0": 2},
+}
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in (*TABLE, Lion)}
+"""What goes into one optimizer with others, with the settings of its group."""
+
+
+class Nudged(AdamW):
+    """An optimizer that somebody has derived from one of the package's."""
+
+
+class Hidden(Lion):
+    """An optimizer that is made for hidden matrices alone."""
+
+    made_for = "hidden matrices"

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from optimplug._core.arguments import owner_of, require_number, require_one_of, require_rates
 from optimplug._core.lr_scheduler.factor import AbsoluteLR
-from optimplug._core.lr_scheduler.groups import set_momentum
+from optimplug._core.lr_scheduler.groups import has_momentum, set_momentum
 from optimplug.errors import ArgumentError
 
 __all__ = ["CyclicLR", "MomentumLR", "triangle"]
@@ -37,7 +37,7 @@ class MomentumLR(AbsoluteLR):
 
     def _set_up_momentum(self, optimizer: Optimizer, cycled: bool, low: Any, high: Any) -> None:
         self.cycle_momentum = bool(cycled)
-        if cycled and not {"momentum", "betas"} & {*owner_of(optimizer).defaults}:
+        if cycled and not any(map(has_momentum, owner_of(optimizer).param_groups)):
             raise ArgumentError("cycle_momentum must be False where there is no momentum or betas")
         self.base_momentums = require_rates("base_momentum", low, optimizer) if cycled else []
         self.max_momentums = require_rates("max_momentum", high, optimizer) if cycled else []
@@ -45,7 +45,8 @@ class MomentumLR(AbsoluteLR):
     def _initial_step(self) -> None:
         bounds = zip(self._groups, self.base_momentums, self.max_momentums, strict=False)
         for group, low, high in bounds:  # for whoever reads them there, as in torch
-            group |= {"base_momentum": low, "max_momentum": high}
+            if has_momentum(group):
+                group |= {"base_momentum": low, "max_momentum": high}
         super()._initial_step()
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
@@ -55,7 +56,8 @@ class MomentumLR(AbsoluteLR):
     def _cycle(self) -> None:
         momentums = self.momentums(self.last_epoch) if self.cycle_momentum else []
         for group, momentum in zip(self._groups, momentums, strict=False):
-            set_momentum(group, momentum)
+            if has_momentum(group):
+                set_momentum(group, momentum)
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
         super()._restore(state_dict)

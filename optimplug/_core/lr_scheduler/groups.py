@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = [
+    "has_momentum",
     "holds",
     "kept_on_error",
     "momentum_of",
@@ -72,6 +73,11 @@ def kept_on_error(groups: list[Group]) -> Iterator[None]:
 def holds(held: Any, lr: float) -> bool:
     """Tell whether a rate in a group is this one, as far as a tensor's precision can."""
     return bool(held == (held.new_tensor(lr) if isinstance(held, Tensor) else lr))
+
+
+def has_momentum(group: Group) -> bool:
+    """Tell whether a group has what is cycled as momentum: of several optimizers, not all have."""
+    return "betas" in group or "momentum" in group
 
 
 def momentum_of(group: Group) -> float:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
+    has_momentum,
     momentum_of,
     own_rate,
     set_momentum,
@@ -86,7 +87,8 @@ class SavedScheduler(TorchScheduler):
             group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, state["_held_lr"], strict=True):
             set_rate(group, lr)
-        for group, momentum in zip(self._groups, state["_last_momentum"], strict=False):
+        cycled = filter(has_momentum, self._groups)
+        for group, momentum in zip(cycled, state["_last_momentum"], strict=False):
             set_momentum(group, momentum)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:

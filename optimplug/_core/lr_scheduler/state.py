@@ -15,6 +15,7 @@ from optimplug._core.arguments import (
     require_count,
     require_one_of,
 )
+from optimplug._core.lr_scheduler.groups import has_momentum
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = [
@@ -147,7 +148,7 @@ def _without_tail(bases: list[Any]) -> list[Any]:
 
 def check_momentums(momentums: list[float], groups: list[dict[str, Any]]) -> None:
     """Raise a StateError unless every momentum has a group that has one."""
-    fitting = sum(1 for group in groups if {"momentum", "betas"} & group.keys())
+    fitting = sum(map(has_momentum, groups))
     if len(momentums) > fitting:
         raise StateError(
             f"the state holds {len(momentums)} in _last_momentum, but there are {fitting} groups "

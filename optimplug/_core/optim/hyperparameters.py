@@ -16,6 +16,7 @@ __all__ = [
     "check_betas",
     "check_lengths",
     "check_not_negative",
+    "check_one_element",
     "check_rate",
     "length_of",
 ]
@@ -33,11 +34,17 @@ class PartOfRun:
 
 def check_rate(hyper: Hyper) -> None:
     """Raise ArgumentError unless ``lr`` is a number >= 0, or a tensor of one."""
+    check_one_element(hyper)
+    lr = hyper["lr"]
+    if not lr >= 0.0:
+        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
+
+
+def check_one_element(hyper: Hyper) -> None:
+    """Raise ArgumentError if ``lr`` is a tensor of more than one number."""
     lr = hyper["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
-    if not lr >= 0.0:
-        raise ArgumentError(f"Invalid learning rate: {lr}; must be >= 0")
 
 
 def check_not_negative(hyper: Hyper, **names: str) -> None:

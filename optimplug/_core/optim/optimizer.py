@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -30,12 +30,13 @@ from optimplug._core.optim.gradients import (
     refuse_flattened,
 )
 from optimplug._core.optim.layout import Layout
+from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer", "required"]
+__all__ = ["Optimizer", "required", "speaks_of"]
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -80,11 +81,19 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps = 0
         self._layout: Layout | None = None
         check_choices(defaults)
-        if defaults.get("lr") is not required:
+        # Without a rate every group has one, and is checked with it.
+        if defaults.get("lr", required) is not required:
             self.check(defaults)
         super().__init__(params, defaults)
         # GradScaler then leaves it to the step to unscale, and to skip where it found_inf.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
+
+    made_for: ClassVar[Literal["hidden matrices"] | None] = None
+    """Which parameters it is made for; None for all.
+
+    ``"hidden matrices"``: those that multiply what goes through a model, not embeddings, heads,
+    norms or biases. Of convolutions, (out, rest) is the matrix.
+    """
 
     @staticmethod
     @abstractmethod
@@ -105,6 +114,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         Returns:
             What the closure returned, or None without one.
         """
+        check_mode(self.param_groups, self.rule)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -136,7 +146,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if skips:
             self._forget_first()
             return
-        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups)
+        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups, self.state)
         layout.advance(1)
         for batch, prepared in zip(batches, ready, strict=True):
             prepared.run(scale, found_inf)
@@ -207,6 +217,22 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps += skips
         return skips
 
+    @property
+    def has_modes(self) -> bool:
+        """Whether it validates with other weights than it trains with, as schedule-free ones do."""
+        return have_modes(self.param_groups, self.rule)
+
+    def train(self) -> None:
+        """Put the weights in place that it trains with; nothing where it :attr:`has_modes` not.
+
+        So a loop may call it, and :meth:`eval`, whatever the optimizer.
+        """
+        set_mode(self.param_groups, self.rule, self.state, training=True)
+
+    def eval(self) -> None:
+        """Put the weights in place that are validated and saved; as :meth:`train`."""
+        set_mode(self.param_groups, self.rule, self.state, training=False)
+
     def begin_state(self) -> None:
         """Let every parameter have its state now, and not at its first step.
 
@@ -244,8 +270,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for post_hook in load_post_hooks(self):
             post_hook(self)
 
-    def _checked_rule(self, group: Hyper) -> Rule:
-        """Return the rule of a loaded group, which may lack what came after it was saved."""
+    def _checked_rule(self, group: Hyper, own: Hyper) -> Rule:
+        """Return the rule of a loaded group, which may lack what came after it was saved.
+
+        Args:
+            group: as it was saved.
+            own: the group of this optimizer that it is for.
+        """
         hyper = {**self.defaults, **group}
         self.check(hyper)
         return self.rule(hyper)
@@ -261,16 +292,20 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """
         if isinstance(param_group, dict):
             param_group = dict(param_group)
-            where = f"param_groups[{len(self.param_groups)}]"
-            if "name" in param_group:
-                where += f" ({param_group['name']!r})"
-            self._check_group(param_group, where)
+            self._check_group(param_group, self._place_of(param_group))
         super().add_param_group(param_group)
+        join_mode(self.param_groups)
+
+    def _place_of(self, group: Mapping[str, Any], number: int | None = None) -> str:
+        """Return how messages call a group that is added."""
+        number = len(self.param_groups) if number is None else number
+        name = f" ({group['name']!r})" if "name" in group else ""
+        return f"param_groups[{number}]{name}"
 
     def _check_group(self, group: dict[str, Any], where: str) -> None:
         for key in group.keys() - self.defaults.keys() - {"params"}:
             meant = nearest(key, self.defaults, cutoff=0.85)
-            if meant is not None and not _speaks_of(key, meant):
+            if meant is not None and not speaks_of(key, meant):
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
         for key in ("max_grad_norm", "skip_nonfinite"):
             if key in group:
@@ -295,24 +330,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 f"{where}: capturable=True needs an operator of torch's that does the whole update "
                 f"of {type(self).__name__}, and there is none; leave it out"
             )
-        found = devices_asked_for(self.defaults)
-        if found is not None:
-            self._check_devices(group, where, *found)
-
-    def _check_devices(
-        self, group: dict[str, Any], where: str, asked: str, devices: tuple[str, ...]
-    ) -> None:
-        """Refuse at once what the execution that was asked for could not do at a step."""
-        params = group["params"]
-        group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-        for p in (p[1] if isinstance(p, tuple) else p for p in params):
-            if isinstance(p, Tensor) and not (
-                torch.is_floating_point(p) and p.device.type in devices
-            ):
-                raise ArgumentError(
-                    f"{where}: {asked}=True needs floating point parameters on "
-                    f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
-                )
+        rule, found = self.rule(hyper), devices_asked_for(self.defaults)
+        for p in _parameters(group):
+            problem = rule.refusal(p)
+            if problem is not None:
+                raise ArgumentError(f"{where}: {problem}")
+            if found is not None:
+                _check_device(p, where, *found)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
@@ -336,6 +360,25 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 group.setdefault(key, value)
 
 
-def _speaks_of(key: object, name: str) -> bool:
+def _parameters(group: dict[str, Any]) -> list[Tensor]:
+    """Return the tensors of a group, whose own entry may be an iterator or hold names too."""
+    params = group["params"]
+    if isinstance(params, set):
+        return []  # torch refuses it
+    group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+    given = (p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params)
+    return [p for p in given if isinstance(p, Tensor)]  # torch's own checks refuse the others
+
+
+def _check_device(p: Tensor, where: str, asked: str, devices: tuple[str, ...]) -> None:
+    """Refuse at once what the execution that was asked for could not do at a step."""
+    if not (torch.is_floating_point(p) and p.device.type in devices):
+        raise ArgumentError(
+            f"{where}: {asked}=True needs floating point parameters on "
+            f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
+        )
+
+
+def speaks_of(key: object, name: str) -> bool:
     """Tell whether a key holds a hyperparameter's name as words among others: no_weight_decay."""
     return re.search(rf"(?<![^\W_]){name}(?![^\W_])", str(key)) is not None

@@ -46,7 +46,7 @@ def refuse_dense(
         for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
             if rule.only_sparse and g is not None and not g.is_sparse:
                 raise GradientError(
-                    f"{type(rule).__name__.removesuffix('Rule')} does not support dense gradients, "
+                    f"{_optimizer(rule)} does not support dense gradients, "
                     f"please consider Adam instead, for parameter {_name(group, i, p)}; or build "
                     "its embedding with sparse=True"
                 )
@@ -56,20 +56,25 @@ def refuse_parameter(p: Tensor, rule: Rule) -> None:
     """Refuse a complex parameter, or a flat shard of one, where the rule can not work on it.
 
     Raises:
-        ArgumentError: it is one.
+        GradientError: it is complex.
+        ArgumentError: it is a flat shard.
     """
     if p.is_complex() and not rule.takes_complex:
-        raise ArgumentError(
-            f"{type(rule).__name__} does not support complex parameters, such as one of shape "
+        raise GradientError(
+            f"{_optimizer(rule)} does not support complex parameters, such as one of shape "
             f"{tuple(p.shape)}; give it to an optimizer that does, such as AdamW"
         )
     if rule.scope != "element" and is_flattened(p):
         raise ArgumentError(
-            f"{type(rule).__name__} must see a whole {rule.scope} at once, but a parameter of "
+            f"{_optimizer(rule)} must see a whole {rule.scope} at once, but a parameter of "
             f"shape {tuple(p.shape)} is a flat shard of FullyShardedDataParallel's; shard with "
             "torch.distributed.fsdp.fully_shard (FSDP2), or use an optimizer that updates each "
             "element by itself, such as AdamW"
         )
+
+
+def _optimizer(rule: Rule) -> str:
+    return type(rule).__name__.removesuffix("Rule")
 
 
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:

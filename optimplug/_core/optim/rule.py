@@ -165,6 +165,10 @@ class Rule(ABC):
         """The names of what is counted for each parameter, and of what is kept beside it."""
         return ("step", *(spec.name for spec in self.scalars)) if self.counts_steps else ()
 
+    def refusal(self, p: Tensor) -> str | None:
+        """Return why a parameter of this shape can not be updated so; None where it can."""
+        return None
+
     def suited(self, p: Tensor) -> Rule:
         """Return the variant of the rule that a parameter of this shape and type needs."""
         return self
@@ -181,8 +185,16 @@ class Rule(ABC):
         return {}
 
     def next_settings(self, hyper: Hyper) -> dict[str, Any]:
-        """Return what changes in a group's settings by a step, whoever of it had a gradient."""
+        """Return what changes in a group's settings by a step, once any of it had a gradient."""
         return {}
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        """Return how much of an average is in the weights that a group trains with.
+
+        The rest of them is the state ``z``. A rule that has it validates with that average, and its
+        groups have the keys ``train_mode`` and ``k``; see :mod:`.modes`. None: it has no modes.
+        """
+        return None
 
     @abstractmethod
     def update(

@@ -20,7 +20,7 @@ __all__ = ["checked_state"]
 def checked_state(
     state_dict: Mapping[str, Any],
     groups: Sequence[dict[str, Any]],
-    rule_of: Callable[[Mapping[str, Any]], Rule],
+    rule_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Rule],
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Return the state by parameter and the groups that a state dict gives to these parameters.
 
@@ -29,7 +29,8 @@ def checked_state(
     Args:
         state_dict: a state of this package or of torch's.
         groups: the optimizer's own.
-        rule_of: returns the rule that a loaded group asks for, or raises ArgumentError.
+        rule_of: returns the rule that a loaded group asks for, given also the optimizer's own that
+            it is for, or raises ArgumentError.
 
     Raises:
         StateError: something does not fit; it says where and what is expected.
@@ -69,7 +70,7 @@ def checked_state(
         for number, p in zip(theirs["params"], ours["params"], strict=True)
     }
     loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
-    rules = _rules(loaded, rule_of)
+    rules = _rules(loaded, groups, rule_of)
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for number, kept in state_dict["state"].items():
         p = owners.get(number)
@@ -85,16 +86,20 @@ def checked_state(
 
 
 def _rules(
-    groups: Sequence[dict[str, Any]], rule_of: Callable[[Mapping[str, Any]], Rule]
+    loaded: Sequence[dict[str, Any]],
+    groups: Sequence[dict[str, Any]],
+    rule_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Rule],
 ) -> dict[Tensor, Rule]:
     """Return the rule of every parameter."""
     rules = {}
-    for i, group in enumerate(groups):
+    for i, (group, own) in enumerate(zip(loaded, groups, strict=True)):
         try:
-            rule = rule_of(group)
+            rule = rule_of(group, own)
         except (ArgumentError, TypeError) as error:
             raise StateError(f"param_groups[{i}]: {error}") from error
         rules.update({p: rule.suited(p) for p in group["params"]})
+        if "optimizer" in own:
+            group["optimizer"] = own["optimizer"]  # one that means the same may have saved it
     return rules
 
 

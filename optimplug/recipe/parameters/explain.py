@@ -102,16 +102,13 @@ class Explanation:
         yield f"  others: {', '.join(f'{key}={value}' for key, value in rest.items())}"
 
 
-def explain(
-    name: str, grouping: Grouping, rules: Sequence[RuleSpec], defaults: Mapping[str, Any]
-) -> Explanation:
+def explain(name: str, grouping: Grouping, rules: Sequence[RuleSpec]) -> Explanation:
     """Explain the settings of one parameter.
 
     Args:
         name: any of the parameter's names.
         grouping: what the rules have made of the model.
         rules: the recipe's rules, in order.
-        defaults: the optimizer's hyperparameters, where no rule says otherwise.
 
     Raises:
         ArgumentError: the model has no parameter of that name.
@@ -125,8 +122,8 @@ def explain(
         dtype=str(found.parameter.dtype).removeprefix("torch."),
         statements=tuple(_statements(found, rules)),
         group=group.name if group else None,
-        settings={**defaults, **group.settings} if group else {},
-        lr=_rate(found, group, defaults) if group else "",
+        settings={**group.optimizer.hyperparameters, **group.settings} if group else {},
+        lr=_rate(found, group) if group else "",
         frozen_by=None if group else _frozen_by(found),
     )
 
@@ -172,14 +169,18 @@ def _in_words(key: str, value: Any, rule: RuleSpec) -> Any:
     """Return the value of a vote, or words where that is only the number of a rule."""
     if isinstance(rule.freeze, FreezeSpec) and key == "freeze":
         return f"until {rule.freeze.until}"
+    if rule.optimizer is not None and key == "optimizer":
+        return rule.optimizer.name
     return "of its own" if key == "schedule" else value
 
 
-def _rate(parameter: ParameterVotes, group: Group, defaults: Mapping[str, Any]) -> str:
+def _rate(parameter: ParameterVotes, group: Group) -> str:
     """Write the product that makes the rate, each factor with where it comes from."""
     winners = {key: votes[-1] for key, votes in parameter.votes.items()}
     base, scale, decay = (winners.get(key) for key in ("lr", "lr_scale", "layer_decay"))
-    factors = [f"{base.value} (groups[{base.rule}])" if base else f"{defaults['lr']} (optimizer)"]
+    own = group.optimizer
+    begun = f"{own.hyperparameters['lr']} ({own.path})"
+    factors = [f"{base.value} (groups[{base.rule}])" if base else begun]
     if scale:
         factors.append(f"{scale.value} (lr_scale of groups[{scale.rule}])")
     if decay:

@@ -11,8 +11,11 @@ from typing import Any
 from torch import nn
 
 from optimplug.errors import Problem, RecipeError
+from optimplug.recipe.keywords import takes
+from optimplug.recipe.parameters.assign import NO_HYPERPARAMETERS, assign
 from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
+from optimplug.recipe.resolve import Choice, Optimizers, settable_per_group
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec
 
@@ -20,8 +23,6 @@ __all__ = ["Group", "Grouping", "group_parameters"]
 
 # Groups carry these for the scheduler; they are no hyperparameters of the optimizer.
 _FOR_SCHEDULER = ("schedule", "freeze")
-# These become part of lr.
-_SCALES = ("layer_decay", "lr_scale")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Group:
     name: str
     parameters: dict[str, nn.Parameter]
     settings: dict[str, Any]
-    """Its lr, and the hyperparameters that differ from the optimizer's."""
+    """Its lr, and the hyperparameters that differ from the optimizer's. Of several optimizers, also
+    its name, and all that the recipe sets of it."""
+    optimizer: Choice
+    """The optimizer that moves them."""
     rules: tuple[int, ...]
     """The rules that set something here, by their places under ``groups``."""
     schedule: RuleId | None = None
@@ -80,8 +84,9 @@ class Grouping:
 class _Draft:
     """A group while its parameters are being found."""
 
+    optimizer: Choice
+    settings: dict[str, Any]
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
     rules: set[int] = field(default_factory=set)
 
     def add(self, name: str, votes: ParameterVotes, settings: dict[str, Any]) -> None:
@@ -93,12 +98,13 @@ class _Draft:
         settings = {k: v for k, v in self.settings.items() if k not in _FOR_SCHEDULER}
         schedule, freeze = (self.settings.get(key) for key in _FOR_SCHEDULER)
         rules = tuple(sorted(self.rules))
-        return Group(name, self.parameters, settings, rules, schedule, freeze)
+        own = self.optimizer
+        return Group(name, self.parameters, settings, own, rules, schedule, freeze)
 
 
 def group_parameters(
     model: nn.Module,
-    defaults: Mapping[str, Any],
+    optimizers: Optimizers,
     rules: Sequence[RuleSpec],
     rule_settings: Sequence[Mapping[str, Any]],
     layers: Sequence[str] | None = None,
@@ -107,25 +113,29 @@ def group_parameters(
 
     Args:
         model: whose parameters are grouped; it is not changed.
-        defaults: the optimizer's hyperparameters, where no rule says otherwise.
+        optimizers: the recipe's, with the hyperparameters where no rule says otherwise.
         rules: the recipe's rules, in order.
         rule_settings: the hyperparameters that each rule sets.
         layers: globs on the modules that are the model's layers; None to find them.
 
     Raises:
         RecipeError: a rule matches nothing, depth cannot be found, rules give different values to
-            the names of a tied parameter, a rate is not finite, or nothing is left to train.
+            the names of a tied parameter, a rate is not finite, an optimizer does not fit its
+            parameters or what rules set for them, or nothing is left to train.
     """
     _check_trainable(model)
-    all_votes, absent, layout = collect_votes(model, rules, rule_settings, layers)
+    asking = {choice.path: choice.name for choice in optimizers if choice.made_for is not None}
+    all_votes, absent, layout = collect_votes(model, rules, rule_settings, layers, asking)
     parameters = {each.names[0]: each for each in all_votes}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
+    trained = {name: each for name, each in parameters.items() if name not in frozen}
+    chosen = assign(trained, optimizers)
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
-    for name, votes in parameters.items():
-        if name not in frozen:
-            settings = _settings(votes, defaults)
-            drafts.setdefault(_key(settings), _Draft()).add(name, votes, settings)
+    for name, votes in trained.items():
+        settings = _settings(votes, chosen[name], optimizers.are_several)
+        draft = drafts.setdefault(_key(settings), _Draft(chosen[name], settings))
+        draft.add(name, votes, settings)
     if not drafts:
         raise RecipeError.at("groups", "no parameter is left to train: all are frozen")
     names = _group_names(list(drafts.values()))
@@ -141,21 +151,37 @@ def _check_trainable(model: nn.Module) -> None:
         raise RecipeError.at("", f"{type(model).__name__} has no parameters to train")
 
 
-def _settings(parameter: ParameterVotes, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameter's rate, and the values that differ from the optimizer's defaults."""
-    values = parameter.values
+def _settings(parameter: ParameterVotes, optimizer: Choice, are_several: bool) -> dict[str, Any]:
+    """Return the parameter's rate, and the values that differ from its optimizer's."""
+    values, defaults = parameter.values, optimizer.hyperparameters
     rate = _rate(values, defaults, parameter.distance)
     if not math.isfinite(rate):
         message = f"lr of {parameter.names[0]} comes to {rate}; it must be finite"
         raise RecipeError.at("groups", message)
     if values.get("freeze") is False:  # as if no rule spoke of it
         del values["freeze"]
+    if "weight_decay" in values and not takes(optimizer.optimizer_class, "weight_decay"):
+        del values["weight_decay"]  # no_decay is true then without a word
     differing = {
         key: value
         for key, value in values.items()
-        if key not in _SCALES and (key not in defaults or value != defaults[key])
+        if key in _FOR_SCHEDULER
+        or (key not in NO_HYPERPARAMETERS and (key not in defaults or value != defaults[key]))
     }
-    return {**differing, "lr": rate}
+    differing = {**_flattened(parameter, optimizer), **differing}
+    if not are_several:
+        return {**differing, "lr": rate}
+    own = {key: optimizer.settings[key] for key in settable_per_group(optimizer.settings)}
+    return {"optimizer": optimizer.name, **own, **differing, "lr": rate}
+
+
+def _flattened(parameter: ParameterVotes, optimizer: Choice) -> dict[str, Any]:
+    """Return what tells an optimizer for matrices that a parameter is one, of (out, rest).
+
+    By its shape alone it could as well be a stack of matrices; but then it is no hidden matrix.
+    """
+    is_for_matrices = optimizer.made_for is not None and "flatten" in optimizer.known
+    return {"flatten": True} if is_for_matrices and parameter.parameter.ndim == 3 else {}
 
 
 def _rate(values: Mapping[str, Any], defaults: Mapping[str, Any], distance: int) -> float:

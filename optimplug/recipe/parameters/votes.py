@@ -14,6 +14,7 @@ from optimplug.errors import Problem
 from optimplug.recipe.parameters.dead_words import DeadWord, absent_family, dead_words
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.frozen import require_gradients
+from optimplug.recipe.parameters.hidden import is_hidden_matrix
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
@@ -59,6 +60,8 @@ class ParameterVotes:
     """How many layers it is below the top; 0 where no rule asks for depth."""
     requires_grad: bool
     """Whether it is trained unless a rule freezes it; what an earlier recipe froze, is."""
+    is_hidden_matrix: bool = False
+    """See :mod:`.hidden`; False where no optimizer asks."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ def collect_votes(
     rules: Sequence[RuleSpec],
     rule_settings: Sequence[Mapping[str, Any]],
     layers: Sequence[str] | None = None,
+    asking: Mapping[str, str] | None = None,
 ) -> tuple[list[ParameterVotes], list[Problem], Layout | None]:
     """Let every rule vote on every parameter for which it holds.
 
@@ -103,6 +107,7 @@ def collect_votes(
         rules: the recipe's rules, in order.
         rule_settings: the hyperparameters that each rule sets.
         layers: globs on the modules that are the model's layers; None to find them.
+        asking: the optimizers that are made for what is in layers, by their paths in the recipe.
 
     Returns:
         Every parameter, in the model's order; which families the rules name that the model has none
@@ -114,7 +119,7 @@ def collect_votes(
     """
     wrong = Problems()
     bare = without_wrappers(model)
-    layout = _layout(bare, rules, layers, wrong)
+    layout = _layout(bare, rules, layers, asking or {}, wrong)
     everywhere = places(bare, layout.depths if layout else None)
     all_votes: list[_Votes] = [defaultdict(list) for _ in everywhere]
     skip_depth, dead = bool(wrong), list[DeadWord]()
@@ -132,25 +137,36 @@ def collect_votes(
     wrong.raise_if_any()
     trained = require_gradients(model)
     return (
-        [_parameter_votes(*each, trained) for each in zip(everywhere, all_votes, strict=True)],
+        [
+            _parameter_votes(*each, trained, layout.within if layout and asking else ())
+            for each in zip(everywhere, all_votes, strict=True)
+        ],
         [word.problem for word in dead if not word.is_error],
         layout,
     )
 
 
 def _parameter_votes(
-    named: Sequence[Place], votes: _Votes, trained: Collection[nn.Parameter]
+    named: Sequence[Place],
+    votes: _Votes,
+    trained: Collection[nn.Parameter],
+    layers: Collection[str],
 ) -> ParameterVotes:
     parameter, depth = named[0].parameter, named[0].depth
     names = tuple(place.name for place in named)
     distance = depth.below_top if depth else 0
-    return ParameterVotes(parameter, names, votes, distance, parameter in trained)
+    is_trained, is_hidden = parameter in trained, is_hidden_matrix(named, layers)
+    return ParameterVotes(parameter, names, votes, distance, is_trained, is_hidden)
 
 
 def _layout(
-    model: nn.Module, rules: Sequence[RuleSpec], layers: Sequence[str] | None, wrong: Problems
+    model: nn.Module,
+    rules: Sequence[RuleSpec],
+    layers: Sequence[str] | None,
+    optimizers: Mapping[str, str],
+    wrong: Problems,
 ) -> Layout | None:
-    """Return the model's layers, if a rule needs them, or the recipe says what they are."""
+    """Return the model's layers, if a rule or an optimizer needs them, or the recipe names them."""
     asking = [
         f"groups[{i}].{'match' if asks_depth(rule.match) else 'layer_decay'}"
         for i, rule in enumerate(rules)
@@ -159,6 +175,16 @@ def _layout(
     if asking or layers is not None:
         with wrong.caught(asking[0] if asking else "layers"):
             return find_layout(model, layers)
+    for path, name in optimizers.items():
+        try:
+            return find_layout(model)
+        except ValueError as error:
+            reason = str(error).partition(";")[0]
+            wrong.add(
+                path,
+                f"{name} needs to know what is in layers, but {reason}; say what they "
+                "are under 'layers'",
+            )
     return None
 
 
@@ -177,6 +203,8 @@ def _own_clause(i: int, rule: RuleSpec, holds: Condition, settings: Mapping[str,
     # Of these a group only learns which rule it is: the scheduler holds the curves and times.
     if rule.schedule is not None:
         values["schedule"] = RuleId(i)
+    if rule.optimizer is not None:
+        values["optimizer"] = RuleId(i)
     if rule.freeze is not None:
         values["freeze"] = rule.freeze if isinstance(rule.freeze, bool) else RuleId(i)
     return _Clause(i, holds, {**values, **settings})

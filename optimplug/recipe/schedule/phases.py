@@ -14,7 +14,6 @@ import torch
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
 from optimplug.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from optimplug.recipe.keywords import keywords_of
-from optimplug.recipe.resolve import refusals
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.presets import PRESETS, least_of, without_least
 from optimplug.recipe.schedule.vocabulary import (
@@ -29,6 +28,7 @@ from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import PhaseSpec
 from optimplug.recipe.text.written import within
+from optimplug.recipe.values import refusals
 
 __all__ = ["build_factor", "factor_problems", "turning_point"]
 

@@ -196,7 +196,7 @@ class RecipeScheduler(LRScheduler):
         """Set the other hyperparameters that follow a curve."""
         for group in self._groups:
             for of, curve in self._curves_of(group).items():
-                if of != "lr":
+                if of != "lr" and of in group:  # of several optimizers, not each has it
                     own = group.setdefault(f"initial_{of}", group[of])
                     group[of] = _scaled(own, curve(self.last_epoch))
 

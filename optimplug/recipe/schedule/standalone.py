@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from optimplug import optim
 from optimplug._core.arguments import owner_of
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import (
@@ -61,7 +62,10 @@ def build_scheduler(
         phases = validated(ScheduleSpec, written.content).schedule
         wrong = Problems()
         wrong.extend(schedule_problems(phases))
-        wrong.extend(target_problems(phases, owner.defaults, type(owner).__name__))
+        bases = owner.defaults
+        if isinstance(owner, optim.MultiOptimizer):  # there each group has its own
+            bases = owner.hyperparameters
+        wrong.extend(target_problems(phases, bases, type(owner).__name__))
         wrong.raise_if_any()
-        curves = compile_schedule(phases, horizon, owner.defaults)
+        curves = compile_schedule(phases, horizon, bases)
     return RecipeScheduler(owner, RunSchedule(curves, total_steps=horizon.total_steps))

@@ -26,6 +26,7 @@ from optimplug.recipe.text.rule_id import RuleId
 __all__ = [
     "FORMS",
     "HAVE_FORMS",
+    "FallbackSpec",
     "FreezeSpec",
     "LayerDecay",
     "Match",
@@ -33,6 +34,7 @@ __all__ = [
     "OptimizerSpec",
     "PhaseSpec",
     "RecipeSpec",
+    "RuleOptimizerSpec",
     "RuleSpec",
     "ScheduleSpec",
 ]
@@ -103,13 +105,39 @@ class Match(_Spec):
         return ", ".join(f"{key}: {words.get(key, value)}" for key, value in given.items())
 
 
-class OptimizerSpec(_Spec):
-    """The optimizer and its hyperparameters; those not given keep the class's defaults."""
+class FallbackSpec(_Spec):
+    """An optimizer and its hyperparameters; those not given keep the class's defaults."""
 
-    # Which others there may be depends on the class: resolve.py checks them.
+    # Which others there may be depends on the class: values.py checks them.
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="a class of optimplug.optim, or 'package.module.Class'")
+
+
+def _as_optimizer(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Fallback = Annotated[FallbackSpec, BeforeValidator(_as_optimizer)]
+"""An optimizer, or its name alone."""
+
+
+class RuleOptimizerSpec(FallbackSpec):
+    """An optimizer for the parameters of a rule, and one for those that it is not made for."""
+
+    fallback: Fallback | None = Field(
+        None, description="the optimizer of all parameters that this one is not made for"
+    )
+
+    @model_validator(mode="after")
+    def _no_empty_fallback(self) -> RuleOptimizerSpec:
+        if "fallback" in self.model_fields_set and self.fallback is None:
+            raise ValueError("fallback must not be empty; leave it out")
+        return self
+
+
+class OptimizerSpec(RuleOptimizerSpec):
+    """The optimizer and its hyperparameters; those not given keep the class's defaults."""
 
 
 class LayerDecay(_Spec):
@@ -168,6 +196,9 @@ class RuleSpec(_Spec):
         ]
         | None
     ) = Field(None, description="leave the parameter as it is")
+    optimizer: Annotated[RuleOptimizerSpec, BeforeValidator(_as_optimizer)] | None = Field(
+        None, description="another optimizer for these, in the same step"
+    )
     schedule: Phases | None = Field(None, description="a schedule of its own, not the recipe's")
 
     @model_validator(mode="after")
@@ -179,7 +210,8 @@ class RuleSpec(_Spec):
             raise ValueError(f"{empty[0]} must not be empty; leave it out")
         if given <= {"match"}:
             raise ValueError(
-                "must set something: a hyperparameter, lr_scale, layer_decay, no_decay, freeze"
+                "must set something: a hyperparameter, lr_scale, layer_decay, no_decay, freeze, "
+                "optimizer"
             )
         return self
 

@@ -2,20 +2,29 @@
 
 import io
 import itertools
-from inspect import signature
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
-from support.optimizers import ALONE, TABLE, executions, torchs
+from support.optimizers import ALONE, TABLE, executions, torchs, with_eps
 from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import compiled, foreach
-from optimplug.optim import ADOPT, SGD, Adam, AdamW, AdEMAMix, Lion, RMSprop
+from optimplug.optim import (
+    ADOPT,
+    SGD,
+    Adam,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+)
 
 CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -92,7 +101,7 @@ class TestTorchsOwnTable:
                     cls(params, **options)
             else:
                 with pytest.raises(error.error_type, match=error.error_regex):
-                    cls(params, **options)
+                    cls(params, **options).step()
 
 
 class TestChoice:
@@ -525,6 +534,8 @@ class TestScratch:
             (Lion, {"weight_decay": 0.1, "maximize": True}),
             (AdEMAMix, {"weight_decay": 0.1, "maximize": True}),
             (ADOPT, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeAdamW, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeSGD, {"weight_decay": 0.1, "maximize": True}),
         ],
         ids=label,
     )
@@ -533,8 +544,17 @@ class TestScratch:
         monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
         shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
         ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
+        ours.train()
         descend(ours, 1, skip=False)
         assert 2**18 < peak_of(ours.step) < 2**20
+
+    @pytest.mark.parametrize("cls", [ScheduleFreeAdamW, ScheduleFreeSGD])
+    def test_a_change_of_mode_allocates_nothing_large(self, cls):
+        ours = cls(parameters([(100, 100), (7,)]), **LR)
+        ours.train()
+        descend(ours, 2, skip=False)
+        for change in (ours.eval, ours.train):
+            assert peak_of(lambda change=change: (torch.zeros(3), change())) < 1000
 
 
 def peak_of(work):
@@ -577,7 +597,7 @@ def test_a_run_saved_at_any_step_goes_on_bit_for_bit(setup, choice, stop, skip):
 def test_clipping_works_in_every_type_and_without_dimensions(cls, dtype, choice):
     params = parameters([(3, 4), ()], dtype)
     truth = [torch.nn.Parameter(p.detach().double()) for p in params]
-    options = {"eps": 1e-3} if "eps" in signature(cls).parameters else {}
+    options = with_eps(cls, 1e-3)
     ours = cls(params, **LR, **options, **choice, max_grad_norm=0.5)
     theirs = torchs(cls)(truth, **LR, **options, foreach=False)
     for p, q in zip(params, truth, strict=True):

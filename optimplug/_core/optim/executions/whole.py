@@ -61,7 +61,12 @@ class WholeTensors(TensorList):
 
     def rms(self) -> Numbers:
         """Return the root of the mean of the squares of each."""
-        return self.norm() / [shape.numel() ** 0.5 for shape in self._shapes()]
+        return self.norm() / self.root_sizes()
+
+    def root_sizes(self) -> Numbers:
+        """Return the roots of the numbers of elements."""
+        roots = [shape.numel() ** 0.5 for shape in self._shapes()]
+        return Numbers(torch.tensor(roots, dtype=torch.float64, device=self.tensors[0].device))
 
     def mean(self, axis: int) -> WholeTensors:
         """Return the means along an axis, which stays with one element."""

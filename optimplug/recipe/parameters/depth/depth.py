@@ -36,6 +36,8 @@ class Layout:
     """How many tensors are below the layers, in them, and above them."""
     doubts: tuple[str, ...] = ()
     """What may be wrong about it."""
+    within: frozenset[str] = frozenset()
+    """The names of the parameters that are in a layer, and not below all or above."""
 
     def __str__(self) -> str:
         layers, count = sum(self.heights), len(self.heights)
@@ -137,19 +139,21 @@ def _layout(
     spots: Mapping[str, _Spot], heights: tuple[int, ...], doubts: tuple[str, ...]
 ) -> Layout:
     tops = list(heights)
-    below, above = 0, 0
-    for spot in spots.values():
-        is_above = spot.layer > _tallest(spot, heights)
-        below, above = below + (spot.layer == 0), above + is_above
-        if is_above:  # then the layers of all its towers are not the top
+    below, above = set[str](), set[str]()
+    for name, spot in spots.items():
+        if spot.layer == 0:
+            below.add(name)
+        if spot.layer > _tallest(spot, heights):
+            above.add(name)
+            # Then the layers of all its towers are not the top.
             for tower in spot.towers:
                 tops[tower] = heights[tower] + 1
     found = {
         name: Depth(layer, max(tops[tower] for tower in within) - layer)
         for name, (within, layer) in spots.items()
     }
-    tensors = (below, len(spots) - below - above, above)
-    return Layout(found, heights, tensors, doubts)
+    inside = frozenset(spots.keys() - below - above)
+    return Layout(found, heights, (len(below), len(inside), len(above)), doubts, inside)
 
 
 class _Span(NamedTuple):

@@ -1,0 +1,82 @@
+"""Which optimizer each parameter has: its rule's, else the recipe's, or what that falls back to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from optimplug.errors import Problem
+from optimplug.recipe.keywords import takes
+from optimplug.recipe.parameters.votes import ParameterVotes
+from optimplug.recipe.resolve import Choice, Optimizers
+from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.written import within
+
+__all__ = ["NO_HYPERPARAMETERS", "assign"]
+
+NO_HYPERPARAMETERS = ("schedule", "freeze", "layer_decay", "lr_scale", "optimizer")
+"""What rules set besides hyperparameters of an optimizer."""
+
+_SHOWN = 30  # of a list in a message
+
+
+def assign(parameters: Mapping[str, ParameterVotes], optimizers: Optimizers) -> dict[str, Choice]:
+    """Return the optimizer of each parameter that is trained, by its name.
+
+    Raises:
+        RecipeError: an optimizer is not made for some of its parameters and has nothing to fall
+            back to, or a rule sets a hyperparameter that the optimizer of some parameter lacks.
+    """
+    found: dict[str, Choice] = {}
+    unfit: dict[str, tuple[Choice, list[str]]] = {}
+    for name, parameter in parameters.items():
+        votes = parameter.votes.get("optimizer")
+        choice = optimizers.of_rules[votes[-1].rule] if votes else optimizers.main
+        fits = choice.made_for is None or parameter.is_hidden_matrix
+        if not fits and choice.fallback is None:
+            unfit.setdefault(choice.path, (choice, []))[1].append(name)
+        found[name] = choice if fits else choice.fallback or choice
+    wrong = Problems()
+    wrong.extend(_unfit_problem(choice, names) for choice, names in unfit.values())
+    wrong.raise_if_any()
+    wrong.extend(_lacking(parameters, found) if optimizers.are_several else ())
+    wrong.raise_if_any()
+    return found
+
+
+def _unfit_problem(choice: Choice, names: Sequence[str]) -> Problem:
+    return Problem(
+        choice.path,
+        f"{choice.name} is made for {choice.made_for} alone (no embeddings, heads, norms or "
+        f"biases), and has these {len(names)} parameters besides: {_listed(names)}; give them "
+        "another optimizer, beside its name: fallback: {name: AdamW, lr: 3e-4}",
+    )
+
+
+def _lacking(
+    parameters: Mapping[str, ParameterVotes], chosen: Mapping[str, Choice]
+) -> Iterator[Problem]:
+    """Find hyperparameters of rules that the optimizer of some parameter does not have."""
+    found: dict[tuple[int, str, str], list[str]] = defaultdict(list)
+    # To look takes long, and most parameters are asked the same.
+    has: Callable[[Any, str], bool] = cache(takes)
+    for name, choice in chosen.items():
+        for key, votes in parameters[name].votes.items():
+            if key in NO_HYPERPARAMETERS or has(choice.optimizer_class, key):
+                continue
+            for vote in votes:
+                if vote.by == key:  # that of no_decay holds where there is no decay
+                    found[vote.rule, key, choice.name].append(name)
+    for (rule, key, optimizer), names in sorted(found.items()):
+        message = (
+            f"{optimizer} has no {key!r}, and is the optimizer of {_listed(names)}; let the rule "
+            "match only parameters whose optimizer has it"
+        )
+        yield Problem(within(f"groups[{rule}]", key), message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
