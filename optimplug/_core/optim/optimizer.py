@@ -22,6 +22,7 @@ from optimplug._core.optim.executions.choice import (
     prepare,
 )
 from optimplug._core.optim.executions.execution import Ready
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import (
     check_clipping,
     clip_coefficient,
@@ -63,6 +64,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         skipped_steps: how many steps ``skip_nonfinite`` has left out.
     """
 
+    facts: ClassVar[Facts]
+    """What a user must know of it before choosing it."""
     lengths: ClassVar[tuple[str, ...]] = ()
     """Which hyperparameters are numbers of updates; a recipe may give them as parts of the run."""
 
@@ -350,11 +353,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has its defaults in the state.
+        own = dict({**vars(self), **state}["defaults"])
         super().__setstate__(state)
+        self.defaults = own  # torch adds a choice to them, also for a class without it
         self._layout = None
         for group in self.param_groups:
             for key in CHOICES:
-                group.pop(key, None)  # then, if this class has it, back from the defaults
+                if key in self.defaults:
+                    group[key] = self.defaults[key]
+                else:
+                    group.pop(key, None)
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)

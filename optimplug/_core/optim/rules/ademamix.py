@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_lengths,
@@ -156,6 +157,14 @@ class AdEMAMix(Optimizer):
     ten thousand. Each parameter counts its own updates, as in the authors' code;
     pytorch_optimizer counts those of the group, whether or not a gradient was there.
     """
+
+    facts: ClassVar = Facts(
+        purpose="long runs, where old gradients still help",
+        rate=(1.0, 1.0),
+        paper="The AdEMAMix Optimizer: Better, Faster, Older",
+        link="https://arxiv.org/abs/2409.03137",
+        not_for="runs of a few hundred updates, which its slow mean outlasts",
+    )
 
     lengths = ("t_alpha", "t_beta3")
 

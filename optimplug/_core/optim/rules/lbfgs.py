@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optimplug._core.arguments import require_count
 from optimplug._core.internals import is_flattened, outside_graphs
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import clip_coefficient
 from optimplug._core.optim.hyperparameters import check_rate
 from optimplug._core.optim.optimizer import Optimizer
@@ -106,6 +107,15 @@ class LBFGS(Optimizer):
     search and its constants are torch's, which come from minFunc,
     https://www.cs.ubc.ca/~schmidtm/Software/minFunc.html.
     """
+
+    facts: ClassVar = Facts(
+        purpose="few parameters, and a loss of all data",
+        rate=None,
+        paper="On the limited memory BFGS method for large scale optimization",
+        link="https://doi.org/10.1007/BF01589116",
+        rate_means="a factor of each step, of which 1 is a whole one",
+        not_for="batches, and loops that give no closure",
+    )
 
     def __init__(
         self,
