@@ -37,6 +37,7 @@ BESIDE_TORCHS = {
     "LAMB",
     "Lion",
     "MultiOptimizer",
+    "Prodigy",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "StableAdamW",

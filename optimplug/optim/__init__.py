@@ -20,6 +20,7 @@ from optimplug._core.optim.rules.lamb import LAMB
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.rules.matrix import Muon
 from optimplug._core.optim.rules.nadam import NAdam
+from optimplug._core.optim.rules.prodigy import Prodigy
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
@@ -47,6 +48,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",

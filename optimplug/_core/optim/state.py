@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -154,6 +155,9 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
 def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> Tensor:
     """Return a tensor that the rule will work on, if it has the shape and the kind for it."""
     shape = tuple(p.shape) if spec is None else spec.shape_for(p)
+    if spec is not None and spec.may_be_flat and value.numel() in (1, math.prod(shape)):
+        same_size = value.numel() == math.prod(shape)
+        value = value.reshape(shape) if same_size else value.reshape(()).expand(shape)
     if tuple(value.shape) != shape:
         raise StateError(f"{what} must have the shape {shape} (got {tuple(value.shape)})")
     if value.is_floating_point() and not (p.is_floating_point() or p.is_complex()):

@@ -15,6 +15,7 @@ from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
+from optimplug._core.optim.totals import Measured, joined
 
 __all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
 
@@ -38,10 +39,11 @@ class ReadyLoop:
     def squares(self) -> None:
         """Leave the norm to torch's operators."""
 
-    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> Measured | None:
         """Update every tensor in place."""
         if must_skip(found_inf):
-            return
+            return None
+        measured = []
         batch = self.batch
         for cell, k in zip(batch.cells, self.numbers, strict=True):
             for i in range(cell.part.start, cell.part.stop):
@@ -52,7 +54,10 @@ class ReadyLoop:
                     continue
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
-                self._update(i, p, g, state, k, scale)
+                found = self._update(i, p, g, state, k, scale)
+                if batch.rule.measures:
+                    measured.append({name: numbers.values for name, numbers in found.items()})
+        return joined(measured)
 
     def _update(
         self,
@@ -62,12 +67,12 @@ class ReadyLoop:
         state: dict[str, Tensor],
         k: dict[str, float],
         scale: Tensor | None,
-    ) -> None:
+    ) -> Any:
         with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
             value, grad, *kept = self._operands(columns, i)
-            self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
+            return self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
 
     def _update_where_given(
         self,

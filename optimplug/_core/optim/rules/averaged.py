@@ -46,7 +46,7 @@ class ScheduleFreeRule(Rule):
     def mixing(self, hyper: Hyper) -> Any:
         """Return how much of the average is in the weights that are trained with."""
 
-    def next_settings(self, hyper: Hyper) -> dict[str, Any]:
+    def next_settings(self, hyper: Hyper, totals: Mapping[str, float]) -> dict[str, Any]:
         if not hyper["train_mode"]:  # what makes the state alone is no update; see modes.check_mode
             return {}
         rate, highest, weight = _weighed(hyper)
