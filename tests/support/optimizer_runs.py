@@ -50,6 +50,7 @@ ROWS = {
     "AdamW": Row({"lr": 0.05}),
     "NAdam": Row({"lr": 0.05}),
     "ASGD": Row({"lr": 0.05, "t0": 2}),
+    "Prodigy": Row({"lr": 1.0, "d0": 0.01}, refuses=NO_MAXIMIZE),
     "LAMB": Row({"lr": 0.05}, refuses=NO_COMPLEX),
     "StableAdamW": Row({"lr": 0.05}, refuses=NO_COMPLEX),
     "CAME": Row({"lr": 0.05}, refuses=NO_COMPLEX),
