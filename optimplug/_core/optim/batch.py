@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -107,6 +107,8 @@ class Batch:
     """The parameters themselves, of which :attr:`params` may be shards or other views."""
     form: Form
     """What the parameters had in common when they were put together."""
+    _after: dict[str, list[float]] = field(default_factory=dict)
+    """For each cell what its numbers become, as :meth:`coefficients` has found."""
 
     @property
     def has_its_form(self) -> bool:
@@ -123,22 +125,57 @@ class Batch:
             ahead: for how many updates after the one that is counted last.
         """
         self._split_cells()
-        kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
-        # To read a number from a tensor takes long, and most cells share a counter: once for each.
-        counts = {kind: cell.t + ahead * self.rule.counts_steps for kind, cell in kinds.items()}
+        counts = self._counts(ahead)
         return [
-            self.rule.coefficients(_known(cell, hyper), counts[id(cell.counter), cell.first])
-            for cell, hyper in zip(self.cells, self.hypers, strict=True)
+            self.rule.coefficients(hyper, t)
+            for hyper, t in zip(self._known(counts), counts, strict=True)
         ]
 
-    def next_scalars(self) -> dict[str, list[float]]:
-        """Return for each tensor what :attr:`Rule.scalars` are after the next update."""
-        found: dict[str, list[float]] = {spec.name: [] for spec in self.rule.scalars}
-        for cell, hyper in zip(self.cells, self.hypers, strict=True):
-            after = self.rule.next_scalars(_known(cell, hyper), cell.t + 1)
-            for name, values in found.items():
-                values += [float(after[name])] * (cell.part.stop - cell.part.start)
+    def _counts(self, ahead: int) -> list[float]:
+        """Return for each cell the number of an update; as :meth:`coefficients`."""
+        kinds = {(id(cell.counter), cell.first): cell for cell in self.cells}
+        # To read a number from a tensor takes long, and most cells share a counter: once for each.
+        ahead *= self.rule.counts_steps
+        if len(kinds) > 1 and self.rule.counts_steps:
+            read = torch.stack([cast("Tensor", cell.counter) for cell in kinds.values()]).tolist()
+        else:
+            read = [cell.t for cell in kinds.values()]
+        counts = dict(zip(kinds, read, strict=True))
+        return [counts[id(cell.counter), cell.first] + ahead for cell in self.cells]
+
+    def _known(self, counts: Sequence[float]) -> Sequence[Hyper]:
+        """Return for each cell all that its scalars are computed from, for update ``counts``."""
+        names = [spec.name for spec in self.rule.scalars]
+        if not names:
+            return self.hypers
+        kept = {n: torch.stack([cell.scalars[n] for cell in self.cells]) for n in names}
+        after = self._moved(kept, counts)
+        self._after = {name: values.tolist() for name, values in after.items()}
+        columns = {**kept, **{f"next_{name}": values for name, values in after.items()}}
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [
+            {**hyper, **dict(zip(columns, row, strict=True))}
+            for hyper, row in zip(self.hypers, rows, strict=True)
+        ]
+
+    def _moved(self, kept: dict[str, Tensor], counts: Sequence[float]) -> dict[str, Tensor]:
+        """Return what the numbers that are kept become, in their own types."""
+        rows = zip(self.hypers, counts, strict=True)
+        given = [self.rule.next_scalars(hyper, t) for hyper, t in rows]
+        found = {}
+        for spec in self.rule.scalars:
+            old = kept[spec.name]
+            new = torch.tensor([float(each[spec.name]) for each in given], dtype=old.dtype)
+            found[spec.name] = old * new if spec.is_product else new
         return found
+
+    def next_scalars(self) -> dict[str, list[float]]:
+        """Return for each tensor what :attr:`Rule.scalars` become by the update at hand."""
+        sizes = [cell.part.stop - cell.part.start for cell in self.cells]
+        return {
+            name: [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+            for name, values in self._after.items()
+        }
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.
@@ -182,8 +219,3 @@ class Batch:
     def has_sparse(self) -> bool:
         """Whether the gradients are sparse; then all of them are."""
         return self.grads[0].is_sparse
-
-
-def _known(cell: Cell, hyper: Hyper) -> Hyper:
-    """Return all that a rule computes its scalars from."""
-    return {**hyper, **cell.scalars} if cell.scalars else hyper

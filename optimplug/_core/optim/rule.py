@@ -85,6 +85,8 @@ class ScalarSpec(NamedTuple):
     """Its key in the state, where it is a tensor of no dimension; torch's."""
     first: Callable[[Hyper], float]
     """What it begins with, from the group's hyperparameters."""
+    is_product: bool = False
+    """Whether :meth:`Rule.next_scalars` returns a factor of it, and not what it becomes."""
 
 
 class FusedCall(NamedTuple):
@@ -129,7 +131,8 @@ class Rule(ABC):
     scalars: ClassVar[tuple[ScalarSpec, ...]] = ()
     """The numbers kept for each parameter, by a rule that counts.
 
-    :meth:`coefficients` finds them among the hyperparameters; :meth:`next_scalars` moves them on.
+    :meth:`next_scalars` moves them on. :meth:`coefficients` finds them among the hyperparameters,
+    and what they become with ``next_`` before the name.
     """
 
     counts_in_groups: ClassVar[bool] = False

@@ -32,12 +32,12 @@ class ASGDRule(Rule):
     state: ClassVar = (StateSpec("ax"),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
-        eta = float(hyper["eta"])
+        eta = hyper["eta"]
         return {
             "weight_decay": hyper["weight_decay"],
             "decay": 1 - hyper["lambd"] * eta,
             "minus_eta": -eta,
-            "mu": float(hyper["mu"]),
+            "mu": hyper["mu"],
         }
 
     def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:

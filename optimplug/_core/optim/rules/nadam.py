@@ -26,14 +26,13 @@ class NAdamRule(Rule):
     decoupled: bool = False
 
     temporaries: ClassVar = 3
-    scalars: ClassVar = (ScalarSpec("mu_product", lambda hyper: 1.0),)
+    scalars: ClassVar = (ScalarSpec("mu_product", lambda hyper: 1.0, is_product=True),)
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         mu, mu_next = _momentum(hyper, t), _momentum(hyper, t + 1)
-        # A tensor, so that it is rounded here as it will be where it is kept.
-        product = float(hyper["mu_product"] * mu)
+        product = hyper["next_mu_product"]
         return {
             "weight_decay": hyper["weight_decay"],
             "decay": 1 - lr * hyper["weight_decay"],
@@ -47,7 +46,7 @@ class NAdamRule(Rule):
         }
 
     def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
-        return {"mu_product": hyper["mu_product"] * _momentum(hyper, t)}
+        return {"mu_product": _momentum(hyper, t)}
 
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
