@@ -12,17 +12,33 @@ from support.optimizers import MULTI, Nudged
 from support.tensors import parameters, same_bits
 
 from optimplug import ArgumentError, GradientError, StateError
-from optimplug.optim import SGD, Adagrad, Adam, AdamW, Lion, MultiOptimizer, Optimizer, lr_scheduler
+from optimplug.optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    MultiOptimizer,
+    Muon,
+    Optimizer,
+    lr_scheduler,
+)
 
 SHAPES = ((3, 4), (7,), (5, 5, 2), (4, 3), ())
+# Of the two optimizers no shape is the same: in a batch of matrices rounding depends on their count.
+MATRICES = ((3, 4), (3, 4), (5, 5), (2, 6), (2, 6))
 PAIRS = [
     pytest.param(one, other, id=f"{one[0].__name__}-{other[0].__name__}")
     for one, other in itertools.combinations_with_replacement(MULTI.items(), 2)
 ]
 
 
+def parameters_of(*optimizers):
+    return parameters(MATRICES if Muon in [cls for cls, _ in optimizers] else SHAPES)
+
+
 def in_one(one, other, **whole):
-    params = parameters(SHAPES)
+    params = parameters_of(one, other)
     groups = zip((one, other), (params[:3], params[3:]), strict=True)
     return MultiOptimizer(
         [{"params": ps, "optimizer": cls, **own} for (cls, own), ps in groups], **whole
@@ -39,7 +55,7 @@ def gradients(params, step):
 
 def apart(one, other, steps, clip=None, **choice):
     """The same by two optimizers, with one clipping over the gradients of both."""
-    params = parameters(SHAPES)
+    params = parameters_of(one, other)
     optimizers = [
         cls(ps, **own, **choice)
         for (cls, own), ps in zip((one, other), (params[:3], params[3:]), strict=True)

@@ -18,7 +18,7 @@ from optimplug import Horizon, Recipe, RecipeError, StateError, optim
 from optimplug.recipe import build_scheduler
 from optimplug.recipe.text.override import override
 
-HIDDEN = "support.optimizers.Hidden"
+HIDDEN = "Muon"
 FALLBACK = {"name": "AdamW", "lr": 3e-4, "weight_decay": 0.1}
 MATRICES = {
     "optimizer": {"name": HIDDEN, "lr": 0.02, "max_grad_norm": 1.0, "fallback": FALLBACK},
@@ -53,8 +53,8 @@ def test_what_an_optimizer_is_not_made_for_falls_back():
 def test_each_has_its_own_rate_and_what_rules_make_of_it():
     groups = by_name(Recipe(MATRICES).build(tiny_bert(), RUN)[0])
     rates = {
-        "bert.encoder.layer.1.output.dense.weight": (0.02 * 0.5, 0.0),
-        "bert.encoder.layer.0.output.dense.weight": (0.02 * 0.25, 0.0),
+        "bert.encoder.layer.1.output.dense.weight": (0.02 * 0.5, 0.1),
+        "bert.encoder.layer.0.output.dense.weight": (0.02 * 0.25, 0.1),
         "bert.encoder.layer.0.output.dense.bias": (3e-4 * 0.25, 0),
         "bert.embeddings.word_embeddings.weight": (3e-4 * 0.125, 0.1),
         "classifier.weight": (3e-4, 0.1),
@@ -101,7 +101,7 @@ def test_a_run_is_that_of_the_optimizers_written_by_hand():
     ]
     optimizer = optim.MultiOptimizer(
         [
-            {"params": [named[n] for n in hidden], "optimizer": "Lion", "lr": 0.02},
+            {"params": [named[n] for n in hidden], "optimizer": "Muon", "lr": 0.02},
             {
                 "params": [p for n, p in named.items() if n not in hidden],
                 "optimizer": "AdamW",
@@ -163,7 +163,7 @@ def test_layers_that_are_not_found_are_asked_for():
             self.one, self.two, self.out = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
 
     recipe = {"optimizer": {"name": HIDDEN, "lr": 0.1, "fallback": "AdamW"}}
-    with pytest.raises(RecipeError, match=r"^optimizer: .*Hidden needs to know what is in layers"):
+    with pytest.raises(RecipeError, match=r"^optimizer: Muon needs to know what is in layers"):
         Recipe(recipe).plan(Plain(), RUN)
     plan = Recipe({**recipe, "layers": ["one", "two"]}).plan(Plain(), RUN)
     assert [str(w) for w in plan.warnings] == []
@@ -192,7 +192,7 @@ def test_what_is_frozen_needs_no_fallback():
         "groups": [{"match": others, "freeze": True}],
     }
     optimizer, _ = Recipe(recipe).build(Net(), RUN)
-    assert type(optimizer).__name__ == "Hidden"
+    assert type(optimizer) is optim.Muon
     assert len(by_name(optimizer)) == 3
 
 
@@ -258,7 +258,7 @@ BAD = {
     ),
     "a fallback for some": (
         {"optimizer": {"name": HIDDEN, "fallback": HIDDEN}},
-        "optimizer.fallback: support.optimizers.Hidden is itself made for hidden matrices alone",
+        "optimizer.fallback: Muon is itself made for hidden matrices alone",
     ),
     "nothing": (
         {"optimizer": ADAMW, "groups": [{"match": "*", "optimizer": None}]},

@@ -15,6 +15,7 @@ from optimplug.optim import (
     Adamax,
     AdamW,
     Lion,
+    Muon,
     NAdam,
     RAdam,
     RMSprop,
@@ -147,15 +148,9 @@ _IN_A_GROUP = {
     Lion: {"lr": 0.003, "weight_decay": 0.1},
     ASGD: {"t0": 2},
 }
-MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in (*TABLE, Lion)}
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in dict.fromkeys((*TABLE, Lion, Adafactor, Muon))}
 """What goes into one optimizer with others, with the settings of its group."""
 
 
 class Nudged(AdamW):
     """An optimizer that somebody has derived from one of the package's."""
-
-
-class Hidden(Lion):
-    """An optimizer that is made for hidden matrices alone."""
-
-    made_for = "hidden matrices"
