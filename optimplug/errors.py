@@ -5,6 +5,7 @@
     OptimplugError
     ├── ArgumentError (ValueError)      an optimizer or scheduler argument breaks its rule
     ├── GradientError (RuntimeError)    a gradient is of a kind that the optimizer cannot use
+    ├── ModeError (RuntimeError)        an optimizer is stepped in the mode that is for validation
     ├── StateError (ValueError)         a state dict does not fit what it is loaded into
     ├── RecipeError (ValueError)        a recipe says what cannot be done; a line for each problem
     └── MissingExtraError (ImportError) an optional dependency is needed; names the pip command
@@ -24,6 +25,7 @@ __all__ = [
     "ArgumentError",
     "GradientError",
     "MissingExtraError",
+    "ModeError",
     "OptimplugError",
     "Problem",
     "RecipeError",
@@ -47,6 +49,10 @@ class ArgumentError(OptimplugError, ValueError):
 
 class GradientError(OptimplugError, RuntimeError):
     """A gradient is of a kind that the optimizer cannot use."""
+
+
+class ModeError(OptimplugError, RuntimeError):
+    """An optimizer is stepped while the weights that it validates with are in place."""
 
 
 class StateError(OptimplugError, ValueError):

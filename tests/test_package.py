@@ -30,7 +30,14 @@ def test_all_names_what_is_public_and_exists(name):
     assert len(set(listed)) == len(listed)
 
 
-BESIDE_TORCHS = {"Lion", "MultiOptimizer"}
+BESIDE_TORCHS = {
+    "ADOPT",
+    "AdEMAMix",
+    "Lion",
+    "MultiOptimizer",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+}
 
 
 @pytest.mark.parametrize("name", ["optimplug.optim", "optimplug.optim.lr_scheduler"])
@@ -47,7 +54,9 @@ def test_an_unknown_name_is_an_attribute_error(name):
         module.Recipes  # noqa: B018
 
 
-ERRORS = "ArgumentError GradientError MissingExtraError OptimplugError RecipeError StateError"
+ERRORS = (
+    "ArgumentError GradientError MissingExtraError ModeError OptimplugError RecipeError StateError"
+)
 PUBLIC = {
     "optimplug": f"{ERRORS} Horizon Recipe Run __version__",
     "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Run build_scheduler",

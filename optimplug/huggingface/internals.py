@@ -40,6 +40,7 @@ NEEDED: Mapping[str, str] = {
     "get_decay_parameter_names": "tells the groups of a run that had no recipe",
     "set_initial_training_values": "is where the Trainer counts its updates",
     "_clip_grad_norm": "clips: max_grad_norm=0 would keep it from that, but is the user's to set",
+    "_finalize_training": "loads the best weights at the end, before any callback is asked",
     "_evaluate": "knows an evaluation of several data sets as one, which no callback does",
     "_get_grad_norm": "measures the norm that is logged, of gradients that are scaled under AMP",
     "_get_learning_rate": "is called after each update, before the schedule is stepped",
@@ -95,6 +96,10 @@ class TrainerEvents(_Base):
         """
         raise NotImplementedError
 
+    def trained(self) -> None:
+        """The last update of a run is done; the Trainer may load the best weights next."""
+        raise NotImplementedError
+
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
         """A run goes on from a checkpoint; ``load`` does what the Trainer would do."""
         raise NotImplementedError
@@ -134,6 +139,11 @@ class TrainerEvents(_Base):
         if not skip_scheduler:  # which it says of the evaluation before the first update alone
             self.evaluated(metrics)
         return metrics
+
+    def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
+        self.trained()
+        finalize: Any = super()._finalize_training
+        return finalize(trial, num_train_samples, start_time)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

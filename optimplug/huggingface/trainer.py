@@ -195,6 +195,10 @@ class _WithRecipe(TrainerEvents):
             self.run.eval()
         super().save_model(*args, **kwargs)
 
+    def trained(self) -> None:
+        """Leave the weights that are validated; those of the best checkpoint are such as well."""
+        self._own_run().eval()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; beside the rate of the first group, those of all."""
         if "learning_rate" in logs and len(self._used_rates) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -21,6 +22,9 @@ __all__ = ["RunEvents", "wire"]
 class RunEvents(TellsValidations, LeavesAfterFit):
     """Tells a run of a fit's beginning, its validations and its end."""
 
+    in_batch = False
+    """Whether a batch is under way, so that the weights to train with must stay in place."""
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at what the module has made of the scheduler's config; others may change it later.
 
@@ -35,6 +39,19 @@ class RunEvents(TellsValidations, LeavesAfterFit):
         self.run.updates.take()  # those of a learning rate finder, say, are none of the run's
         self.run.train()
         super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Put the weights in place that are trained with.
+
+        Not before: to go to those that are validated and back rounds, and so a run that goes on
+        from a checkpoint must not do it at other times than the one that wrote it.
+        """
+        self.in_batch = True
+        self.run.train()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """From here on, the next who needs other weights may have them."""
+        self.in_batch = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module with the weights that are validated."""
@@ -58,8 +75,8 @@ def wire(run: ScheduledOptimizer, module: LightningModule) -> None:
     if run.scheduler.counts_validations:
         require_validations(trainer, partial(RecipeError.at, "schedule"))
     step_after_updates(module, run)
-    save_in_eval_mode(trainer, run)
     events = RunEvents(run)
+    save_in_eval_mode(trainer, run, lambda: events.in_batch)
     _add(events, trainer, run)
     events.look_back(trainer)
     if not module.automatic_optimization:

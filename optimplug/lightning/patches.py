@@ -135,22 +135,29 @@ def follow_added_groups(model: nn.Module, run: ScheduledOptimizer) -> None:
     replace(run, optimizer, "add_param_group", add_named)
 
 
-def save_in_eval_mode(trainer: Trainer, run: ScheduledOptimizer) -> None:
+def save_in_eval_mode(
+    trainer: Trainer, run: ScheduledOptimizer, in_batch: Callable[[], bool]
+) -> None:
     """Let checkpoints hold the weights that are validated, of an optimizer that has others too.
 
     Lightning reads the weights before it calls any hook, so the method itself is replaced.
+
+    Args:
+        trainer: saves.
+        run: of the optimizer.
+        in_batch: tells whether training goes on at once; else the next batch changes the mode.
     """
     if not run.has_modes:
         return
     save = trainer.save_checkpoint
 
     def save_evaluated(*args: Any, **kwargs: Any) -> None:
-        training = run.training
+        trains_on = run.training and in_batch()
         run.eval()
         try:
             save(*args, **kwargs)
         finally:
-            if training:
+            if trains_on:
                 run.train()
 
     replace(run, trainer, "save_checkpoint", save_evaluated)

@@ -87,7 +87,6 @@ class TellsValidations(CompletesValidations):
         followed = any(config.scheduler is scheduler for config in trainer.lr_scheduler_configs)
         if in_fit(trainer) and followed:
             self.run.validated(agreed(trainer, scheduler.monitors))
-        self.run.train()
 
 
 def require_validations(trainer: Trainer, error: Callable[[str], Exception]) -> None:

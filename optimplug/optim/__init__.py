@@ -9,19 +9,27 @@ from optimplug._core.optim.rules.adadelta import Adadelta
 from optimplug._core.optim.rules.adagrad import Adagrad
 from optimplug._core.optim.rules.adam import Adam, AdamW
 from optimplug._core.optim.rules.adamax import Adamax
+from optimplug._core.optim.rules.ademamix import AdEMAMix
+from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.asgd import ASGD
+from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW, ScheduleFreeSGD
 from optimplug._core.optim.rules.factored import Adafactor
+from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.rules.matrix import Muon
 from optimplug._core.optim.rules.nadam import NAdam
 from optimplug._core.optim.rules.radam import RAdam
 from optimplug._core.optim.rules.rmsprop import RMSprop
 from optimplug._core.optim.rules.sgd import SGD
 from optimplug._core.optim.rules.sign import Lion, Rprop
+from optimplug._core.optim.rules.sparse_adam import SparseAdam
 from optimplug.optim import lr_scheduler
 
 __all__ = [
+    "ADOPT",
     "ASGD",
+    "LBFGS",
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -36,5 +44,8 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "SparseAdam",
     "lr_scheduler",
 ]

@@ -53,9 +53,8 @@ def optimizer_class(name: str, path: str = "optimizer") -> type[torch.optim.Opti
         )
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        torchs = inspect.isclass(getattr(torch.optim, name, None))
-        hint = f"; torch has one: write torch.optim.{name}" if torchs else did_you_mean(name, known)
-        raise RecipeError.at(f"{path}.name", f"no optimizer {name!r}{hint}")
+        message = f"no optimizer {name!r}{did_you_mean(name, known)}"
+        raise RecipeError.at(f"{path}.name", message)
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import nn
 
 from optimplug.errors import Problem
+from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
-from optimplug.recipe.resolve import Optimizers
+from optimplug.recipe.resolve import Optimizers, optimizer_class
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -58,6 +59,7 @@ def schedule_warnings(
         run_schedule: what the phases make of the run.
         horizon: of the run.
     """
+    yield from _schedules_of_averages(spec)
     for rule, path, phases in spec.schedules():
         yield from _phase_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
@@ -215,6 +217,22 @@ def _phase_warnings(
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
         yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")
+
+
+def _schedules_of_averages(spec: RecipeSpec) -> Iterator[Problem]:
+    """Find schedules of rates beside an optimizer that averages weights in their stead."""
+    name = spec.optimizer.name
+    # What the schedule-free optimizers of every package have, and no others.
+    if "weight_lr_power" not in keywords_of(optimizer_class(name)):
+        return
+    for _, path, phases in spec.schedules():
+        if any((phase.of or "lr") == "lr" for phase in phases):
+            message = (
+                f"{name.rpartition('.')[2]} is schedule-free: its average does what a falling rate "
+                "is for; leave the schedule out, and say 'warmup_steps' under 'optimizer' for a "
+                "warm-up"
+            )
+            yield Problem(path, message)
 
 
 def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:

@@ -33,6 +33,7 @@ PARAMETERS = {
     "get_decay_parameter_names": ["model"],
     "set_initial_training_values": ["args", "dataloader"],
     "_clip_grad_norm": ["model"],
+    "_finalize_training": ["trial", "num_train_samples", "start_time"],
     "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
     "_get_grad_norm": ["model", "grad_norm"],
     "_get_learning_rate": [],
@@ -90,6 +91,9 @@ class Noting(TrainerEvents, Trainer):
         self.events.append("evaluated")
         self.metrics = metrics
 
+    def trained(self):
+        self.events.append("trained")
+
     def loading(self, checkpoint, load):
         self.events.append("loading")
         self.loaded_from, before = checkpoint, self.lr_scheduler.last_epoch
@@ -134,7 +138,7 @@ def test_events_come_in_their_order(tmp_path):
     last = [*update(6), *evaluation, "evaluated"]
     expected = [
         *(Horizon(6, 6), "train begins", *evaluation),
-        *(*update(1), *update(2), *third, *update(4), *update(5), *last),
+        *(*update(1), *update(2), *third, *update(4), *update(5), *last, "trained"),
     ]
     check(trainer.events == expected, f"the events come as {expected}, not as {trainer.events}")
     check(trainer.stepped == 5, "the schedule is stepped after _get_learning_rate")

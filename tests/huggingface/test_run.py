@@ -1,13 +1,20 @@
 """What a RecipeTrainer does with its run: when it makes one, closes it, and sets its modes."""
 
 import functools
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from support.modes import TwoModes
-from support.trainers import Lines, SaveAfter, arguments, check_resume, points, recipe_trainer
+from support.trainers import (
+    Lines,
+    SaveAfter,
+    arguments,
+    check_resume,
+    points,
+    recipe_trainer,
+    weights_in,
+)
 from transformers import Trainer, TrainerCallback
 
 from optimplug import Horizon, Recipe, RecipeError
@@ -196,12 +203,3 @@ def test_a_model_that_is_saved_by_hand_is_that_of_eval_mode(tmp_path):
     trainer.save_model(str(tmp_path / "after"))
     assert all(value.max() < 100 for value in weights_in(tmp_path / "before").values())
     assert all(value.min() > 900 for value in weights_in(tmp_path / "after").values())
-
-
-def weights_in(folder):
-    (file,) = [*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model.bin")]
-    if file.suffix == ".bin":
-        return torch.load(file, weights_only=True)
-    from safetensors.torch import load_file
-
-    return load_file(file)

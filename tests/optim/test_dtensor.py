@@ -7,7 +7,7 @@ from support.labels import label
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from optimplug.optim import SGD, Adam, AdamW, MultiOptimizer
+from optimplug.optim import SGD, Adam, AdamW, MultiOptimizer, ScheduleFreeSGD
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,22 @@ def test_a_sharded_parameter_is_marked_as_changed(mesh, choice):
     product = (p * p).sum()
     p.grad = torch.ones_like(p)
     ours.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_a_sharded_parameter_changes_its_mode(mesh):
+    p, q = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)])), torch.ones(4)
+    ours, plain = (ScheduleFreeSGD([x], lr=0.1) for x in (p, q))
+    for optimizer, x in ((ours, p), (plain, q)):
+        optimizer.train()
+        for _ in range(3):
+            x.grad = torch.ones_like(x)
+            optimizer.step()
+    product = (p * p).sum()
+    for optimizer in (ours, plain):
+        optimizer.eval()
+    assert torch.equal(p.full_tensor().detach(), q)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 

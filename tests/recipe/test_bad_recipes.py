@@ -274,8 +274,8 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
         ["schedule[0].zzz: unknown key; valid are: num_cycles, for, from, every, of, warmup"],
     ),
     (
-        {"optimizer": {"name": "LBFGS"}},
-        ["optimizer.name: no optimizer 'LBFGS'; torch has one: write torch.optim.LBFGS"],
+        {"optimizer": {"name": "Optimizer"}},
+        ["optimizer.name: no optimizer 'Optimizer'"],
     ),
     (
         {"optimizer": {**ADAMW, "learning_rate": 1}},

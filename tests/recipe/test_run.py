@@ -33,8 +33,18 @@ RECIPE = {
 }
 TORCHS = {**RECIPE, "optimizer": {"name": "torch.optim.AdamW", "lr": 0.1}}
 MODES = {"optimizer": {"name": "support.averaged.Averaged"}, "schedule": [WARM_UP, PLATEAU]}
+FREE = {
+    "optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 3, "max_grad_norm": 1.0},
+    "groups": [{"match": "0.*", "freeze": {"until": 3}}, {"layer_decay": 0.5}, RECIPE["groups"][1]],
+}
 SEVERAL = {**RECIPE, "groups": [*RECIPE["groups"], {"match": "0.*", "optimizer": "Lion"}]}
-RECIPES = {"ours": RECIPE, "torch's": TORCHS, "several": SEVERAL, "two modes": MODES}
+RECIPES = {
+    "ours": RECIPE,
+    "torch's": TORCHS,
+    "several": SEVERAL,
+    "two modes": MODES,
+    "schedule-free": FREE,
+}
 LOSSES = [5.0, 4.0, 6.0, 7.0, 3.0, 3.0, 8.0, 1.0]
 
 
@@ -271,7 +281,7 @@ class TestModes:
         run.train()
         assert same_weights(run.model, trained)
 
-    @pytest.mark.parametrize("name", ["two modes", "ours"])
+    @pytest.mark.parametrize("name", ["two modes", "ours", "schedule-free"])
     @pytest.mark.parametrize("evaluated", [False, True])
     def test_the_mode_is_that_in_which_a_state_was_saved(self, name, evaluated):
         whole, run = started(RECIPES[name]), started(RECIPES[name])

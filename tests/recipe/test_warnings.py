@@ -217,3 +217,27 @@ def test_phases(phases, expected):
     plan = recipe_of(schedule=phases).plan(model(), Horizon(total_steps=100, steps_per_epoch=25))
     assert [str(warning) for warning in plan.warnings] == expected
     assert [f"{w['path']}: {w['message']}" for w in plan.to_dict()["warnings"]] == expected
+
+
+FREE = {"name": "ScheduleFreeAdamW", "warmup_steps": 10}
+VAIN = (
+    "schedule: ScheduleFreeAdamW is schedule-free: its average does what a falling rate is for; "
+    "leave the schedule out, and say 'warmup_steps' under 'optimizer' for a warm-up"
+)
+
+
+@pytest.mark.parametrize(
+    ("rules", "schedule", "expected"),
+    [
+        ([{"match": "0.*", "freeze": {"until": 5}}, {"layer_decay": 0.5}], [], []),
+        ([], [{**FALL, "floor": 0.1}], [VAIN]),
+        ([], [{**FALL, "floor": 0.1, "of": "weight_decay"}], []),
+        ([{"match": "0.*", "schedule": {**FALL, "floor": 0.1}}], [], [f"groups[0].{VAIN}"]),
+    ],
+)
+@pytest.mark.parametrize("theirs", [False, True])
+def test_a_schedule_beside_a_schedule_free_optimizer(rules, schedule, expected, theirs):
+    name = "schedulefree.AdamWScheduleFree" if theirs else FREE["name"]
+    recipe = recipe_of(*rules, schedule=schedule, **{**FREE, "name": name})
+    found = [str(w) for w in recipe.plan(model(), Horizon(total_steps=100)).warnings]
+    assert found == [e.replace(FREE["name"], name.rpartition(".")[2]) for e in expected]

@@ -7,6 +7,7 @@ import torch
 
 from optimplug.optim import (
     ASGD,
+    LBFGS,
     SGD,
     Adadelta,
     Adafactor,
@@ -20,6 +21,7 @@ from optimplug.optim import (
     RAdam,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 
 
@@ -119,6 +121,22 @@ TABLE = {
     Adafactor: Row(_ADAFACTOR, foreach_rtol=2e-6),
     ASGD: Row(_ASGD, foreach_rtol=2e-6),
 }
+ALONE = {
+    SparseAdam: Row(
+        [{}, {"lr": torch.tensor(0.1), "betas": (0.7, 0.95), "eps": 1e-3}, {"maximize": True}]
+    ),
+    LBFGS: Row(
+        [
+            {"lr": 0.1, "history_size": 3},
+            {"line_search_fn": "strong_wolfe", "history_size": 4},
+            {"line_search_fn": "strong_wolfe", "lr": torch.tensor([0.3]), "max_iter": 7},
+            {"line_search_fn": "strong_wolfe", "lr": 30.0, "max_eval": 9},
+            {"line_search_fn": "strong_wolfe", "max_iter": 1},
+            {"max_iter": 1, "lr": 0.1},
+        ]
+    ),
+}
+"""Those that torch runs in one way alone, so that they have no choice of execution either."""
 
 
 def torchs(cls):

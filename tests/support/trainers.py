@@ -1,5 +1,7 @@
 """Runs of the Trainer on two linear layers: arguments, resuming, stopping and saving."""
 
+from pathlib import Path
+
 import torch
 from support.tensors import same_weights
 from torch import nn
@@ -116,3 +118,13 @@ class StopAfter(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             control.should_training_stop = True
+
+
+def weights_in(folder):
+    """The weights that a Trainer has saved in a folder."""
+    (file,) = [*Path(folder).glob("*.safetensors"), *Path(folder).glob("pytorch_model.bin")]
+    if file.suffix == ".bin":
+        return torch.load(file, weights_only=True)
+    from safetensors.torch import load_file
+
+    return load_file(file)

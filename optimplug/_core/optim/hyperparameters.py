@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper
@@ -38,11 +40,12 @@ def check_not_negative(hyper: Hyper, **names: str) -> None:
             raise ArgumentError(f"Invalid {words}: {hyper[key]}; must be >= 0")
 
 
-def check_betas(hyper: Hyper) -> None:
-    """Raise ArgumentError unless ``betas`` are two numbers in [0, 1), or two tensors of one."""
+def check_betas(hyper: Hyper, count: Literal[2, 3] = 2) -> None:
+    """Raise ArgumentError unless ``betas`` are ``count`` numbers in [0, 1), or tensors."""
     betas = hyper["betas"]
-    if len(betas) != 2:
-        raise ArgumentError(f"Invalid betas: {betas}; must be two numbers in [0, 1)")
+    if len(betas) != count:
+        words = {2: "two", 3: "three"}[count]
+        raise ArgumentError(f"Invalid betas: {betas}; must be {words} numbers in [0, 1)")
     if len({isinstance(beta, Tensor) for beta in betas}) == 2:
         raise ArgumentError(f"betas must be either both floats or both Tensors (got {betas})")
     for i, beta in enumerate(betas):
@@ -50,7 +53,7 @@ def check_betas(hyper: Hyper) -> None:
             raise ArgumentError(f"Tensor betas[{i}] must be 1-element")
         if not 0.0 <= beta < 1.0:
             raise ArgumentError(f"Invalid beta parameter at index {i}: {beta}; must be in [0, 1)")
-        if isinstance(beta, Tensor) and hyper["foreach"] and not hyper.get("capturable", True):
+        if isinstance(beta, Tensor) and hyper.get("foreach") and not hyper.get("capturable", True):
             raise ArgumentError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )

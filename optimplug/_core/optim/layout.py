@@ -239,10 +239,18 @@ class Layout:
             places = [place.at for place in layout.numbers]
             layout.numbers[0].counters.write(places, values)
 
-    def next_settings(self, groups: Sequence[Hyper]) -> dict[int, dict[str, Any]]:
-        """Return for each group that counts, by its position, what changes in its settings."""
-        rules = enumerate(self._rules)
-        return {i: rule.next_settings(groups[i]) for i, rule in rules if rule.counts_in_groups}
+    def next_settings(self, groups: Sequence[Hyper], state: State) -> dict[int, dict[str, Any]]:
+        """Return for each group that counts, by its position, what changes in its settings.
+
+        A group whose parameters have had no gradient yet, as it is frozen, say, has not begun.
+        """
+        counting = [i for i, rule in enumerate(self._rules) if rule.counts_in_groups]
+        stepping = {cell.group for layout in self.layouts for cell in layout.cells}
+        return {
+            i: self._rules[i].next_settings(groups[i])
+            for i in counting
+            if i in stepping or any(state.get(p) for p in groups[i]["params"])
+        }
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optimplug._core.optim.layout import Layout, State
 from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.shards import local
 
 __all__ = ["state_bytes"]
@@ -20,12 +21,15 @@ def state_bytes(optimizer: Optimizer) -> int:
 
     The state is laid out for stand-ins of the parameters on the meta device, which hold no memory,
     by what lays it out for the parameters themselves. Of a DTensor the shard that is here counts.
+    LBFGS needs as much as this only once its history is full.
 
     Example:
         >>> from optimplug.optim import AdamW
         >>> state_bytes(AdamW([torch.zeros(10, requires_grad=True)]))  # two moments and a count
         84
     """
+    if isinstance(optimizer, LBFGS):  # its state is no parameter's own
+        return optimizer.state_bytes()
     groups: list[dict[str, Any]] = [
         {**group, "params": [_stand_in(p) for p in group["params"]]}
         for group in optimizer.param_groups

@@ -30,6 +30,8 @@ from optimplug._core.optim.gradients import (
     refuse_flattened,
 )
 from optimplug._core.optim.layout import Layout
+from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
+from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug.errors import ArgumentError, nearest
@@ -109,6 +111,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         Returns:
             What the closure returned, or None without one.
         """
+        check_mode(self.param_groups, self.rule)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -140,7 +143,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if skips:
             self._forget_first()
             return
-        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups)
+        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups, self.state)
         layout.advance(1)
         for batch, prepared in zip(batches, ready, strict=True):
             prepared.run(scale, found_inf)
@@ -166,6 +169,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                     return batches, cast("list[Ready]", ready)
         if self._needs_norm:
             refuse_flattened(self.param_groups)
+        refuse_dense(groups, grads, rules)
         count_on = devices_that_count(self.defaults)
         self._layout = Layout(groups, grads, rules, self.state, count_on)
         batches = cast("list[Batch]", self._layout.batches(groups, grads, self.state))
@@ -209,6 +213,22 @@ class Optimizer(torch.optim.Optimizer, ABC):
         skips = not bool(torch.isfinite(self.grad_norm))
         self.skipped_steps += skips
         return skips
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether it validates with other weights than it trains with, as schedule-free ones do."""
+        return have_modes(self.param_groups, self.rule)
+
+    def train(self) -> None:
+        """Put the weights in place that it trains with; nothing where it :attr:`has_modes` not.
+
+        So a loop may call it, and :meth:`eval`, whatever the optimizer.
+        """
+        set_mode(self.param_groups, self.rule, self.state, training=True)
+
+    def eval(self) -> None:
+        """Put the weights in place that are validated and saved; as :meth:`train`."""
+        set_mode(self.param_groups, self.rule, self.state, training=False)
 
     def begin_state(self) -> None:
         """Let every parameter have its state now, and not at its first step.
@@ -271,6 +291,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             param_group = dict(param_group)
             self._check_group(param_group, self._place_of(param_group))
         super().add_param_group(param_group)
+        join_mode(self.param_groups)
 
     def _place_of(self, group: Mapping[str, Any], number: int | None = None) -> str:
         """Return how messages call a group that is added."""

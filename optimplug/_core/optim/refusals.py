@@ -11,7 +11,7 @@ from optimplug._core.internals import is_flattened
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError, GradientError
 
-__all__ = ["refuse_parameter", "refuse_sparse"]
+__all__ = ["refuse_dense", "refuse_parameter", "refuse_sparse"]
 
 
 def refuse_sparse(
@@ -31,6 +31,25 @@ def refuse_sparse(
                 raise GradientError(_sparse_message(group, i, p))
             if group.get("weight_decay", 0) != 0:
                 raise GradientError(_sparse_decay_message(group, i, p))
+
+
+def refuse_dense(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> None:
+    """Refuse dense gradients where a rule updates only what a sparse one holds.
+
+    Raises:
+        GradientError: there is one.
+    """
+    found = iter(grads)
+    for group, rule in zip(groups, rules, strict=True):
+        for i, (p, g) in enumerate(zip(group["params"], found, strict=False)):
+            if rule.only_sparse and g is not None and not g.is_sparse:
+                raise GradientError(
+                    f"{_optimizer(rule)} does not support dense gradients, "
+                    f"please consider Adam instead, for parameter {_name(group, i, p)}; or build "
+                    "its embedding with sparse=True"
+                )
 
 
 def refuse_parameter(p: Tensor, rule: Rule) -> None:
@@ -61,7 +80,7 @@ def _optimizer(rule: Rule) -> str:
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     return (
         f"gradients must be dense, but that of parameter {_name(group, i, p)} is sparse; "
-        "build its embedding with sparse=False, or give it to torch.optim.SparseAdam"
+        "build its embedding with sparse=False, or give it to SparseAdam"
     )
 
 

@@ -138,6 +138,9 @@ class Rule(ABC):
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse."""
 
+    only_sparse: ClassVar[bool] = False
+    """Whether gradients must be sparse: the elements that they hold are updated, and no others."""
+
     variant_state: ClassVar[tuple[str, ...]] = ()
     """Names of state that some variants of the rule keep: another run may have left it behind."""
 
@@ -182,8 +185,16 @@ class Rule(ABC):
         return {}
 
     def next_settings(self, hyper: Hyper) -> dict[str, Any]:
-        """Return what changes in a group's settings by a step, whoever of it had a gradient."""
+        """Return what changes in a group's settings by a step, once any of it had a gradient."""
         return {}
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        """Return how much of an average is in the weights that a group trains with.
+
+        The rest of them is the state ``z``. A rule that has it validates with that average, and its
+        groups have the keys ``train_mode`` and ``k``; see :mod:`.modes`. None: it has no modes.
+        """
+        return None
 
     @abstractmethod
     def update(

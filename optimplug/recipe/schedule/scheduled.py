@@ -143,7 +143,9 @@ class ScheduledOptimizer:
     @property
     def has_modes(self) -> bool:
         """Whether the optimizer has other weights to train with than to validate and to save."""
-        return callable(getattr(self._owner, "eval", None))
+        # Ours can all be asked; another class with these methods has them for a purpose.
+        other = callable(getattr(self._owner, "eval", None))
+        return bool(getattr(self._owner, "has_modes", other))
 
     def train(self) -> None:
         """Let the optimizer put the weights in place that it trains with.

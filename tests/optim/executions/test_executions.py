@@ -8,13 +8,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
-from support.optimizers import TABLE, executions, torchs, with_eps
+from support.optimizers import ALONE, TABLE, executions, torchs, with_eps
 from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import compiled, foreach
-from optimplug.optim import SGD, Adam, AdamW, Lion, RMSprop
+from optimplug.optim import (
+    ADOPT,
+    SGD,
+    Adam,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    RMSprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+)
 
 CLASSES = [cls for cls, row in TABLE.items() if row.fused]
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -78,14 +88,14 @@ class TestTorchsOwnTable:
                 step_both(ours, theirs, [torch.randn_like(p) for p in flat(ours)])
             assert_close(ours, theirs)
 
-    @pytest.mark.parametrize("cls", TABLE)
+    @pytest.mark.parametrize("cls", TABLE | ALONE)
     def test_error_inputs(self, cls):
         found = self.ROWS[cls.__name__].optim_error_inputs_func(device="cpu", dtype=torch.float32)
         assert len(found) >= 6
         for error in found:
             row = error.optimizer_error_input
             params = [torch.nn.Parameter(torch.randn(2, 3))] if row.params is None else row.params
-            options = {**TABLE[cls].required, **row.kwargs}
+            options = {**(TABLE | ALONE)[cls].required, **row.kwargs}
             if issubclass(error.error_type, Warning):
                 with pytest.warns(error.error_type, match=error.error_regex):
                     cls(params, **options)
@@ -333,6 +343,8 @@ class TestDifferentiable:
             (Adam, {"weight_decay": 0.1}),
             (Adam, {"amsgrad": True}),
             (AdamW, {"weight_decay": 0.1}),
+            (AdEMAMix, {"weight_decay": 0.1, "t_alpha": 2, "t_beta3": 9}),
+            (ADOPT, {"weight_decay": 0.1, "clip_exp": 3.0}),
         ],
         ids=label,
     )
@@ -356,6 +368,8 @@ class TestDifferentiable:
             (Adam, lambda x: {"lr": x}),
             (AdamW, lambda x: {"lr": x, "weight_decay": 0.3}),
             (AdamW, lambda x: {"betas": (x, x * 1.1)}),
+            (AdEMAMix, lambda x: {"betas": (x, x * 1.1, x * 1.2), "t_beta3": 9}),
+            (ADOPT, lambda x: {"lr": x, "weight_decay": 0.3, "decouple": True}),
         ],
     )
     def test_gradients_flow_to_a_hyperparameter(self, cls, make):
@@ -518,6 +532,10 @@ class TestScratch:
             (AdamW, {}),
             (RMSprop, {"centered": True, "momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
             (Lion, {"weight_decay": 0.1, "maximize": True}),
+            (AdEMAMix, {"weight_decay": 0.1, "maximize": True}),
+            (ADOPT, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeAdamW, {"weight_decay": 0.1, "maximize": True}),
+            (ScheduleFreeSGD, {"weight_decay": 0.1, "maximize": True}),
         ],
         ids=label,
     )
@@ -526,8 +544,17 @@ class TestScratch:
         monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
         shapes = [(1000, 1000), (300, 300), (7,), (500, 500)]  # 5 MiB
         ours = cls(parameters(shapes), **LR, **options, foreach=True, max_grad_norm=clip)
+        ours.train()
         descend(ours, 1, skip=False)
         assert 2**18 < peak_of(ours.step) < 2**20
+
+    @pytest.mark.parametrize("cls", [ScheduleFreeAdamW, ScheduleFreeSGD])
+    def test_a_change_of_mode_allocates_nothing_large(self, cls):
+        ours = cls(parameters([(100, 100), (7,)]), **LR)
+        ours.train()
+        descend(ours, 2, skip=False)
+        for change in (ours.eval, ours.train):
+            assert peak_of(lambda change=change: (torch.zeros(3), change())) < 1000
 
 
 def peak_of(work):

@@ -47,13 +47,49 @@ class ReadyLoop:
             for i in range(cell.part.start, cell.part.stop):
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
+                if batch.rule.only_sparse:
+                    self._update_where_given(i, p, g, state, k, scale)
+                    continue
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
-                with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
-                    if scale is not None:
-                        columns[1] = [_scaled(columns[1][0], scale)]
-                    value, grad, *kept = self._operands(columns, i)
-                    batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
+                self._update(i, p, g, state, k, scale)
+
+    def _update(
+        self,
+        i: int,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        k: dict[str, float],
+        scale: Tensor | None,
+    ) -> None:
+        with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
+            if scale is not None:
+                columns[1] = [_scaled(columns[1][0], scale)]
+            value, grad, *kept = self._operands(columns, i)
+            self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
+
+    def _update_where_given(
+        self,
+        i: int,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        k: dict[str, float],
+        scale: Tensor | None,
+    ) -> None:
+        """Update the elements that a sparse gradient holds, and no others."""
+        g = g.coalesce()  # one may stand in it more than once
+        if g.values().numel() == 0:
+            return
+        where = tuple(g.indices())
+        # Of a tensor without dimensions, or with none that is sparse, this is the whole.
+        given = g.values() if where else g.values()[0]
+        value, rows = p[where], {name: tensor[where] for name, tensor in state.items()}
+        self._update(i, value, given, rows, k, scale)
+        p[where] = value
+        for name, tensor in state.items():
+            tensor[where] = rows[name]
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
         if self.batch.rule.scope == "element":
