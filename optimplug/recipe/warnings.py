@@ -221,18 +221,21 @@ def _phase_warnings(
 
 def _schedules_of_averages(spec: RecipeSpec) -> Iterator[Problem]:
     """Find schedules of rates beside an optimizer that averages weights in their stead."""
-    name = spec.optimizer.name
-    # What the schedule-free optimizers of every package have, and no others.
-    if "weight_lr_power" not in keywords_of(optimizer_class(name)):
-        return
-    for _, path, phases in spec.schedules():
-        if any((phase.of or "lr") == "lr" for phase in phases):
-            message = (
-                f"{name.rpartition('.')[2]} is schedule-free: its average does what a falling rate "
-                "is for; leave the schedule out, and say 'warmup_steps' under 'optimizer' for a "
-                "warm-up"
-            )
-            yield Problem(path, message)
+    named = list(spec.optimizers())
+    instead = "give its parameters 'schedule: []'" if len(named) > 1 else "leave the schedule out"
+    for owner, optimizer in named:
+        # What the schedule-free optimizers of every package have, and no others.
+        if "weight_lr_power" not in keywords_of(optimizer_class(optimizer.name)):
+            continue
+        for rule, path, phases in spec.schedules():
+            kept = owner is not None and spec.groups[owner.index].schedule == []
+            if not (kept and rule is None) and any((phase.of or "lr") == "lr" for phase in phases):
+                message = (
+                    f"{optimizer.name.rpartition('.')[2]} is schedule-free: its average does what "
+                    f"a falling rate is for; {instead}, and say 'warmup_steps' under 'optimizer' "
+                    "for a warm-up"
+                )
+                yield Problem(path, message)
 
 
 def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:

@@ -527,3 +527,29 @@ def test_a_sharded_model_trains_as_a_whole_one_and_resumes(mesh):
     train(again, range(2, 4))
     for name, weight in weights(whole).items():
         assert torch.equal(weights(again)[name], weight)
+
+
+def test_one_of_several_may_have_modes():
+    rules = [{"match": "bias", "optimizer": {"name": "ScheduleFreeSGD", "lr": 0.5}, "schedule": []}]
+    recipe = Recipe({"optimizer": ADAMW, "groups": rules, "schedule": "linear"})
+    model = nn.Linear(2, 1)
+    assert recipe.plan(model, RUN).warnings == ()
+    run = recipe.start(model, RUN)
+    assert run.has_modes
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        run.step()
+    trained = [p.detach().clone() for p in (model.weight, model.bias)]
+    run.eval()
+    assert torch.equal(model.weight, trained[0])
+    assert not torch.equal(model.bias, trained[1])
+    run.train()
+    torch.testing.assert_close(model.bias.detach(), trained[1])
+
+
+def test_a_schedule_of_one_that_is_schedule_free_is_told_of():
+    rules = [{"match": "bias", "optimizer": {"name": "ScheduleFreeSGD", "lr": 0.5}}]
+    recipe = Recipe({"optimizer": ADAMW, "groups": rules, "schedule": "linear"})
+    (warning,) = map(str, recipe.plan(nn.Linear(2, 1), RUN).warnings)
+    assert warning.startswith("schedule: ScheduleFreeSGD is schedule-free")
+    assert "give its parameters 'schedule: []'" in warning

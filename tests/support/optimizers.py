@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from optimplug.optim import (
+    ADOPT,
     ASGD,
     LBFGS,
     SGD,
@@ -15,12 +16,15 @@ from optimplug.optim import (
     Adam,
     Adamax,
     AdamW,
+    AdEMAMix,
     Lion,
     Muon,
     NAdam,
     RAdam,
     RMSprop,
     Rprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
     SparseAdam,
 )
 
@@ -166,7 +170,8 @@ _IN_A_GROUP = {
     Lion: {"lr": 0.003, "weight_decay": 0.1},
     ASGD: {"t0": 2},
 }
-MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in dict.fromkeys((*TABLE, Lion, Adafactor, Muon))}
+_BESIDE = (Lion, Adafactor, Muon, AdEMAMix, ADOPT, ScheduleFreeAdamW, ScheduleFreeSGD)
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in dict.fromkeys((*TABLE, *_BESIDE))}
 """What goes into one optimizer with others, with the settings of its group."""
 
 
