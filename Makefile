@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow bench gallery check format clean
+.PHONY: demo test test-slow bench gallery optimizers check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
@@ -23,6 +23,9 @@ test-slow: $(READY)  ## The tests that take minutes
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
 	$(BIN)/python benchmarks/schedulers.py $(ARGS)
 	$(BIN)/python benchmarks/optimizers.py $(ARGS)
+
+optimizers: $(READY)  ## The tables of docs/optimizers.md
+	$(BIN)/python docs/optimizers.py
 
 gallery: $(READY)  ## A picture of every scheduler, in docs/gallery
 	$(BIN)/python docs/gallery.py $(ARGS)

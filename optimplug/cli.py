@@ -1,4 +1,4 @@
-"""The command line: ``optimplug plan``, ``explain``, ``check`` and ``schema``.
+"""The command line: ``optimplug plan``, ``explain``, ``check``, ``optimizers`` and ``schema``.
 
 Exit status: 0 if all is well, 1 for a bad recipe, 2 for bad usage.
 """
@@ -22,8 +22,9 @@ from torch import nn
 
 from optimplug.errors import ArgumentError, MissingExtraError, OptimplugError
 from optimplug.recipe import Horizon, Recipe
+from optimplug.show.optimizers import OptimizerTable
 
-__all__ = ["app", "check", "explain", "main", "plan", "schema"]
+__all__ = ["app", "check", "explain", "main", "optimizers", "plan", "schema"]
 
 app = typer.Typer(
     name="optimplug",
@@ -118,6 +119,24 @@ def explain(
     with _bad_usage("PARAMETER", ArgumentError):
         found = [loaded.explain(built, name) for name in names]
     _show(_json([one.to_dict() for one in found]) if json else "\n\n".join(map(str, found)))
+
+
+@app.command()
+def optimizers(
+    pattern: Annotated[
+        str, typer.Argument(metavar="GLOB", help="Only those of such a name, in any case.")
+    ] = "*",
+    json: AsJson = False,
+) -> None:
+    """Show the optimizers: what each is for, its usual rate, its memory, where it runs.
+
+    Example: optimplug optimizers
+
+    Example: optimplug optimizers 'ada*'
+    """
+    with _bad_usage("GLOB", ArgumentError):
+        found = OptimizerTable.of(pattern)
+    _show(_json(found.to_list()) if json else found)
 
 
 @app.command()

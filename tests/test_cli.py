@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ from support.labels import label
 from transformers import BertConfig, GPT2Config
 
 from optimplug.cli import main
+from optimplug.recipe.resolve import optimizer_names
 
 RECIPE = """\
 optimizer: {name: AdamW, lr: 1e-3}
@@ -120,6 +122,27 @@ def test_schema(run):
     done = run("schema")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["required"] == ["optimizer"]
+
+
+def test_optimizers(run):
+    done = run("optimizers", "ADA*w")
+    assert (done.returncode, done.stderr) == (0, "")
+    heads, _, row = done.stdout.splitlines()
+    assert heads.split()[:2] == ["optimizer", "for"]
+    assert re.split(r"  +", row.strip()) == [
+        "AdamW",
+        "the usual choice, above all for transformers",
+        "1",
+        "8, 12 with amsgrad",
+        "compiled, fused, foreach, loop, differentiable",
+        "float32",
+        "FSDP1, DTensor",
+        "https://arxiv.org/abs/1711.05101",
+    ]
+    (found,) = json.loads(run("optimizers", "lion", "--json").stdout)
+    assert (found["state_bytes"], found["facts"]["rate"]) == (4, [0.1, 0.33])
+    names = [one["name"] for one in json.loads(run("optimizers", "--json").stdout)]
+    assert names == sorted(optimizer_names(), key=str.lower)
 
 
 def test_a_factory_can_be_run_without_memory(run):
@@ -237,6 +260,7 @@ BAD_USAGE = [
         "no parameter '0.bais'; did you mean '0.bias'?",
     ),
     (["schema", "recipe.yaml"], "recipe.yaml"),
+    (["optimizers", "lionn*"], "no optimizer 'lionn*'; did you mean 'Lion'?"),
 ]
 
 
@@ -274,7 +298,10 @@ def test_a_missing_recipe_is_status_1(run):
     )
 
 
-@pytest.mark.parametrize("command", [[], ["plan"], ["check"], ["explain"], ["schema"]], ids=label)
+COMMANDS = [[], ["plan"], ["check"], ["explain"], ["optimizers"], ["schema"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=label)
 def test_help_has_an_example(run, command):
     done = run(*command, "--help")
     assert done.returncode == 0

@@ -60,10 +60,11 @@ ERRORS = (
 PUBLIC = {
     "optimplug": f"{ERRORS} Horizon Recipe Run __version__",
     "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Run build_scheduler",
+    "optimplug.show.optimizers": "OptimizerTable rate state",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
     "optimplug.show.table": "as_text render",
-    "optimplug.cli": "app check explain main plan schema",
+    "optimplug.cli": "app check explain main optimizers plan schema",
 }
 
 

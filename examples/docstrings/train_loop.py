@@ -25,8 +25,11 @@ def train(task: Task) -> Outcome:
             run.step()
             update += 1
             if task.evaluate_every and update % task.evaluate_every == 0:
+                run.eval()
                 run.validated({"eval_loss": task.judge(model)[1]})
+                run.train()
                 model.train()
+    run.eval()  # of a schedule-free optimizer, the weights to judge by
     return Outcome(model, trace.rates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -23,6 +24,7 @@ from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
+from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
@@ -251,9 +253,13 @@ class Recipe:
         return optimizer
 
     def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
-        found = rule_warnings(
-            self.spec, self._checked.optimizers, without_wrappers(model), grouping
-        )
+        choices = list(self._checked.optimizers)
+        rates = (rate_warnings(c.path, c.optimizer_class, c.hyperparameters) for c in choices)
+        found = [
+            *chain.from_iterable(rates),
+            *lr_schedule_warnings(self.spec, [c.optimizer_class for c in choices]),
+            *rule_warnings(self.spec, self._checked.optimizers, without_wrappers(model), grouping),
+        ]
         return (self._written.problem(path, text) for path, text in found)
 
     def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> Iterator[Problem]:

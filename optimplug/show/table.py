@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from optimplug.recipe.parameters.groups import Group as ParameterGroup
 from optimplug.recipe.plan import Plan, Rates
+from optimplug.show.printed import printed
 from optimplug.show.summary import summary, title
 
 __all__ = ["as_text", "render"]
-
-_WIDTH = 10_000  # as text, the table is as wide as it needs: files and pipes have no width
 
 
 def render(plan: Plan) -> RenderableType:
@@ -26,9 +24,7 @@ def render(plan: Plan) -> RenderableType:
 
 def as_text(plan: Plan) -> str:
     """Return the same without colours, and without the blanks that fill up lines."""
-    file = io.StringIO()
-    Console(file=file, width=_WIDTH, color_system=None).print(render(plan))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).strip("\n")
+    return printed(render(plan))
 
 
 def _table(plan: Plan) -> Table:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.bert import tiny_bert
 from torch import nn
 
 from optimplug import Horizon, Recipe
@@ -34,3 +35,18 @@ def test_no_schedule_is_warned_of(name, epochs):
     recipe = Recipe.load({"optimizer": {"name": "AdamW"}, "schedule": SCHEDULES[name]})
     plan = recipe.plan(nn.Linear(2, 2), Horizon(total_steps=40 * epochs, steps_per_epoch=40))
     assert plan.warnings == ()
+
+
+RECIPES = [
+    file
+    for file in sorted((ROOT / "examples").rglob("*.yaml"))
+    if isinstance(yaml.safe_load(file.read_text()).get("optimizer"), dict)
+]
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_an_examples_recipe_is_right(file):
+    recipe = Recipe.load(file)
+    if file.parent.name == "docstrings":
+        plan = recipe.plan(tiny_bert(), Horizon(total_steps=375, steps_per_epoch=125))
+        assert plan.warnings == ()

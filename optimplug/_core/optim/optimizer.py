@@ -22,6 +22,7 @@ from optimplug._core.optim.executions.choice import (
     prepare,
 )
 from optimplug._core.optim.executions.execution import Ready
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import (
     check_clipping,
     clip_coefficient,
@@ -62,6 +63,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             tensor; None before the first step, and where neither of the two above asks for it.
         skipped_steps: how many steps ``skip_nonfinite`` has left out.
     """
+
+    facts: ClassVar[Facts]
+    """What a user must know of it before choosing it."""
 
     def __init__(
         self,
@@ -347,11 +351,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has its defaults in the state.
+        own = dict({**vars(self), **state}["defaults"])
         super().__setstate__(state)
+        self.defaults = own  # torch adds a choice to them, also for a class without it
         self._layout = None
         for group in self.param_groups:
             for key in CHOICES:
-                group.pop(key, None)  # then, if this class has it, back from the defaults
+                if key in self.defaults:
+                    group[key] = self.defaults[key]
+                else:
+                    group.pop(key, None)
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)

@@ -168,7 +168,9 @@ def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     group = copy.deepcopy({key: value for key, value in theirs.items() if key != "params"})
     if "param_names" in ours:
         group.setdefault("param_names", ours["param_names"])
-    return {**group, "params": ours["params"]}
+    group["params"] = ours["params"]
+    # In the order of the optimizer's own, so that what is saved next has its keys where they were.
+    return {key: group[key] for key in {**ours, **group} if key in group}
 
 
 def _name(i: int, group: Mapping[str, Any], n: int) -> str:

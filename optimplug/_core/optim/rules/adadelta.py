@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -99,6 +100,14 @@ class Adadelta(Optimizer):
 
     Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method", https://arxiv.org/abs/1212.5701.
     """
+
+    facts: ClassVar = Facts(
+        purpose="steps that find their own size",
+        rate=None,
+        paper="ADADELTA: An Adaptive Learning Rate Method",
+        link="https://arxiv.org/abs/1212.5701",
+        rate_means="a factor of steps that find their own size; the paper's is 1",
+    )
 
     def __init__(
         self,

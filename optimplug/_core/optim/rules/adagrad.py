@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adagrad
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
@@ -119,6 +120,14 @@ class Adagrad(Optimizer):
     Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and
     Stochastic Optimization", https://jmlr.org/papers/v12/duchi11a.html.
     """
+
+    facts: ClassVar = Facts(
+        purpose="sparse features and embeddings: rare elements keep large steps",
+        rate=(10, 10),
+        paper="Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
+        link="https://jmlr.org/papers/v12/duchi11a.html",
+        not_for="long runs of deep networks: its steps only ever shrink",
+    )
 
     def __init__(
         self,

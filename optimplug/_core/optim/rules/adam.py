@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
@@ -143,6 +144,15 @@ class Adam(Optimizer):
     https://arxiv.org/abs/1412.6980. AMSGrad: https://openreview.net/forum?id=ryQu7f-RZ.
     """
 
+    facts: ClassVar = Facts(
+        purpose="the usual choice where there is no weight decay",
+        rate=(1, 1),
+        paper="Adam: A Method for Stochastic Optimization",
+        link="https://arxiv.org/abs/1412.6980",
+        not_for="weight decay, which it scales like a gradient: take AdamW",
+        options={"amsgrad": True},
+    )
+
     def __init__(
         self,
         params: Any,
@@ -237,6 +247,14 @@ class AdamW(Adam):
     https://arxiv.org/abs/1711.05101. As in torch and unlike the paper, the decay is multiplied by
     ``lr``.
     """
+
+    facts: ClassVar = Facts(
+        purpose="the usual choice, above all for transformers",
+        rate=(1, 1),
+        paper="Decoupled Weight Decay Regularization",
+        link="https://arxiv.org/abs/1711.05101",
+        options={"amsgrad": True},
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -99,6 +100,13 @@ class Adamax(Optimizer):
     https://arxiv.org/abs/1412.6980. As in torch and unlike the paper, ``eps`` keeps the divisor
     from 0.
     """
+
+    facts: ClassVar = Facts(
+        purpose="Adam where a rare large gradient must not vanish among small ones: embeddings",
+        rate=(1, 2),
+        paper="Adam: A Method for Stochastic Optimization",
+        link="https://arxiv.org/abs/1412.6980",
+    )
 
     def __init__(
         self,

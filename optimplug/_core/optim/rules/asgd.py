@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, ScalarSpec, StateSpec
@@ -114,6 +115,14 @@ class ASGD(Optimizer):
     https://doi.org/10.1137/0330046; the rate is Bottou's, as in torch. torch counts on the
     parameter's device; here ``step``, ``eta`` and ``mu`` stand on the CPU.
     """
+
+    facts: ClassVar = Facts(
+        purpose="gradient descent that keeps an average of its weights beside them",
+        rate=(10, 100),
+        paper="Acceleration of Stochastic Approximation by Averaging",
+        link="https://doi.org/10.1137/0330046",
+        not_for="training on: the average is kept in the state, and is not what the model has",
+    )
 
     def __init__(
         self,

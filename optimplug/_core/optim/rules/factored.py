@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_one_element
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -138,6 +139,14 @@ class Adafactor(Optimizer):
     ``eps``, torch takes the precision of the first parameter's type for all that follow, 7.8e-3 for
     bfloat16, by which small gradients hardly move a weight; here it is float32's.
     """
+
+    facts: ClassVar = Facts(
+        purpose="next to no state for matrices: models that fill the memory",
+        rate=None,
+        paper="Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+        link="https://arxiv.org/abs/1804.04235",
+        rate_means="the largest step, relative to the parameter's own size: 1e-2 is usual",
+    )
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.executions.numbers import Numbers
+from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import check_one_element
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -135,6 +137,13 @@ class MuonRule(Rule):
 _rule = lru_cache(MuonRule)  # asked for at every step, for every group
 
 
+def _common_rates(hyper: Hyper) -> Rates:
+    name = hyper["adjust_lr_fn"] or "original"
+    if name == "match_rms_adamw":
+        return Rates(0.0, 5e-3, f"with adjust_lr_fn={name!r}, AdamW's rates fit")
+    return Rates(1e-3, math.inf, f"with adjust_lr_fn={name!r}, rates are near 0.02")
+
+
 class Muon(Optimizer):
     r"""Muon: the running mean of a matrix's gradients, with all its singular values near 1.
 
@@ -202,6 +211,15 @@ class Muon(Optimizer):
     """
 
     made_for: ClassVar = "hidden matrices"
+    facts: ClassVar = Facts(
+        purpose="the matrices of hidden layers, with half of AdamW's memory",
+        rate=None,
+        paper="Muon is Scalable for LLM Training",
+        link="https://arxiv.org/abs/2502.16982",
+        rate_means="near 0.02; with adjust_lr_fn='match_rms_adamw' AdamW's",
+        not_for="embeddings, heads, norms, biases",
+        rates=_common_rates,
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, ScalarSpec, StateSpec
@@ -126,6 +127,13 @@ class NAdam(Optimizer):
     https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Its state, and that the product is kept
     in float32, are torch's.
     """
+
+    facts: ClassVar = Facts(
+        purpose="Adam with a look ahead; often a little quicker at first",
+        rate=(1, 2),
+        paper="Incorporating Nesterov Momentum into Adam",
+        link="https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -131,6 +132,13 @@ class RAdam(Optimizer):
     https://arxiv.org/abs/1908.03265. As in torch, ``eps`` is added before the correction of the
     second moment, and 5 is the bound of :math:`\rho_t`, where the paper has 4.
     """
+
+    facts: ClassVar = Facts(
+        purpose="Adam without a warm-up",
+        rate=(1, 1),
+        paper="On the Variance of the Adaptive Learning Rate and Beyond",
+        link="https://arxiv.org/abs/1908.03265",
+    )
 
     def __init__(
         self,

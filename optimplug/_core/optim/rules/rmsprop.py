@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -119,6 +120,14 @@ class RMSprop(Optimizer):
     Centered: Graves, "Generating Sequences With Recurrent Neural Networks",
     https://arxiv.org/abs/1308.0850.
     """
+
+    facts: ClassVar = Facts(
+        purpose="recurrent networks and reinforcement learning",
+        rate=(1, 1),
+        paper="Neural Networks for Machine Learning, lecture 6",
+        link="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
+        options={"momentum": 0.9, "centered": True},
+    )
 
     def __init__(
         self,

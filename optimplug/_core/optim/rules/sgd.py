@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.internals import fused_sgd
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
@@ -132,6 +133,15 @@ class SGD(Optimizer):
     https://proceedings.mlr.press/v28/sutskever13.html. As in torch and unlike the paper, the rate
     multiplies the whole sum.
     """
+
+    facts: ClassVar = Facts(
+        purpose="the least memory; convolutional networks trained from scratch",
+        rate=(10, 100),
+        paper="On the importance of initialization and momentum in deep learning",
+        link="https://proceedings.mlr.press/v28/sutskever13.html",
+        not_for="transformers: layers whose gradients differ much in size",
+        options={"momentum": 0.9},
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -101,6 +102,14 @@ class Lion(Optimizer):
     it is part of the step, and the result is the same. The package lion-pytorch has an option that
     divides the decay by one initial rate for all groups; here it always follows the group's rate.
     """
+
+    facts: ClassVar = Facts(
+        purpose="half of AdamW's memory, with large batches",
+        rate=(0.1, 0.33),
+        paper="Symbolic Discovery of Optimization Algorithms",
+        link="https://arxiv.org/abs/2302.06675",
+        not_for="small batches, where signs are noise",
+    )
 
     def __init__(
         self,
@@ -224,6 +233,16 @@ class Rprop(Optimizer):
     Source: Riedmiller and Braun, "A direct adaptive method for faster backpropagation learning: the
     RPROP algorithm", https://doi.org/10.1109/ICNN.1993.298623.
     """
+
+    facts: ClassVar = Facts(
+        purpose="gradients of all data at once",
+        rate=None,
+        paper="A direct adaptive method for faster backpropagation learning: the RPROP algorithm",
+        link="https://doi.org/10.1109/ICNN.1993.298623",
+        rate_means="the first step size alone: a schedule has no effect",
+        not_for="batches, whose signs change by chance",
+        lr_only_begins=True,
+    )
 
     def __init__(
         self,

@@ -1,0 +1,94 @@
+"""Profile: what an optimizer costs and where it runs, derived from its rule."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim.optimizer import required
+
+from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.memory import state_bytes
+from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.rule import Rule
+from optimplug.errors import ArgumentError
+
+__all__ = ["Profile", "profile_of"]
+
+_SIDE = 1024  # of a matrix, large enough that its counter and its sides do not show
+_SHARDING = {"element": ("FSDP1", "DTensor"), "tensor": ("DTensor",), "matrix": ("DTensor",)}
+
+
+class Profile(NamedTuple):
+    """All that a user must know of an optimizer before choosing it."""
+
+    name: str
+    facts: Facts
+    state_bytes: float
+    """Of a float32 parameter with two dimensions, for each of its elements."""
+    state_bytes_of_vectors: float | None
+    """The same of one with a single dimension; None where the optimizer takes none."""
+    state_bytes_with: Mapping[str, float]
+    """The same of matrices, by each argument with which it keeps more."""
+    executions: tuple[str, ...]
+    """The ways to run it, the fastest first; see :mod:`optimplug._core.optim.executions.choice`."""
+    storage: tuple[str, ...]
+    """The types in which the state of a float32 parameter can be kept."""
+    sharding: tuple[str, ...]
+    """What may have cut its parameters: FSDP1 leaves parts of flattened ones, FSDP2 DTensors."""
+
+
+def profile_of(cls: type[Optimizer]) -> Profile:
+    """Return what is known of an optimizer, and what follows from its rule.
+
+    Example:
+        >>> from optimplug.optim import Lion
+        >>> profile_of(Lion).state_bytes
+        4.0
+    """
+    optimizer = _over(cls, (_SIDE, _SIDE))
+    rule = optimizer.rule(optimizer.param_groups[0])
+    return Profile(
+        name=cls.__name__,
+        facts=cls.facts,
+        state_bytes=_bytes(optimizer),
+        state_bytes_of_vectors=_bytes_of_vectors(cls),
+        state_bytes_with={
+            key: _bytes(_over(cls, (_SIDE, _SIDE), **{key: value}))
+            for key, value in cls.facts.options.items()
+        },
+        executions=tuple(_executions(rule, optimizer.defaults)),
+        storage=("float32",),
+        sharding=_SHARDING[rule.scope],
+    )
+
+
+def _over(cls: type[Optimizer], shape: tuple[int, ...], **options: Any) -> Optimizer:
+    """Return an optimizer of that class over one parameter, which takes no memory."""
+    if inspect.signature(cls).parameters["lr"].default is required:
+        options["lr"] = 1e-3
+    return cls([torch.nn.Parameter(torch.empty(shape, device="meta"))], **options)
+
+
+def _bytes(optimizer: Optimizer) -> float:
+    return round(state_bytes(optimizer) / _SIDE**2, 1)
+
+
+def _bytes_of_vectors(cls: type[Optimizer]) -> float | None:
+    try:
+        return _bytes(_over(cls, (_SIDE * _SIDE,)))
+    except ArgumentError:  # it is for matrices alone
+        return None
+
+
+def _executions(rule: Rule, defaults: Mapping[str, Any]) -> list[str]:
+    found = {
+        "compiled": rule.scope == "element",
+        "fused": bool(rule.fused_dtypes),
+        "foreach": True,
+        "loop": True,
+        "differentiable": "differentiable" in defaults,
+    }
+    return [name for name, there in found.items() if there]

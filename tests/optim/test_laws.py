@@ -1,0 +1,75 @@
+"""What holds for every optimizer; where something does not, the optimizer says so."""
+
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+from support.laws import (
+    IN_TWO_PROCESSES,
+    LAWS,
+    ROWS,
+    assert_close,
+    choices,
+    public,
+    row_of,
+    sharded,
+)
+from torch.distributed.device_mesh import init_device_mesh
+
+from optimplug import OptimplugError
+from optimplug.recipe.resolve import optimizer_names
+
+CLASSES = public()
+
+
+def test_every_optimizer_is_under_the_laws():
+    assert ROWS.keys() == {cls.__name__ for cls in CLASSES} == set(optimizer_names())
+    for row in ROWS.values():
+        assert row.refuses.keys() <= {*LAWS, *IN_TWO_PROCESSES}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_law(cls, law):
+    refusal = row_of(cls).refuses.get(law)
+    for choice in choices(cls):
+        if refusal is None:
+            LAWS[law](cls, **choice)
+            continue
+        with pytest.raises((OptimplugError, TypeError), match=refusal.message):
+            LAWS[law](cls, **choice)
+
+
+def learn_sharded(rank, folder):
+    """One of two processes: what each optimizer has learnt, or why it refuses."""
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    found = {}
+    for cls in CLASSES:
+        try:
+            found[cls.__name__] = sharded(cls, mesh)
+        except OptimplugError as error:
+            found[cls.__name__] = str(error)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # neither leaves while the other still waits for it
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(learn_sharded, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_two_processes(cls, learnt):
+    refusal = row_of(cls).refuses.get("two processes")
+    for found in learnt:
+        if refusal is not None:
+            assert re.search(refusal.message, found[cls.__name__])
+        else:
+            assert_close(found[cls.__name__], sharded(cls))

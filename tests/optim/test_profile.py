@@ -1,0 +1,73 @@
+"""What is said of the optimizers: all have their facts, and what is derived is true."""
+
+import inspect
+
+import pytest
+import torch
+from support.labels import label
+from support.laws import build, give, public, ready, tensors, train
+
+from optimplug._core.optim.executions.compiled import Compiled
+from optimplug._core.optim.profile import profile_of
+from optimplug.optim import SGD, Adafactor, AdamW, Lion, Muon, RMSprop
+
+CLASSES = public()
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=label)
+def test_every_optimizer_has_facts_of_its_own(cls):
+    facts = vars(cls)["facts"]
+    assert facts.purpose
+    assert facts.paper
+    assert facts.link.startswith("https://")
+    # Either the rate compares with AdamW's, or it is said what it is instead.
+    assert (facts.rate is None) == bool(facts.rate_means)
+    assert facts.rate is None or 0 < facts.rate[0] <= facts.rate[1]
+    assert facts.options.keys() <= inspect.signature(cls).parameters.keys()
+
+
+STATE = [
+    (SGD, 0, {"momentum": 4}),
+    (AdamW, 8, {"amsgrad": 12}),
+    (Lion, 4, {}),
+    (RMSprop, 4, {"momentum": 8, "centered": 8}),
+    (Adafactor, 0, {}),
+    (Muon, 4, {}),
+]
+
+
+@pytest.mark.parametrize(("cls", "size", "larger"), STATE, ids=label)
+def test_state_bytes(cls, size, larger):
+    found = profile_of(cls)
+    assert (found.state_bytes, found.state_bytes_with) == (size, larger)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=label)
+def test_the_named_state_is_what_a_step_leaves(cls):
+    for options in ({}, *({key: value} for key, value in cls.facts.options.items())):
+        p = torch.nn.Parameter(torch.ones(64, 64))
+        optimizer = ready(cls([p], lr=0.05, **options))
+        give([p], 0)
+        optimizer.step()
+        kept = {id(t): t for state in optimizer.state.values() for t in state.values()}
+        size = sum(
+            t.numel() * t.element_size() for t in kept.values() if isinstance(t, torch.Tensor)
+        )
+        (name,) = options or [None]
+        found = profile_of(cls)
+        said = found.state_bytes_with[name] if name else found.state_bytes
+        assert said == pytest.approx(size / p.numel(), abs=0.2)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=label)
+def test_the_executions_are_those_that_the_class_has(cls, monkeypatch):
+    said = profile_of(cls).executions
+    assert {"foreach", "loop"} <= set(said)
+    parameters = inspect.signature(cls).parameters
+    assert ("fused" in parameters) == ("fused" in said)
+    assert ("differentiable" in parameters) == ("differentiable" in said)
+    ran = []
+    prepare = Compiled.prepare
+    monkeypatch.setattr(Compiled, "prepare", lambda *a: ran.append(prepare(*a)) or ran[-1])
+    train(build(cls, tensors(cls)), range(1))
+    assert any(ready is not None for ready in ran) == ("compiled" in said)
