@@ -434,7 +434,7 @@ def test_an_optimizer_without_effect_is_told_of():
         plan = Recipe({"optimizer": optimizer, "groups": list(rules)}).plan(Net(), RUN)
         return list(map(str, plan.warnings))
 
-    bias = {"match": "*norm.bias", "optimizer": {"name": "Lion", "lr": 0.1, "weight_decay": 0.3}}
+    bias = {"match": "*norm.bias", "optimizer": {"name": "Lion", "lr": 1e-4, "weight_decay": 0.3}}
     assert told(bias, {"match": "blocks.0.*", "weight_decay": 0}) == []
     assert told({"match": "*norm.*", "lr": 1.0}, bias, {"match": "*norm.*", "lr": 2.0})[1:] == [
         "groups[1].optimizer.lr: is overridden for all its parameters by groups[2]; "
