@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.laws import IN_TWO_PROCESSES, LAWS, public, row_of
+from support.laws import IN_TWO_PROCESSES, LAWS
+from support.optimizer_runs import public, row_of, under_laws
 
 from optimplug._core.optim.profile import Profile, profile_of
 from optimplug.show.optimizers import rate, state
@@ -35,14 +36,14 @@ def facts() -> str:
 
 def _facts_row(profile: Profile) -> str:
     own = profile.facts
-    executions, sharding = ", ".join(profile.executions), ", ".join(profile.sharding)
+    executions, sharding = ", ".join(profile.executions), ", ".join(profile.sharding) or "none"
     cells = [f"`{profile.name}`", own.purpose, own.not_for, rate(profile), state(profile)]
     return f"| {' | '.join([*cells, executions, sharding, f'[{own.paper}]({own.link})'])} |"
 
 
 def laws() -> str:
     """Return the table of laws: a row for each, a column for each optimizer, notes below."""
-    classes, notes = public(), dict[str, int]()
+    classes, notes = under_laws(), dict[str, int]()
     lines = [
         f"| law | {' | '.join(cls.__name__ for cls in classes)} |",
         f"|---|{'---|' * len(classes)}",

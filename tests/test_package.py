@@ -33,10 +33,15 @@ def test_all_names_what_is_public_and_exists(name):
 BESIDE_TORCHS = {
     "ADOPT",
     "AdEMAMix",
+    "CAME",
+    "LAMB",
     "Lion",
     "MultiOptimizer",
+    "Prodigy",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "StableAdamW",
+    "TransformersAdafactor",
 }
 
 

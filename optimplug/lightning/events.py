@@ -37,7 +37,6 @@ class RunEvents(TellsValidations, LeavesAfterFit):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to train, maybe with what a checkpoint has brought."""
         self.run.updates.take()  # those of a learning rate finder, say, are none of the run's
-        self.run.train()
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

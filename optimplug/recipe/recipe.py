@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -18,6 +17,7 @@ from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
+from optimplug.recipe.lengths import settle_lengths
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
@@ -157,6 +157,7 @@ class Recipe:
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
         optimizer = self._optimizer(grouping, model)
+        settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
         self._tell(self._schedule_warnings(run_schedule, horizon))
         return optimizer, scheduler
@@ -190,6 +191,7 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
+            settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
         self._tell(self._schedule_warnings(run_schedule, horizon))
         return scheduler
@@ -253,12 +255,11 @@ class Recipe:
         return optimizer
 
     def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
-        choices = list(self._checked.optimizers)
-        rates = (rate_warnings(c.path, c.optimizer_class, c.hyperparameters) for c in choices)
+        optimizers = self._checked.optimizers
         found = [
-            *chain.from_iterable(rates),
-            *lr_schedule_warnings(self.spec, [c.optimizer_class for c in choices]),
-            *rule_warnings(self.spec, self._checked.optimizers, without_wrappers(model), grouping),
+            *rate_warnings(optimizers),
+            *lr_schedule_warnings(self.spec, optimizers),
+            *rule_warnings(self.spec, optimizers, without_wrappers(model), grouping),
         ]
         return (self._written.problem(path, text) for path, text in found)
 

@@ -177,12 +177,24 @@ def _value_problems(
     optimizers: Optimizers, rules: Sequence[Mapping[str, Any]]
 ) -> Iterator[Problem]:
     """Construct optimizers over a parameter made for it, and return what they refuse."""
-    wrong = [p for c in optimizers for p in refusals(c.path, partial(_probe, c), c.settings)]
+    wrong = [problem for choice in optimizers for problem in _setting_refusals(choice)]
     yield from wrong
     for i, rule in enumerate(rules):
         yield from _rule_refusals(f"groups[{i}]", rule, optimizers, bool(wrong))
     if optimizers.are_several and not wrong:
         yield from refusals("optimizer", partial(_probe_together, optimizers), {})
+
+
+def _setting_refusals(choice: Choice) -> list[Problem]:
+    """Return what an optimizer refuses of its own settings."""
+    found = list(refusals(choice.path, partial(_probe, choice), choice.settings))
+    own = [problem for problem in found if problem.message != _always_refused(choice)]
+    return own or [Problem(choice.path, problem.message) for problem in found[:1]]
+
+
+def _always_refused(choice: Choice) -> str | None:
+    """Return what comes back for every argument by itself, where the defaults go with no lr."""
+    return _refusal(partial(_probe, choice), {})
 
 
 def _rule_refusals(
@@ -196,7 +208,9 @@ def _rule_refusals(
         # those are wrong themselves, they would be reported again for every rule.
         shared = {} if alone else choice.settings
         if own:
-            found.append(list(refusals(path, partial(_probe, choice, **shared), own)))
+            refused = refusals(path, partial(_probe, choice, **shared), own)
+            always = _always_refused(choice) if alone else None
+            found.append([problem for problem in refused if problem.message != always])
     # Which of them has the parameters is known with a model, and then it is checked again.
     return found[0] if found and all(found) else []
 

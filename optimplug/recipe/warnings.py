@@ -11,11 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from optimplug.errors import Problem
-from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
-from optimplug.recipe.resolve import Optimizers, optimizer_class
+from optimplug.recipe.resolve import Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -45,6 +44,7 @@ def rule_warnings(
     """
     yield from _vain_rules(grouping)
     yield from _vain_settings(optimizers, grouping)
+    yield from _schedules_of_averages(spec, grouping)
     yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
 
@@ -59,7 +59,6 @@ def schedule_warnings(
         run_schedule: what the phases make of the run.
         horizon: of the run.
     """
-    yield from _schedules_of_averages(spec)
     for rule, path, phases in spec.schedules():
         yield from _phase_warnings(path, phases, run_schedule.curves_of(rule), horizon)
 
@@ -179,6 +178,30 @@ def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Probl
                 yield Problem(f"{choice.path}.{key}", message)
 
 
+def _schedules_of_averages(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:
+    """Find schedules of rates for optimizers that average weights in their stead."""
+    of_rates = {
+        rule: path
+        for rule, path, phases in spec.schedules()
+        if any((phase.of or "lr") == "lr" for phase in phases)
+    }
+    without = {rule for rule, _, phases in spec.schedules() if not phases}
+    found: dict[tuple[str, str], None] = {}
+    for group in grouping.groups:
+        # What the schedule-free optimizers of every package have, and no others.
+        if "weight_lr_power" in group.optimizer.known and group.schedule not in without:
+            path = of_rates.get(group.schedule, of_rates.get(None))
+            if path is not None:
+                found[path, group.optimizer.name.rpartition(".")[2]] = None
+    for path, name in found:
+        message = (
+            f"{name} is schedule-free: its average does what a falling rate is for; leave the "
+            "schedule out, or say 'schedule: []' in a rule for its parameters; 'warmup_steps' of "
+            "the optimizer is its warm-up"
+        )
+        yield Problem(path, message)
+
+
 def _kept_frozen(grouping: Grouping) -> Iterator[Problem]:
     """Find rules with ``freeze: false`` for parameters that the model itself has frozen."""
     counts: dict[int, int] = {}
@@ -217,25 +240,6 @@ def _phase_warnings(
     if curve.phases and total is not None and curve.end < total and curve(curve.end) == 0:
         left = total - curve.end
         yield Problem(path, f"lr is 0 for the last {left} of {total} steps, after the phases")
-
-
-def _schedules_of_averages(spec: RecipeSpec) -> Iterator[Problem]:
-    """Find schedules of rates beside an optimizer that averages weights in their stead."""
-    named = list(spec.optimizers())
-    instead = "give its parameters 'schedule: []'" if len(named) > 1 else "leave the schedule out"
-    for owner, optimizer in named:
-        # What the schedule-free optimizers of every package have, and no others.
-        if "weight_lr_power" not in keywords_of(optimizer_class(optimizer.name)):
-            continue
-        for rule, path, phases in spec.schedules():
-            kept = owner is not None and spec.groups[owner.index].schedule == []
-            if not (kept and rule is None) and any((phase.of or "lr") == "lr" for phase in phases):
-                message = (
-                    f"{optimizer.name.rpartition('.')[2]} is schedule-free: its average does what "
-                    f"a falling rate is for; {instead}, and say 'warmup_steps' under 'optimizer' "
-                    "for a warm-up"
-                )
-                yield Problem(path, message)
 
 
 def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:

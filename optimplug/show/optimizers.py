@@ -81,7 +81,7 @@ def _row(profile: Profile) -> list[str]:
         state(profile),
         ", ".join(profile.executions),
         ", ".join(profile.storage),
-        ", ".join(profile.sharding),
+        ", ".join(profile.sharding) or "none",
         facts.link,
     ]
 

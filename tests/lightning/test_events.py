@@ -248,7 +248,11 @@ FREE = {"optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 4}
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
-@pytest.mark.parametrize("recipe", [MODES, FREE], ids=["two modes", "schedule-free"])
+@pytest.mark.parametrize(
+    "recipe",
+    [MODES, FREE, {**FREE, "schedule": FOLLOWING["schedule"]}],
+    ids=["two modes", "schedule-free", "and validations that count"],
+)
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 12])
 def test_a_run_with_two_sets_of_weights_resumes(tmp_path, step, recipe):
     def keep():

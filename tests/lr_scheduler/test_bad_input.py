@@ -11,7 +11,9 @@ import torch.optim.lr_scheduler as torchs
 from support.schedules import ALL, SCALING, SEQUENCES, Halving, optimizer_of, rates, saved, trace
 
 import optimplug.optim.lr_scheduler as ours
-from optimplug import ArgumentError, StateError
+from optimplug import ArgumentError, Horizon, StateError
+from optimplug.optim import TransformersAdafactor
+from optimplug.recipe import build_scheduler
 
 BAD = {
     "start_factor 0": (lambda o: ours.LinearLR(o, start_factor=0), "start_factor must be > 0"),
@@ -219,6 +221,32 @@ def test_momentum_that_is_not_there_cannot_be_cycled():
         with pytest.raises(ArgumentError, match="cycle_momentum must be False"):
             build()
     ours.CyclicLR(optimizer, 0.1, 1.0, cycle_momentum=False)
+
+
+def optimizers_own_rates():
+    """An optimizer of which the second group has no rate that a scheduler could move."""
+    given, found = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    own = {"params": [given], "lr": 0.1, "relative_step": False}
+    return TransformersAdafactor([own, {"params": [found]}])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda optimizer: ours.StepLR(optimizer, 1),
+        lambda optimizer: ours.LambdaLR(optimizer, lambda t: 1.0),
+        ours.ReduceLROnPlateau,
+        lambda optimizer: ours.CyclicLR(optimizer, 0.1, 1.0, cycle_momentum=False),
+        lambda optimizer: ours.OneCycleLR(optimizer, 1, 9, cycle_momentum=False),
+        lambda optimizer: build_scheduler("cosine", optimizer, Horizon(9)),
+    ],
+)
+def test_an_optimizer_that_finds_its_rate_by_itself_has_no_scheduler(build):
+    optimizer = optimizers_own_rates()
+    kept = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ArgumentError, match=r"with relative_step=False\), or leave the scheduler"):
+        build(optimizer)
+    assert optimizer.state_dict() == kept
 
 
 @pytest.mark.parametrize("cls", [ours.LinearLR, ours.ConstantLR, ours.ReduceLROnPlateau])

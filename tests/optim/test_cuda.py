@@ -18,6 +18,8 @@ from optimplug.optim import (
     RAdam,
     RMSprop,
     Rprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -35,6 +37,8 @@ WITHOUT_OPERATOR = [
     (RMSprop, {"momentum": 0.9, "centered": True}),
     (Rprop, {}),
     (Lion, {"lr": 0.01}),
+    (ScheduleFreeAdamW, {"weight_decay": 0.1, "warmup_steps": 3}),
+    (ScheduleFreeSGD, {"lr": 0.1}),
 ]
 
 
@@ -50,11 +54,13 @@ def on(devices, cls, **options):
 def train(optimizer, steps=6):
     generator = torch.Generator().manual_seed(0)
     params = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.train()
     for step in range(steps):
         for i, p in enumerate(params):
             g = torch.randn(p.shape, generator=generator).to(p.device)
             p.grad = None if (step + i) % 5 == 0 else g
         optimizer.step()
+    optimizer.eval()
     return [p.detach().cpu() for p in params]
 
 

@@ -9,30 +9,12 @@ import pytest
 import pytorch_optimizer
 import torch
 from support.labels import label
+from support.references import EachByItself
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
 from optimplug._core.optim.rules.ademamix import AdEMAMixRule
 from optimplug.optim import ADOPT, AdEMAMix, Lion
-
-
-class EachByItself:
-    """A reference that counts the steps of a group, one for each parameter.
-
-    So it counts as torch's optimizers and ours do: the updates of each parameter, and none where
-    its gradient is missing.
-    """
-
-    def __init__(self, cls, groups, **options):
-        self.param_groups = groups
-        self.optimizers = [
-            cls([{**group, "params": [p]}], **options) for group in groups for p in group["params"]
-        ]
-
-    def step(self):
-        for optimizer in self.optimizers:
-            if optimizer.param_groups[0]["params"][0].grad is not None:
-                optimizer.step()
 
 
 def ademamix(groups, t_alpha=None, t_beta3=None, **options):

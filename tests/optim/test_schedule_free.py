@@ -10,10 +10,14 @@ import torch
 from support.labels import label
 from support.tensors import descend, parameters, same_bits
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from optimplug import ArgumentError, ModeError, StateError
-from optimplug.optim import AdamW, ScheduleFreeAdamW, ScheduleFreeSGD
+from optimplug.optim import AdamW, MultiOptimizer, ScheduleFreeAdamW, ScheduleFreeSGD
 
 ADAMW = [
     {},
@@ -280,6 +284,24 @@ class TestModes:
         optimizer.eval()
         torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    @pytest.mark.parametrize("flat", [False, True])
+    def test_a_distributed_checkpoint_brings_all_back(self, mode, flat):
+        def made():
+            torch.manual_seed(0)
+            model = nn.Linear(3, 2)
+            return model, ScheduleFreeAdamW(model.parameters(), lr=1e-2)
+
+        (model, whole), (other, resumed) = made(), made()
+        trained(whole)
+        getattr(whole, mode)()
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        state = copy.deepcopy(get_optimizer_state_dict(model, whole, options=options))
+        other.load_state_dict(model.state_dict())
+        set_optimizer_state_dict(other, resumed, state, options=options)
+        assert counted(resumed) == counted(whole)
+        assert all(map(same_bits, run_with_switches(resumed), run_with_switches(whole)))
+
     def test_optimizers_without_modes_take_the_calls(self):
         optimizer = AdamW(parameters())
         before = descend(optimizer, 2)
@@ -288,6 +310,34 @@ class TestModes:
         assert all(map(torch.equal, before, flat(optimizer)))
         assert not optimizer.has_modes
         assert ScheduleFreeSGD(parameters()).has_modes
+
+
+def test_beside_others_in_one_optimizer_each_does_as_alone():
+    kinds = [(ScheduleFreeAdamW, {"warmup_steps": 5}), (AdamW, {}), (ScheduleFreeSGD, {})]
+    shapes = [(3, 4), (7,), (2, 2)]
+    together, params = parameters(shapes), parameters(shapes)
+    apart = [cls([p], lr=0.01, **own) for (cls, own), p in zip(kinds, params, strict=True)]
+    whole = MultiOptimizer(
+        {"params": [p], "optimizer": cls, "lr": 0.01, **own}
+        for (cls, own), p in zip(kinds, together, strict=True)
+    )
+    assert whole.has_modes
+    with pytest.raises(ModeError, match=r"param_groups\[0\] is in eval mode"):
+        descend(whole, 1)
+    for step in range(12):
+        for optimizer in (whole, *apart):
+            optimizer.train()
+        for p, q in zip(together, params, strict=True):
+            p.grad = torch.full_like(p, step - 5.0)
+            q.grad = p.grad.clone()
+        for optimizer in (whole, *apart):
+            optimizer.step()
+        for optimizer in (whole, *apart):
+            optimizer.eval()
+        assert all(map(same_bits, together, params))
+    added = {"params": parameters([(2,)]), "optimizer": "ScheduleFreeSGD", "train_mode": True}
+    whole.add_param_group(added)
+    assert [g.get("train_mode") for g in whole.param_groups] == [False, None, False, False]
 
 
 WRONG = [

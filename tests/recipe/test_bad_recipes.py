@@ -38,6 +38,31 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
         ["optimizer.betas: must be a list of 2 finite numbers (got 0.9)"],
     ),
     (
+        {"optimizer": {"name": "TransformersAdafactor", "relative_step": True}},
+        ["optimizer.lr: is required: TransformersAdafactor has no default for it"],
+    ),
+    (
+        {"optimizer": {"name": "TransformersAdafactor", "lr": 1e-3}},
+        [
+            "optimizer: Cannot combine manual `lr` and `relative_step=True` options: the rate then "
+            "comes from the number of the step, and neither lr nor a schedule can move it; give "
+            "relative_step=False beside an lr, or no lr"
+        ],
+    ),
+    # What is wrong with no argument at all, as a default that goes with no lr, is not repeated.
+    (
+        {
+            "optimizer": {
+                "name": "TransformersAdafactor",
+                "lr": 1e-3,
+                "relative_step": False,
+                "weight_decay": -1,
+                "scale_parameter": False,
+            }
+        },
+        ["optimizer.weight_decay: Invalid weight_decay value: -1; must be >= 0"],
+    ),
+    (
         {"groups": [{"layer_decay": 80}]},
         ["groups[0].layer_decay: input should be less than or equal to 1 (got 80)"],
     ),

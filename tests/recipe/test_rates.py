@@ -53,3 +53,10 @@ def warnings_of(optimizer):
 @pytest.mark.parametrize(("optimizer", "warning"), CASES, ids=label)
 def test_a_rate(optimizer, warning):
     assert warnings_of(optimizer) == ([] if warning is None else [warning])
+
+
+def test_the_rate_of_a_rules_own_optimizer():
+    rule = {"match": "1.*", "optimizer": {"name": "Lion", "lr": 1e-3}}
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    (found,) = recipe_of(rule).plan(model, RUN).warnings
+    assert str(found) == f"groups[0].optimizer.lr: 0.001 is above what {LION}"

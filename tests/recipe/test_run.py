@@ -33,17 +33,20 @@ RECIPE = {
 }
 TORCHS = {**RECIPE, "optimizer": {"name": "torch.optim.AdamW", "lr": 0.1}}
 MODES = {"optimizer": {"name": "support.averaged.Averaged"}, "schedule": [WARM_UP, PLATEAU]}
+ADAMW = {"name": "AdamW", "lr": 0.1}
 FREE = {
     "optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 3, "max_grad_norm": 1.0},
     "groups": [{"match": "0.*", "freeze": {"until": 3}}, {"layer_decay": 0.5}, RECIPE["groups"][1]],
 }
 SEVERAL = {**RECIPE, "groups": [*RECIPE["groups"], {"match": "0.*", "optimizer": "Lion"}]}
+SOME_FREE = {**FREE, "groups": [*FREE["groups"], {"match": "1.*", "optimizer": ADAMW}]}
 RECIPES = {
     "ours": RECIPE,
     "torch's": TORCHS,
     "several": SEVERAL,
     "two modes": MODES,
     "schedule-free": FREE,
+    "some schedule-free": SOME_FREE,
 }
 LOSSES = [5.0, 4.0, 6.0, 7.0, 3.0, 3.0, 8.0, 1.0]
 

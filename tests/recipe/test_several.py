@@ -552,4 +552,4 @@ def test_a_schedule_of_one_that_is_schedule_free_is_told_of():
     recipe = Recipe({"optimizer": ADAMW, "groups": rules, "schedule": "linear"})
     (warning,) = map(str, recipe.plan(nn.Linear(2, 1), RUN).warnings)
     assert warning.startswith("schedule: ScheduleFreeSGD is schedule-free")
-    assert "give its parameters 'schedule: []'" in warning
+    assert "say 'schedule: []' in a rule for its parameters" in warning

@@ -1,5 +1,5 @@
 import pytest
-from support.recipes import recipe_of
+from support.recipes import ADAMW, recipe_of
 from torch import nn
 
 from optimplug import Horizon
@@ -219,25 +219,41 @@ def test_phases(phases, expected):
     assert [f"{w['path']}: {w['message']}" for w in plan.to_dict()["warnings"]] == expected
 
 
-FREE = {"name": "ScheduleFreeAdamW", "warmup_steps": 10}
+FREE = {"name": "ScheduleFreeAdamW", "lr": 1e-3, "warmup_steps": 10}
 VAIN = (
     "schedule: ScheduleFreeAdamW is schedule-free: its average does what a falling rate is for; "
-    "leave the schedule out, and say 'warmup_steps' under 'optimizer' for a warm-up"
+    "leave the schedule out, or say 'schedule: []' in a rule for its parameters; 'warmup_steps' of "
+    "the optimizer is its warm-up"
 )
+FALLS = {**FALL, "floor": 0.1}
+DECAYS = {**FALLS, "of": "weight_decay"}
+FREE_RULES = {
+    "none": (FREE, [{"match": "0.*", "freeze": {"until": 5}}, {"layer_decay": 0.5}], [], []),
+    "the recipe's": (FREE, [], [FALLS], [VAIN]),
+    "of another hyperparameter": (FREE, [], [DECAYS], []),
+    "a rule's": (FREE, [{"match": "0.*", "schedule": FALLS}], [], [f"groups[0].{VAIN}"]),
+    "a rule's of another": (FREE, [{"schedule": DECAYS}], [FALLS], [VAIN]),
+    "for others": (FREE, [{"schedule": []}], [FALLS], []),
+    "of one of several": (ADAMW, [{"match": "0.*", "optimizer": FREE}], [FALLS], [VAIN]),
+    "for the other of several": (
+        ADAMW,
+        [{"match": "0.*", "optimizer": FREE, "schedule": []}],
+        [FALLS],
+        [],
+    ),
+}
 
 
 @pytest.mark.parametrize(
-    ("rules", "schedule", "expected"),
-    [
-        ([{"match": "0.*", "freeze": {"until": 5}}, {"layer_decay": 0.5}], [], []),
-        ([], [{**FALL, "floor": 0.1}], [VAIN]),
-        ([], [{**FALL, "floor": 0.1, "of": "weight_decay"}], []),
-        ([{"match": "0.*", "schedule": {**FALL, "floor": 0.1}}], [], [f"groups[0].{VAIN}"]),
-    ],
+    ("optimizer", "rules", "schedule", "expected"), FREE_RULES.values(), ids=FREE_RULES
 )
-@pytest.mark.parametrize("theirs", [False, True])
-def test_a_schedule_beside_a_schedule_free_optimizer(rules, schedule, expected, theirs):
-    name = "schedulefree.AdamWScheduleFree" if theirs else FREE["name"]
-    recipe = recipe_of(*rules, schedule=schedule, **{**FREE, "name": name})
+def test_schedules_of_schedule_free_optimizers(optimizer, rules, schedule, expected):
+    recipe = recipe_of(*rules, schedule=schedule, **optimizer)
     found = [str(w) for w in recipe.plan(model(), Horizon(total_steps=100)).warnings]
-    assert found == [e.replace(FREE["name"], name.rpartition(".")[2]) for e in expected]
+    assert found == expected
+
+
+def test_those_of_other_packages_are_schedule_free_too():
+    recipe = recipe_of(schedule=[FALLS], name="schedulefree.SGDScheduleFree")
+    (found,) = recipe.plan(model(), Horizon(total_steps=100)).warnings
+    assert str(found) == VAIN.replace("ScheduleFreeAdamW", "SGDScheduleFree")

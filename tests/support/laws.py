@@ -1,196 +1,56 @@
-"""The laws that hold for every optimizer, and what an optimizer does instead where one does not.
+"""The laws that hold for every optimizer.
 
-A law is a function of a class; it fails where the class breaks it. :data:`ROWS` says how a class is
-built, and which laws it refuses. Both together are a table of ``docs/optimizers.md``.
+A law is a function of a class; it fails where the class breaks it. What an optimizer refuses is said
+in :data:`support.optimizer_runs.ROWS`. Both together are a table of ``docs/optimizers.md``.
 """
 
 import copy
-import inspect
-import io
 import pickle
-from typing import Any, NamedTuple
 
 import torch
+from support.optimizer_runs import (
+    STEPS,
+    all_same_bits,
+    assert_close,
+    build,
+    clip,
+    copied,
+    flat,
+    give,
+    gradient,
+    group_of,
+    plain_values,
+    row_of,
+    same,
+    snapshot,
+    step,
+    stored,
+    takes,
+    tensors,
+    train,
+    unmoved,
+    values_of,
+)
 from support.tensors import same_bits
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-from optimplug import optim
-from optimplug.optim import Optimizer
-from optimplug.recipe.resolve import optimizer_names
-
-STEPS = 6
-
-
-class Refusal(NamedTuple):
-    """Why a law is none for an optimizer, which says so itself where it is asked for it."""
-
-    reason: str
-    """For the table."""
-    message: str
-    """What its error says; a regular expression."""
-
-
-class Row(NamedTuple):
-    """How the laws are tried on one optimizer."""
-
-    options: dict[str, Any] = {}
-    """What it is built with; by default nothing but what it requires."""
-    shapes: tuple[tuple[int, ...], ...] = ((3, 4), (7,), (5, 5, 2), (1,))
-    refuses: dict[str, Refusal] = {}
-    """By the name of the law."""
-
-
-NO_MAXIMIZE = {"maximize": Refusal("has no maximize", "unexpected keyword argument 'maximize'")}
-NO_COMPLEX = {"complex": Refusal("takes no complex numbers", "complex")}
-ROWS = {
-    "SGD": Row({"lr": 0.05, "momentum": 0.9}),
-    "Adadelta": Row({"lr": 1.0}),
-    "Adagrad": Row({"lr": 0.05}),
-    "Adam": Row({"lr": 0.05}),
-    "AdamW": Row({"lr": 0.05}),
-    "NAdam": Row({"lr": 0.05}),
-    "ASGD": Row({"lr": 0.05, "t0": 2}),
-    "Adafactor": Row({"lr": 0.05}, refuses=NO_COMPLEX),
-    "Muon": Row(
-        {"lr": 0.05},
-        ((3, 4), (5, 7), (4, 4), (2, 3, 2, 2)),
-        {
-            **NO_COMPLEX,
-            **NO_MAXIMIZE,
-            "zero dimensions": Refusal("is for matrices", "only supports 2D"),
-        },
-    ),
-    "Adamax": Row({"lr": 0.05}),
-    "Lion": Row({"lr": 0.05}),
-    "RAdam": Row({"lr": 0.05}),
-    "RMSprop": Row({"lr": 0.05}),
-    "Rprop": Row({"lr": 0.05}),
-}
-
-
-def public():
-    """Every optimizer that has a name in ``optimplug.optim``."""
-    found = [getattr(optim, name) for name in sorted(optimizer_names(), key=str.lower)]
-    return [cls for cls in found if issubclass(cls, Optimizer)]
-
-
-def row_of(cls):
-    return ROWS[cls.__name__]
-
-
-def choices(cls):
-    """How the laws are run: as the optimizer chooses, and through torch's operators."""
-    return [{}, {"foreach": True}] if "foreach" in inspect.signature(cls).parameters else [{}]
-
-
-# A run under the laws: parameters and gradients are always the same, so that runs can be compared.
-
-
-def tensors(cls, seed=1, shapes=None, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = row_of(cls).shapes if shapes is None else shapes
-    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
-
-
-def build(cls, params, **options):
-    return ready(cls(params, **{**row_of(cls).options, **options}))
-
-
-def ready(optimizer):
-    if hasattr(optimizer, "train"):  # schedule-free ones begin in the mode of validation
-        optimizer.train()
-    return optimizer
-
-
-def gradient(p, step, place):
-    generator = torch.Generator().manual_seed(1000 * step + place)
-    return torch.randn(p.shape, generator=generator).to(p.dtype)
-
-
-def give(params, step, missing=()):
-    """Put this step's gradients on the parameters; some have none."""
-    for place, p in enumerate(params):
-        p.grad = None if place in missing else gradient(p, step, place)
-
-
-def train(optimizer, steps, missing=lambda step: ()):
-    params = flat(optimizer)
-    for step in steps:
-        give(params, step, missing(step))
-        optimizer.step()
-    return params
-
-
-def flat(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def copied(params):
-    return [nn.Parameter(p.detach().clone()) for p in params]
-
-
-def snapshot(optimizer):
-    """All that a step may change, with the order of its keys."""
-    return copy.deepcopy(([p.detach() for p in flat(optimizer)], _plain(optimizer.state_dict())))
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return [(key, _plain(part)) for key, part in value.items()]
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def unmoved(after, before):
-    """Whether all is as it was, but that states may have begun, with what they begin with."""
-    (params, state), (was, had) = after, before
-    return same(params, was) and (same(state, had) or not dict(had)["state"])
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and same_bits(a, b)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
-
-
-def all_same_bits(some, others):
-    return len(some) == len(others) and all(map(same_bits, some, others))
-
-
-def assert_close(some, others):
-    torch.testing.assert_close(
-        [p.detach() for p in some], [p.detach() for p in others], rtol=1e-5, atol=1e-6
-    )
-
-
-def stored(state):
-    """A state as it comes back from a file."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-# The laws.
 
 
 def clipping(cls, **choice):
     """`max_grad_norm` is `clip_grad_norm_`, then the step"""
     ours = build(cls, tensors(cls), max_grad_norm=0.5, **choice)
     plain = build(cls, tensors(cls), **choice)
-    for step in range(STEPS):
-        train(ours, [step])
-        give(flat(plain), step)
-        norm = nn.utils.clip_grad_norm_(flat(plain), 0.5)
-        plain.step()
+    for number in range(STEPS):
+        train(ours, [number])
+        give(cls, flat(plain), number)
+        norm = clip(flat(plain), 0.5)
+        step(plain)
         torch.testing.assert_close(ours.grad_norm, norm)
         assert all(
             map(
                 torch.equal,
-                [p.grad for p in flat(ours)],
-                [gradient(p, step, i) for i, p in enumerate(flat(ours))],
+                [p.grad.to_dense() for p in flat(ours)],
+                [gradient(p, number, i) for i, p in enumerate(flat(ours))],
             )
         )
     assert_close(flat(ours), flat(plain))
@@ -204,9 +64,9 @@ def skip_nonfinite(cls, **choice):
         train(ours, range(at)), train(twin, range(at))
         before = snapshot(ours)
         for bad in (float("inf"), float("nan")):
-            give(flat(ours), 99)
-            flat(ours)[-1].grad.view(-1)[0] = bad
-            ours.step()
+            give(cls, flat(ours), 99)
+            values_of(flat(ours)[-1])[0] = bad
+            step(ours)
         assert unmoved(snapshot(ours), before)
         assert ours.skipped_steps == 2
         train(ours, range(at, STEPS)), train(twin, range(at, STEPS))
@@ -215,24 +75,24 @@ def skip_nonfinite(cls, **choice):
 
 def grad_scaler(cls, **choice):
     """GradScaler: unscaled, and left out where it found infinities"""
-    fused = [{"fused": True}] if "fused" in inspect.signature(cls).parameters else []
+    fused = [{"fused": True}] if takes(cls, "fused") else []
     for way in (choice, *fused):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
         ours, plain = build(cls, tensors(cls), **way), build(cls, tensors(cls), **way)
-        for step in range(STEPS):
-            give(flat(ours), step)
+        for number in range(STEPS):
+            give(cls, flat(ours), number)
             for p in flat(ours):
                 p.grad = scaler.scale(p.grad)
-            overflows = step in (0, 3)
+            overflows = number in (0, 3)
             if overflows:
-                flat(ours)[0].grad.view(-1)[0] = float("inf")
+                values_of(flat(ours)[0])[0] = float("inf")
                 before = snapshot(ours)
             scaler.step(ours)
             scaler.update()
             if overflows:
                 assert unmoved(snapshot(ours), before)
             else:
-                train(plain, [step])
+                train(plain, [number])
         assert scaler.get_scale() == 256
         assert_close(flat(ours), flat(plain))
 
@@ -249,8 +109,8 @@ def resume(cls, **choice):
         assert all_same_bits(train(then, range(at, STEPS), missing_now_and_then), whole)
 
 
-def missing_now_and_then(step):
-    return {step % 5, 3 if step == 0 else None}
+def missing_now_and_then(number):
+    return {number % 5, 3 if number == 0 else None}
 
 
 def deepcopy(cls, **choice):
@@ -279,16 +139,16 @@ def added_groups(cls, **choice):
     ours = build(cls, tensors(cls), **choice)
     train(ours, range(3))
     late = tensors(cls, seed=7)
-    ours.add_param_group({"params": late, "lr": 0.02})
+    ours.add_param_group(group_of(cls, params=late, lr=0.02))
     alone = build(cls, tensors(cls), **choice)
     train(alone, range(3))
-    joins = build(cls, copied(late), **{"lr": 0.02}, **choice)
-    for step in range(3, STEPS):
-        give(flat(ours), step)
+    joins = build(cls, [{"params": copied(late), "lr": 0.02}], **choice)
+    for number in range(3, STEPS):
+        give(cls, flat(ours), number)
         for p, q in zip(flat(ours), [*flat(alone), *flat(joins)], strict=True):
             q.grad = p.grad.clone()
         for optimizer in (ours, alone, joins):
-            optimizer.step()
+            step(optimizer)
     assert_close(flat(ours), [*flat(alone), *flat(joins)])
 
 
@@ -297,37 +157,40 @@ def missing_gradients(cls, **choice):
     ours = build(cls, tensors(cls), **choice)
     train(ours, range(2), lambda _: {1})
     still = flat(ours)[0]
-    before = copy.deepcopy((still.detach(), _plain(ours.state[still])))
+    before = copy.deepcopy((still.detach(), plain_values(ours.state[still])))
     never, begun = flat(ours)[1], tensors(cls)[1]
     train(ours, range(2, 4), lambda _: {0, 1})
-    assert same((still.detach(), _plain(ours.state[still])), before)
+    assert same((still.detach(), plain_values(ours.state[still])), before)
     assert same_bits(never, begun)
     assert all(
         not isinstance(v, torch.Tensor) or v.any() == 0 for v in ours.state.get(never, {}).values()
     )
-    give(flat(ours), 0, range(len(flat(ours))))
+    give(cls, flat(ours), 0, range(len(flat(ours))))
     before = snapshot(ours)
-    ours.step()
+    step(ours)
     assert same(snapshot(ours), before)
 
 
 def groups(cls, **choice):
     """groups with settings of their own are as optimizers of their own"""
     params, settings = tensors(cls), ({"lr": 0.1}, {"lr": 0.01}, {})
-    if "weight_decay" in inspect.signature(cls).parameters:
+    if takes(cls, "weight_decay"):
         settings = ({"lr": 0.1}, {"lr": 0.01, "weight_decay": 0.3}, {"weight_decay": 0.0})
     parts = (params[:1], params[1:2], params[2:])
     ours = build(
         cls, [{"params": p, **own} for p, own in zip(parts, settings, strict=True)], **choice
     )
-    apart = [build(cls, copied(p), **own, **choice) for p, own in zip(parts, settings, strict=True)]
-    for step in range(STEPS):
-        give(flat(ours), step, {3} if step % 3 == 0 else ())
+    apart = [
+        build(cls, [group_of(cls, i, params=copied(p), **own)], **choice)
+        for i, (p, own) in enumerate(zip(parts, settings, strict=True))
+    ]
+    for number in range(STEPS):
+        give(cls, flat(ours), number, {3} if number % 3 == 0 else ())
         twins = [q for optimizer in apart for q in flat(optimizer)]
         for p, q in zip(flat(ours), twins, strict=True):
             q.grad = None if p.grad is None else p.grad.clone()
         for optimizer in (ours, *apart):
-            optimizer.step()
+            step(optimizer)
     assert_close(flat(ours), [q for optimizer in apart for q in flat(optimizer)])
 
 
@@ -335,12 +198,12 @@ def maximize(cls, **choice):
     """`maximize` is a step along the gradients' negative"""
     ours = build(cls, tensors(cls), maximize=True, **choice)
     plain = build(cls, tensors(cls), **choice)
-    for step in range(STEPS):
-        train(ours, [step])
-        give(flat(plain), step)
+    for number in range(STEPS):
+        train(ours, [number])
+        give(cls, flat(plain), number)
         for p in flat(plain):
             p.grad.neg_()
-        plain.step()
+        step(plain)
     assert_close(flat(ours), flat(plain))
 
 
@@ -372,10 +235,10 @@ def complex_numbers(cls, **choice):
     real = tensors(cls, shapes=((3, 2, 2), (2, 3, 2)))
     pairs = [nn.Parameter(torch.view_as_complex(p.detach().clone())) for p in real]
     ours = build(cls, pairs, **choice)
-    for step in range(STEPS):
+    for number in range(STEPS):
         for i, (p, q) in enumerate(zip(flat(ours), real, strict=True)):
-            p.grad = torch.view_as_complex(gradient(q, step, i))
-        ours.step()
+            p.grad = torch.view_as_complex(gradient(q, number, i))
+        step(ours)
     plain = build(cls, real, **choice)
     train(plain, range(STEPS))
     assert_close([torch.view_as_real(p.detach()) for p in flat(ours)], flat(plain))
@@ -386,11 +249,11 @@ def bfloat16(cls, **choice):
     ours = build(cls, tensors(cls, dtype=torch.bfloat16), **choice)
     start = [p.detach().float() for p in flat(ours)]
     plain = build(cls, [nn.Parameter(p.clone()) for p in start], **choice)
-    for step in range(STEPS):
-        train(ours, [step])
+    for number in range(STEPS):
+        train(ours, [number])
         for p, q in zip(flat(ours), flat(plain), strict=True):
             q.grad = p.grad.float()
-        plain.step()
+        step(plain)
     assert all(p.dtype == torch.bfloat16 for p in flat(ours))
     # All of them together: a single element may turn its back, where its step is a sign.
     moved, right, size = (
@@ -447,13 +310,13 @@ def sharded(cls, mesh=None):
     values = [p.detach() for p in tensors(cls)]
     params = [nn.Parameter(placed(value, i)) for i, value in enumerate(values)]
     ours = build(cls, params, max_grad_norm=0.5, skip_nonfinite=True)
-    for step in range(STEPS):
+    for number in range(STEPS):
         for i, (p, value) in enumerate(zip(params, values, strict=True)):
-            g = gradient(value, step, i)
-            if step == 3 and i == 0:
+            g = gradient(value, number, i)
+            if number == 3 and i == 0:
                 g.view(-1)[-1] = float("inf")  # of the last process alone, but none may step
             p.grad = placed(g, i)
-        ours.step()
+        step(ours)
     assert ours.skipped_steps == 1
     return [p.detach().full_tensor() if mesh else p.detach() for p in params]
 

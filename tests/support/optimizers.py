@@ -8,6 +8,8 @@ import torch
 from optimplug.optim import (
     ADOPT,
     ASGD,
+    CAME,
+    LAMB,
     LBFGS,
     SGD,
     Adadelta,
@@ -20,12 +22,15 @@ from optimplug.optim import (
     Lion,
     Muon,
     NAdam,
+    Prodigy,
     RAdam,
     RMSprop,
     Rprop,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
     SparseAdam,
+    StableAdamW,
+    TransformersAdafactor,
 )
 
 
@@ -170,7 +175,10 @@ _IN_A_GROUP = {
     Lion: {"lr": 0.003, "weight_decay": 0.1},
     ASGD: {"t0": 2},
 }
-_BESIDE = (Lion, Adafactor, Muon, AdEMAMix, ADOPT, ScheduleFreeAdamW, ScheduleFreeSGD)
+_BESIDE = (
+    *(Lion, Adafactor, Muon, AdEMAMix, ADOPT, ScheduleFreeAdamW, ScheduleFreeSGD),
+    *(CAME, LAMB, StableAdamW, Prodigy, TransformersAdafactor),
+)
 MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in dict.fromkeys((*TABLE, *_BESIDE))}
 """What goes into one optimizer with others, with the settings of its group."""
 

@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from optimplug.errors import ArgumentError
+
 __all__ = [
+    "check_has_rate",
     "has_momentum",
     "holds",
     "kept_on_error",
@@ -27,8 +30,19 @@ Group = dict[str, Any]
 def own_rate(group: Group) -> float:
     """Return the group's own rate, ``initial_lr``; it is filled in from ``lr`` if missing."""
     lr = group["lr"]
+    check_has_rate(group)
     own = group.setdefault("initial_lr", lr.clone() if isinstance(lr, Tensor) else float(lr))
     return float(own)
+
+
+def check_has_rate(group: Group) -> None:
+    """Raise ArgumentError where an optimizer finds the rate of a group by itself."""
+    if group["lr"] is None:
+        raise ArgumentError(
+            "a scheduler moves the lr of every group, but that of one is None: its optimizer finds "
+            "the rate by itself, as an Adafactor with relative_step=True does; give it an lr "
+            "instead (with relative_step=False), or leave the scheduler out"
+        )
 
 
 def set_rate(group: Group, lr: float) -> None:
@@ -57,6 +71,8 @@ def unshare(optimizer: Optimizer) -> None:
 @contextmanager
 def kept_on_error(groups: list[Group]) -> Iterator[None]:
     """Give the groups what they had before, if what is done within raises."""
+    for group in groups:
+        check_has_rate(group)
     kept = [dict(group) for group in groups]
     rates = [float(group["lr"]) for group in groups]
     try:

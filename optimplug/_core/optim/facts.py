@@ -48,6 +48,8 @@ class Facts(NamedTuple):
     """Arguments with which it keeps more state than by default; empty where there are none."""
     rates: Callable[[Hyper], Rates] | None = None
     """Its common rates, where they follow from its hyperparameters and not from :attr:`rate`."""
+    sharded: bool = True
+    """Whether its parameters may be in parts in several processes."""
     lr_only_begins: bool = False
     """Whether ``lr`` has no effect after the first step, so that a schedule of it has none."""
 

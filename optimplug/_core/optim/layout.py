@@ -17,6 +17,7 @@ from optimplug._core.optim.counters import AnyCounters, Count, Place, gather
 from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.shards import Shards, is_sharded, local
+from optimplug._core.optim.totals import Totals
 
 __all__ = ["Layout", "State"]
 
@@ -239,18 +240,37 @@ class Layout:
             places = [place.at for place in layout.numbers]
             layout.numbers[0].counters.write(places, values)
 
-    def next_settings(self, groups: Sequence[Hyper], state: State) -> dict[int, dict[str, Any]]:
+    def next_settings(
+        self, groups: Sequence[Hyper], state: State, totals: Mapping[int, Totals]
+    ) -> dict[int, dict[str, Any]]:
         """Return for each group that counts, by its position, what changes in its settings.
 
-        A group whose parameters have had no gradient yet, as it is frozen, say, has not begun.
+        ``totals`` are what the groups have measured in the step; see :mod:`.totals`. A group whose
+        parameters have had no gradient yet, as it is frozen, say, has not begun.
         """
         counting = [i for i, rule in enumerate(self._rules) if rule.counts_in_groups]
         stepping = {cell.group for layout in self.layouts for cell in layout.cells}
+        shared = self._pooled(groups, totals)
         return {
-            i: self._rules[i].next_settings(groups[i])
+            i: self._rules[i].next_settings(groups[i], shared.get(i, {}))
             for i in counting
             if i in stepping or any(state.get(p) for p in groups[i]["params"])
         }
+
+    def _pooled(self, groups: Sequence[Hyper], totals: Mapping[int, Totals]) -> dict[int, Totals]:
+        """Return for each group the sums over all groups that share them with it."""
+        measuring: dict[type[Rule], list[int]] = {}
+        for i, rule in enumerate(self._rules):
+            if rule.measures:
+                measuring.setdefault(type(rule), []).append(i)
+        found: dict[int, Totals] = {}
+        for places in measuring.values():
+            rule = self._rules[places[0]]
+            for pool in rule.pools([groups[i] for i in places]):
+                own = [totals[places[i]] for i in pool if places[i] in totals]
+                sums = {name: sum(each[name] for each in own) for name in rule.measures if own}
+                found.update({places[i]: sums for i in pool})
+        return found
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""

@@ -81,10 +81,10 @@ def check_mode(groups: Sequence[Hyper], rule_of: RuleOf) -> None:
             continue
         where = f"param_groups[{i}]" + (f" ({group['name']!r})" if "name" in group else "")
         raise ModeError(
-            f"{where} is in eval mode, with the weights in place that are validated and saved; "
-            "call optimizer.train() before step(): it belongs where model.train() is called, and "
-            "optimizer.eval() where model.eval() is and before weights are saved (a Run, an "
-            "adapter of this package and the Hugging Face Trainer call both)"
+            f"{where} is in eval mode, with the weights in place that are validated and saved: as "
+            "it begins, after optimizer.eval(), and after a state that was saved in it; call "
+            "optimizer.train() before step(), where model.train() is called, and optimizer.eval() "
+            "where model.eval() is and before weights are saved (of a Run: run.train(), run.eval())"
         )
 
 

@@ -35,6 +35,7 @@ from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_m
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
+from optimplug._core.optim.totals import totals
 from optimplug.errors import ArgumentError, nearest
 
 __all__ = ["Optimizer", "required", "speaks_of"]
@@ -66,6 +67,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     facts: ClassVar[Facts]
     """What a user must know of it before choosing it."""
+    lengths: ClassVar[tuple[str, ...]] = ()
+    """Which hyperparameters are numbers of updates; a recipe may give them as parts of the run."""
 
     def __init__(
         self,
@@ -147,14 +150,15 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if skips:
             self._forget_first()
             return
-        numbers, settings = layout.next_numbers(batches), layout.next_settings(groups, self.state)
+        numbers, measured = layout.next_numbers(batches), []
         layout.advance(1)
         for batch, prepared in zip(batches, ready, strict=True):
-            prepared.run(scale, found_inf)
+            measured.append(prepared.run(scale, found_inf))
             if batch.is_sharded:
                 # What worked on the shards has marked those as changed, for autograd.
                 torch.autograd.graph.increment_version(batch.owners)
         layout.write(numbers)
+        settings = layout.next_settings(groups, self.state, totals(batches, measured))
         for i, changed in settings.items():
             groups[i].update(changed)
         if found_inf is not None:

@@ -61,7 +61,7 @@ def profile_of(cls: type[Optimizer]) -> Profile:
         },
         executions=tuple(_executions(rule, optimizer.defaults)),
         storage=("float32",),
-        sharding=_SHARDING[rule.scope],
+        sharding=_SHARDING[rule.scope] if cls.facts.sharded else (),
     )
 
 
@@ -85,9 +85,9 @@ def _bytes_of_vectors(cls: type[Optimizer]) -> float | None:
 
 def _executions(rule: Rule, defaults: Mapping[str, Any]) -> list[str]:
     found = {
-        "compiled": rule.scope == "element",
+        "compiled": rule.scope == "element" and not rule.only_sparse,
         "fused": bool(rule.fused_dtypes),
-        "foreach": True,
+        "foreach": "foreach" in defaults,
         "loop": True,
         "differentiable": "differentiable" in defaults,
     }

@@ -9,7 +9,7 @@ may use are the rows of one table, :data:`optimplug._core.optim.executions.ops.O
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -56,6 +56,9 @@ class StateSpec(NamedTuple):
     value: Callable[[Hyper], float | Tensor] | None = None
     """What each of its elements begins with, from the group's hyperparameters; None: ``init`` says
     so. Of a complex number both parts begin with it."""
+
+    may_be_flat: bool = False
+    """Whether it may be loaded in one dimension, or as one number for all."""
 
     def shape_for(self, p: Tensor) -> tuple[int, ...]:
         """Return the shape that it has for a parameter."""
@@ -132,6 +135,10 @@ class Rule(ABC):
     counts_in_groups: ClassVar[bool] = False
     """Whether a group's own settings move on with each step, as :meth:`next_settings` says."""
 
+    measures: ClassVar[tuple[str, ...]] = ()
+    """The names of what :meth:`update` returns: for each tensor numbers, whose sums over the group
+    :meth:`next_settings` is given."""
+
     takes_complex: ClassVar[bool] = True
     """Whether parameters may be complex; they are then pairs of real numbers to it."""
 
@@ -184,9 +191,18 @@ class Rule(ABC):
         """Return what :attr:`scalars` are after update number ``t``."""
         return {}
 
-    def next_settings(self, hyper: Hyper) -> dict[str, Any]:
-        """Return what changes in a group's settings by a step, once any of it had a gradient."""
+    def next_settings(self, hyper: Hyper, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Return what changes in a group's settings by a step, once any of it had a gradient.
+
+        Args:
+            hyper: the settings that the step was done with.
+            totals: the sums of :attr:`measures`, by name; empty where no tensor had a gradient.
+        """
         return {}
+
+    def pools(self, hypers: Sequence[Hyper]) -> list[list[int]]:
+        """Return which of these groups, by position, share the sums of :attr:`measures`."""
+        return [[i] for i in range(len(hypers))]
 
     def mixing(self, hyper: Hyper) -> float | Tensor | None:
         """Return how much of an average is in the weights that a group trains with.
@@ -199,8 +215,10 @@ class Rule(ABC):
     @abstractmethod
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
-    ) -> None:
+    ) -> Any:
         """Update ``p`` and ``state`` in place from the gradient ``g``; leave ``g`` as it is.
+
+        What it returns is by the names of :attr:`measures`, where it has any.
 
         It may branch on the rule's own fields, and on whether a coefficient is a given number.
         """

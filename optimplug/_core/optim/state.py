@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ def checked_state(
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Return the state by parameter and the groups that a state dict gives to these parameters.
 
-    Tensors go to their parameter's device and keep their dtype; ``step`` becomes a tensor.
+    Tensors go to their parameter's device and keep their dtype, but where the rule says one;
+    ``step`` becomes a tensor.
 
     Args:
         state_dict: a state of this package or of torch's.
@@ -146,12 +148,16 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
     spec = next((spec for spec in rule.state if spec.name == key), None)
     if spec is not None or key in rule.variant_state:
         value = _own_state(value, p, f"{key} of {name}", spec)
-    return value.to(device=p.device)
+    # Where the rule says a type, it computes in it, whatever somebody has rounded the state to.
+    return value.to(device=p.device, dtype=None if spec is None else spec.dtype)
 
 
 def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> Tensor:
     """Return a tensor that the rule will work on, if it has the shape and the kind for it."""
     shape = tuple(p.shape) if spec is None else spec.shape_for(p)
+    if spec is not None and spec.may_be_flat and value.numel() in (1, math.prod(shape)):
+        same_size = value.numel() == math.prod(shape)
+        value = value.reshape(shape) if same_size else value.reshape(()).expand(shape)
     if tuple(value.shape) != shape:
         raise StateError(f"{what} must have the shape {shape} (got {tuple(value.shape)})")
     if value.is_floating_point() and not (p.is_floating_point() or p.is_complex()):

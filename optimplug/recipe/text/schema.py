@@ -316,18 +316,6 @@ class RecipeSpec(_Spec):
             if rule.schedule is not None:
                 yield RuleId(i), f"{RuleId(i).path}.schedule", rule.schedule
 
-    def optimizers(self) -> Iterator[tuple[RuleId | None, FallbackSpec]]:
-        """Walk all optimizers that are named, each with the rule that names it."""
-        named = [
-            (None, self.optimizer),
-            *((RuleId(i), r.optimizer) for i, r in enumerate(self.groups)),
-        ]
-        for rule, optimizer in named:
-            if optimizer is not None:
-                yield rule, optimizer
-                if optimizer.fallback is not None:
-                    yield rule, optimizer.fallback
-
     def freezes(self) -> Iterator[tuple[RuleId, Duration]]:
         """Walk the rules that freeze parameters for a time."""
         for i, rule in enumerate(self.groups):

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.totals import Measured
 
 __all__ = ["Execution", "Ready", "must_skip"]
 
@@ -20,8 +21,8 @@ class Ready(Protocol):
     def squares(self) -> float | None:
         """Return the sum of the squares of all gradients; None where this way has no quick one."""
 
-    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
-        """Do the update in place.
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> Measured | None:
+        """Do the update in place; return what the rule measures, if it does.
 
         Args:
             scale: what every gradient is multiplied by first; None for one.

@@ -14,6 +14,7 @@ from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.loop import in_one_type
 from optimplug._core.optim.executions.operands import TensorList
 from optimplug._core.optim.executions.whole import whole_operands
+from optimplug._core.optim.totals import Measured, joined
 
 __all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
 
@@ -45,10 +46,11 @@ class ReadyForeach:
     def squares(self) -> None:
         """Leave the norm to torch's operators."""
 
-    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> Measured | None:
         """Update all tensors in place."""
         if must_skip(found_inf):
-            return
+            return None
+        measured = []
         batch, per_cell = self.batch, self.numbers
         # A scalar that is the same for all goes in as one number, which is quicker than a list.
         shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
@@ -64,7 +66,11 @@ class ReadyForeach:
                 params, grads, *states = self._operands(columns, owners)
                 if scale is not None:
                     grads = grads.scaled(scale.to(grads.tensors[0].device))
-                batch.rule.update(params, grads, dict(zip(batch.states, states, strict=True)), k)
+                state = dict(zip(batch.states, states, strict=True))
+                found = batch.rule.update(params, grads, state, k)
+            if batch.rule.measures:
+                measured.append({name: numbers.values for name, numbers in found.items()})
+        return joined(measured)
 
     def _operands(self, columns: list[list[Tensor]], owners: list[int]) -> Sequence[TensorList]:
         if self.batch.rule.scope == "element":

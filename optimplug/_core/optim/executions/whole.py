@@ -68,6 +68,11 @@ class WholeTensors(TensorList):
         roots = [shape.numel() ** 0.5 for shape in self._shapes()]
         return Numbers(torch.tensor(roots, dtype=torch.float64, device=self.tensors[0].device))
 
+    def sum(self) -> Numbers:
+        """Return the sum of each."""
+        sums = torch.stack([tensor.sum() for tensor in self.tensors])
+        return Numbers(sums if self.shards.mesh is None else self._totals(sums))
+
     def mean(self, axis: int) -> WholeTensors:
         """Return the means along an axis, which stays with one element."""
         return self._mean(axis, lambda t: t.sum(axis, keepdim=True), torch.mean)

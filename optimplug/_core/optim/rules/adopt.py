@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -130,6 +131,13 @@ class ADOPT(Optimizer):
     updates, as there and in timm. In pytorch_optimizer the group counts, the bound is that of
     one step later, and a decoupled decay acts on the first update too.
     """
+
+    facts: ClassVar = Facts(
+        purpose="Adam that converges with any beta2: noisy gradients",
+        rate=(1, 1),
+        paper="ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate",
+        link="https://arxiv.org/abs/2411.02853",
+    )
 
     def __init__(
         self,

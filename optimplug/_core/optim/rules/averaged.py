@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -45,7 +46,7 @@ class ScheduleFreeRule(Rule):
     def mixing(self, hyper: Hyper) -> Any:
         """Return how much of the average is in the weights that are trained with."""
 
-    def next_settings(self, hyper: Hyper) -> dict[str, Any]:
+    def next_settings(self, hyper: Hyper, totals: Mapping[str, float]) -> dict[str, Any]:
         if not hyper["train_mode"]:  # what makes the state alone is no update; see modes.check_mode
             return {}
         rate, highest, weight = _weighed(hyper)
@@ -209,6 +210,14 @@ class ScheduleFreeAdamW(Optimizer):
     :meth:`eval`. Its choice of ``foreach`` is left to None here.
     """
 
+    facts: ClassVar = Facts(
+        purpose="AdamW without a schedule: the length of the run need not be known",
+        rate=(1, 10),
+        paper="The Road Less Scheduled",
+        link="https://arxiv.org/abs/2405.15682",
+        not_for="a schedule beside it; BatchNorm, whose statistics are of other weights",
+    )
+
     def __init__(
         self,
         params: Any,
@@ -306,6 +315,14 @@ class ScheduleFreeSGD(Optimizer):
 
     Source: as for :class:`ScheduleFreeAdamW`; the package's ``SGDScheduleFree``.
     """
+
+    facts: ClassVar = Facts(
+        purpose="SGD without a schedule: the length of the run need not be known",
+        rate=(100, 5000),
+        paper="The Road Less Scheduled",
+        link="https://arxiv.org/abs/2405.15682",
+        not_for="a schedule beside it; BatchNorm, whose statistics are of other weights",
+    )
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optimplug._core.arguments import require_count
 from optimplug._core.internals import is_flattened, outside_graphs
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import clip_coefficient
 from optimplug._core.optim.hyperparameters import check_rate
 from optimplug._core.optim.optimizer import Optimizer
@@ -106,6 +107,16 @@ class LBFGS(Optimizer):
     search and its constants are torch's, which come from minFunc,
     https://www.cs.ubc.ca/~schmidtm/Software/minFunc.html.
     """
+
+    facts: ClassVar = Facts(
+        purpose="few parameters and a loss of all data: fitting curves, physics",
+        rate=None,
+        paper="Numerical Optimization, algorithms 3.5 and 7.4",
+        link="https://doi.org/10.1007/978-0-387-40065-5",
+        rate_means="a factor of whole steps: 1 is usual",
+        not_for="batches, whose noise it takes for curvature",
+        sharded=False,
+    )
 
     def __init__(
         self,

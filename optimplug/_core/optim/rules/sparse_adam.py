@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -99,6 +100,15 @@ class SparseAdam(Optimizer):
     Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization",
     https://arxiv.org/abs/1412.6980, for some rows at a time as in torch.
     """
+
+    facts: ClassVar = Facts(
+        purpose="embeddings with sparse gradients, of which a batch uses few rows",
+        rate=(1, 1),
+        paper="Adam: A Method for Stochastic Optimization",
+        link="https://arxiv.org/abs/1412.6980",
+        not_for="dense gradients, which it refuses",
+        sharded=False,
+    )
 
     def __init__(
         self,
