@@ -27,9 +27,9 @@ class MultiOptimizer(Optimizer):
 
     All else is there once: one step, one global norm for clipping, one state dict, one scheduler.
     Each parameter moves exactly as under its optimizer alone, and has that one's state. A group has
-    the hyperparameters of its optimizer, with that one's defaults. In a state dict it
-    has its name under ``optimizer``; a state is loaded only where each group has the optimizer that
-    it was saved with (Adam and AdamW mean the same).
+    the hyperparameters of its optimizer, with that one's defaults. In a state dict it has its name
+    under ``optimizer``; a state is loaded only where each group has the optimizer that it was saved
+    with (Adam and AdamW mean the same).
 
     Args:
         params: dicts, each with ``"params"`` (tensors, or ``(name, tensor)`` pairs),
