@@ -7,6 +7,7 @@ It has forms, names and kinds of values, which an editor can check by itself. Wh
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -254,6 +255,8 @@ def _form(key: str, parameter: inspect.Parameter) -> dict[str, Any]:
     if parameter.default in (required, inspect.Parameter.empty):
         return form
     default = parameter.default
+    if isinstance(default, float) and not math.isfinite(default):
+        return form  # JSON has no such number
     return {**form, "default": list(default) if isinstance(default, tuple) else default}
 
 

@@ -17,7 +17,7 @@ datasets = pytest.importorskip("datasets")
 # TRL sets arguments by names that transformers is about to drop.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
-HIDDEN = "support.optimizers.Hidden"
+HIDDEN = "Muon"
 RECIPE = {
     "optimizer": {
         "name": HIDDEN,

@@ -147,3 +147,45 @@ def test_two_processes_step_as_one_would(tmp_path, choice):
         torch.testing.assert_close(found, norms[:2] + norms[3:])
         for a, b in zip(learnt, plain, strict=True):
             torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+
+
+SIDES = ((5, 4), (5,), (2, 2), (3, 6))  # that two processes cannot halve, too
+
+
+def several(params):
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "optimizer": "Muon", "lr": 0.1},
+        {"params": [p for p in params if p.ndim == 1], "optimizer": "AdamW", "lr": 0.1},
+    ]
+    return MultiOptimizer(groups, max_grad_norm=0.5)
+
+
+def step_several(form):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(form(torch.randn(sides))) for sides in SIDES]
+    optimizer = several(params)
+    for _ in range(3):
+        for p in params:
+            p.grad = form(torch.randn(p.shape))
+        optimizer.step()
+    return [p.detach() for p in params], optimizer.grad_norm
+
+
+def train_several(rank, folder):
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    params, norm = step_several(lambda value: distribute_tensor(value, mesh, [Shard(0)]))
+    torch.save([[p.full_tensor() for p in params], norm], f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_step_several_optimizers_as_one_would(tmp_path):
+    torch.multiprocessing.spawn(train_several, args=(str(tmp_path),), nprocs=2)
+    plain, norm = step_several(torch.Tensor.clone)
+    for rank in range(2):
+        found, its_norm = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(its_norm, norm)
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)

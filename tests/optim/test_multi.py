@@ -11,22 +11,52 @@ from support.labels import label
 from support.optimizers import MULTI, Nudged
 from support.tensors import parameters, same_bits
 
-from optimplug import ArgumentError, GradientError, StateError
-from optimplug.optim import SGD, Adagrad, Adam, AdamW, Lion, MultiOptimizer, Optimizer, lr_scheduler
+from optimplug import ArgumentError, GradientError, ModeError, StateError
+from optimplug.optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Lion,
+    MultiOptimizer,
+    Muon,
+    Optimizer,
+    Prodigy,
+    ScheduleFreeSGD,
+    SparseAdam,
+    lr_scheduler,
+)
 
 SHAPES = ((3, 4), (7,), (5, 5, 2), (4, 3), ())
-PAIRS = [
-    pytest.param(one, other, id=f"{one[0].__name__}-{other[0].__name__}")
+# Of the two optimizers no shape is the same: in a batch of matrices rounding depends on their count.
+MATRICES = ((3, 4), (3, 4), (5, 5), (2, 6), (2, 6))
+
+
+def paired(pairs):
+    return [pytest.param(a, b, id=f"{a[0].__name__}-{b[0].__name__}") for a, b in pairs]
+
+
+PAIRS = paired(
+    (one, other)
     for one, other in itertools.combinations_with_replacement(MULTI.items(), 2)
-]
+    if (one[0], other[0]) != (Prodigy, Prodigy)  # whose groups of one rate have one scale
+)
+# Each beside one other: enough where it does not matter beside which.
+NEIGHBOURS = paired(itertools.pairwise([*MULTI.items(), next(iter(MULTI.items()))]))
+
+
+def parameters_of(*optimizers):
+    return parameters(MATRICES if Muon in [cls for cls, _ in optimizers] else SHAPES)
 
 
 def in_one(one, other, **whole):
-    params = parameters(SHAPES)
+    params = parameters_of(one, other)
     groups = zip((one, other), (params[:3], params[3:]), strict=True)
-    return MultiOptimizer(
+    optimizer = MultiOptimizer(
         [{"params": ps, "optimizer": cls, **own} for (cls, own), ps in groups], **whole
     )
+    optimizer.train()  # schedule-free ones begin in neither mode
+    return optimizer
 
 
 def gradients(params, step):
@@ -39,11 +69,13 @@ def gradients(params, step):
 
 def apart(one, other, steps, clip=None, **choice):
     """The same by two optimizers, with one clipping over the gradients of both."""
-    params = parameters(SHAPES)
+    params = parameters_of(one, other)
     optimizers = [
         cls(ps, **own, **choice)
         for (cls, own), ps in zip((one, other), (params[:3], params[3:]), strict=True)
     ]
+    for optimizer in optimizers:
+        optimizer.train()
     for step in range(steps):
         for p, g in zip(params, gradients(params, step), strict=True):
             p.grad = g
@@ -63,14 +95,19 @@ def together(optimizer, steps, start=0):
     return params
 
 
-@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_two_in_one_are_the_two_apart_bit_for_bit(one, other, choice):
+def test_two_in_one_are_the_two_apart_bit_for_bit(one, other):
+    assert all(map(same_bits, together(in_one(one, other), 8), apart(one, other, 8)))
+
+
+@pytest.mark.parametrize("choice", [{"foreach": True}, {"foreach": False}], ids=label)
+@pytest.mark.parametrize(("one", "other"), NEIGHBOURS)
+def test_they_are_so_however_all_are_run(one, other, choice):
     ours = together(in_one(one, other, **choice), 8)
     assert all(map(same_bits, ours, apart(one, other, 8, **choice)))
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("one", "other"), NEIGHBOURS)
 def test_clipping_is_one_over_the_gradients_of_all(one, other):
     ours = together(in_one(one, other, max_grad_norm=0.5, foreach=False), 8)
     theirs = apart(one, other, 8, clip=0.5, foreach=False)
@@ -78,7 +115,7 @@ def test_clipping_is_one_over_the_gradients_of_all(one, other):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("one", "other"), NEIGHBOURS)
 @pytest.mark.parametrize("how", ["state_dict", "weights_only", "deepcopy", "pickle"])
 def test_a_run_goes_on_exactly(one, other, how):
     whole = together(in_one(one, other), 6)
@@ -122,6 +159,7 @@ REFUSED = {
     "torch's": ({"optimizer": "torch.optim.AdamW"}, "cannot be one of several.*write 'AdamW'"),
     "in itself": ({"optimizer": MultiOptimizer}, "cannot be one of several"),
     "the base": ({"optimizer": Optimizer}, "cannot be one of several"),
+    "closures": ({"optimizer": "LBFGS"}, "its step is more than an update of each parameter"),
     "own step": ({"optimizer": OwnStep}, "its step is more than an update of each parameter"),
     "another's key": (
         {"optimizer": "Lion", "eps": 1e-8},
@@ -268,6 +306,44 @@ def test_a_sparse_gradient_is_judged_by_its_groups_optimizer():
     assert (run("SGD") != 1).sum() == 2
     with pytest.raises(GradientError, match="must be dense"):
         run("Lion")
+
+
+def test_the_modes_are_those_of_the_groups_that_have_them():
+    optimizer = in_one((ScheduleFreeSGD, {"lr": 0.1}), (AdamW, {"lr": 0.1}))
+    first, *_, last = together(optimizer, 3)
+    trained = [first.detach().clone(), last.detach().clone()]
+    assert optimizer.has_modes
+    optimizer.eval()
+    assert not torch.equal(first, trained[0])
+    assert torch.equal(last, trained[1])
+    with pytest.raises(ModeError, match=r"param_groups\[0\] is in eval mode"):
+        optimizer.step()
+    optimizer.train()
+    torch.testing.assert_close(first, trained[0])
+    assert not in_one((Lion, {}), (AdamW, {})).has_modes
+
+
+def test_sparse_adam_moves_what_its_gradient_holds_beside_others():
+    def run(multi):
+        table, weight = (torch.ones(3, 2, requires_grad=True) for _ in range(2))
+        if multi:
+            groups = [
+                {"params": [table], "optimizer": "SparseAdam"},
+                {"params": [weight], "optimizer": "AdamW"},
+            ]
+            optimizers = [MultiOptimizer(groups)]
+        else:
+            optimizers = [SparseAdam([table]), AdamW([weight])]
+        for _ in range(3):
+            table.grad = torch.sparse_coo_tensor(
+                [[1]], torch.ones(1, 2), (3, 2), check_invariants=True
+            )
+            weight.grad = torch.ones_like(weight)
+            for optimizer in optimizers:
+                optimizer.step()
+        return table, weight
+
+    assert all(map(same_bits, run(True), run(False)))
 
 
 LOADS = {

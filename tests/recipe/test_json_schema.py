@@ -104,12 +104,8 @@ GOOD |= {
         "optimizer": ADAMW,
         "groups": [{"match": "*a", "optimizer": "Lion"}, {"match": "*b", "eps": 1e-6}],
     },
-    "a fallback": {
-        "optimizer": {"name": "support.optimizers.Hidden", "lr": 0.02, "fallback": ADAMW}
-    },
-    "a fallback by its name": {
-        "optimizer": {"name": "support.optimizers.Hidden", "lr": 0.02, "fallback": "AdamW"}
-    },
+    "a fallback": {"optimizer": {"name": "Muon", "lr": 0.02, "fallback": ADAMW}},
+    "a fallback by its name": {"optimizer": {"name": "Muon", "lr": 0.02, "fallback": "AdamW"}},
 }
 BAD = {
     "a rule's unknown optimizer": (rule(optimizer="Lino"), "groups[0].optimizer"),
@@ -124,7 +120,7 @@ BAD = {
     "a fallback with another's key": (
         {
             "optimizer": {
-                "name": "support.optimizers.Hidden",
+                "name": "Muon",
                 "fallback": {"name": "AdamW", "momentum": 0.9},
             }
         },

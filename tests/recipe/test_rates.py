@@ -50,7 +50,8 @@ CASES = [
 
 def warnings_of(optimizer):
     recipe = recipe_of(**{"schedule": (), **optimizer})
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    blocks = (nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU()) for _ in range(2))
+    model = nn.Sequential(*blocks)  # of hidden matrices alone
     return [str(found) for found in recipe.plan(model, RUN).warnings]
 
 

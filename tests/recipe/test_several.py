@@ -18,7 +18,7 @@ from optimplug import Horizon, Recipe, RecipeError, StateError, optim
 from optimplug.recipe import build_scheduler
 from optimplug.recipe.text.override import override
 
-HIDDEN = "support.optimizers.Hidden"
+HIDDEN = "Muon"
 FALLBACK = {"name": "AdamW", "lr": 3e-4, "weight_decay": 0.1}
 MATRICES = {
     "optimizer": {"name": HIDDEN, "lr": 0.02, "max_grad_norm": 1.0, "fallback": FALLBACK},
@@ -53,8 +53,8 @@ def test_what_an_optimizer_is_not_made_for_falls_back():
 def test_each_has_its_own_rate_and_what_rules_make_of_it():
     groups = by_name(Recipe(MATRICES).build(tiny_bert(), RUN)[0])
     rates = {
-        "bert.encoder.layer.1.output.dense.weight": (0.02 * 0.5, 0.0),
-        "bert.encoder.layer.0.output.dense.weight": (0.02 * 0.25, 0.0),
+        "bert.encoder.layer.1.output.dense.weight": (0.02 * 0.5, 0.1),
+        "bert.encoder.layer.0.output.dense.weight": (0.02 * 0.25, 0.1),
         "bert.encoder.layer.0.output.dense.bias": (3e-4 * 0.25, 0),
         "bert.embeddings.word_embeddings.weight": (3e-4 * 0.125, 0.1),
         "classifier.weight": (3e-4, 0.1),
@@ -101,7 +101,7 @@ def test_a_run_is_that_of_the_optimizers_written_by_hand():
     ]
     optimizer = optim.MultiOptimizer(
         [
-            {"params": [named[n] for n in hidden], "optimizer": "Lion", "lr": 0.02},
+            {"params": [named[n] for n in hidden], "optimizer": "Muon", "lr": 0.02},
             {
                 "params": [p for n, p in named.items() if n not in hidden],
                 "optimizer": "AdamW",
@@ -163,7 +163,7 @@ def test_layers_that_are_not_found_are_asked_for():
             self.one, self.two, self.out = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1)
 
     recipe = {"optimizer": {"name": HIDDEN, "lr": 0.1, "fallback": "AdamW"}}
-    with pytest.raises(RecipeError, match=r"^optimizer: .*Hidden needs to know what is in layers"):
+    with pytest.raises(RecipeError, match=r"^optimizer: Muon needs to know what is in layers"):
         Recipe(recipe).plan(Plain(), RUN)
     plan = Recipe({**recipe, "layers": ["one", "two"]}).plan(Plain(), RUN)
     assert [str(w) for w in plan.warnings] == []
@@ -192,7 +192,7 @@ def test_what_is_frozen_needs_no_fallback():
         "groups": [{"match": others, "freeze": True}],
     }
     optimizer, _ = Recipe(recipe).build(Net(), RUN)
-    assert type(optimizer).__name__ == "Hidden"
+    assert type(optimizer) is optim.Muon
     assert len(by_name(optimizer)) == 3
 
 
@@ -258,7 +258,7 @@ BAD = {
     ),
     "a fallback for some": (
         {"optimizer": {"name": HIDDEN, "fallback": HIDDEN}},
-        "optimizer.fallback: support.optimizers.Hidden is itself made for hidden matrices alone",
+        "optimizer.fallback: Muon is itself made for hidden matrices alone",
     ),
     "nothing": (
         {"optimizer": ADAMW, "groups": [{"match": "*", "optimizer": None}]},
@@ -434,7 +434,7 @@ def test_an_optimizer_without_effect_is_told_of():
         plan = Recipe({"optimizer": optimizer, "groups": list(rules)}).plan(Net(), RUN)
         return list(map(str, plan.warnings))
 
-    bias = {"match": "*norm.bias", "optimizer": {"name": "Lion", "lr": 0.1, "weight_decay": 0.3}}
+    bias = {"match": "*norm.bias", "optimizer": {"name": "Lion", "lr": 1e-4, "weight_decay": 0.3}}
     assert told(bias, {"match": "blocks.0.*", "weight_decay": 0}) == []
     assert told({"match": "*norm.*", "lr": 1.0}, bias, {"match": "*norm.*", "lr": 2.0})[1:] == [
         "groups[1].optimizer.lr: is overridden for all its parameters by groups[2]; "
@@ -527,3 +527,29 @@ def test_a_sharded_model_trains_as_a_whole_one_and_resumes(mesh):
     train(again, range(2, 4))
     for name, weight in weights(whole).items():
         assert torch.equal(weights(again)[name], weight)
+
+
+def test_one_of_several_may_have_modes():
+    rules = [{"match": "bias", "optimizer": {"name": "ScheduleFreeSGD", "lr": 0.5}, "schedule": []}]
+    recipe = Recipe({"optimizer": ADAMW, "groups": rules, "schedule": "linear"})
+    model = nn.Linear(2, 1)
+    assert recipe.plan(model, RUN).warnings == ()
+    run = recipe.start(model, RUN)
+    assert run.has_modes
+    for _ in range(3):
+        model(torch.ones(1, 2)).sum().backward()
+        run.step()
+    trained = [p.detach().clone() for p in (model.weight, model.bias)]
+    run.eval()
+    assert torch.equal(model.weight, trained[0])
+    assert not torch.equal(model.bias, trained[1])
+    run.train()
+    torch.testing.assert_close(model.bias.detach(), trained[1])
+
+
+def test_a_schedule_of_one_that_is_schedule_free_is_told_of():
+    rules = [{"match": "bias", "optimizer": {"name": "ScheduleFreeSGD", "lr": 0.5}}]
+    recipe = Recipe({"optimizer": ADAMW, "groups": rules, "schedule": "linear"})
+    (warning,) = map(str, recipe.plan(nn.Linear(2, 1), RUN).warnings)
+    assert warning.startswith("schedule: ScheduleFreeSGD is schedule-free")
+    assert "say 'schedule: []' in a rule for its parameters" in warning

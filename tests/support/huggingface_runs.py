@@ -20,7 +20,7 @@ RECIPE = {
 SEVERAL = {
     **RECIPE,
     "optimizer": {
-        "name": "support.optimizers.Hidden",
+        "name": "Muon",
         "lr": 1e-3,
         "max_grad_norm": 0.5,
         "fallback": {"name": "AdamW", "lr": 1e-2},

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 import torch
 
 from optimplug.optim import (
+    ADOPT,
     ASGD,
+    CAME,
+    LAMB,
     LBFGS,
     SGD,
     Adadelta,
@@ -15,12 +18,19 @@ from optimplug.optim import (
     Adam,
     Adamax,
     AdamW,
+    AdEMAMix,
     Lion,
+    Muon,
     NAdam,
+    Prodigy,
     RAdam,
     RMSprop,
     Rprop,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
     SparseAdam,
+    StableAdamW,
+    TransformersAdafactor,
 )
 
 
@@ -165,15 +175,13 @@ _IN_A_GROUP = {
     Lion: {"lr": 0.003, "weight_decay": 0.1},
     ASGD: {"t0": 2},
 }
-MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in (*TABLE, Lion)}
+_BESIDE = (
+    *(Lion, Adafactor, Muon, AdEMAMix, ADOPT, ScheduleFreeAdamW, ScheduleFreeSGD),
+    *(CAME, LAMB, StableAdamW, Prodigy, TransformersAdafactor),
+)
+MULTI = {cls: _IN_A_GROUP.get(cls, {}) for cls in dict.fromkeys((*TABLE, *_BESIDE))}
 """What goes into one optimizer with others, with the settings of its group."""
 
 
 class Nudged(AdamW):
     """An optimizer that somebody has derived from one of the package's."""
-
-
-class Hidden(Lion):
-    """An optimizer that is made for hidden matrices alone."""
-
-    made_for = "hidden matrices"

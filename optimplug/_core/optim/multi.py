@@ -12,7 +12,7 @@ import torch
 
 from optimplug._core.internals import unhooked_step
 from optimplug._core.optim.executions.choice import CHOICES
-from optimplug._core.optim.optimizer import Optimizer, speaks_of
+from optimplug._core.optim.optimizer import Optimizer, required, speaks_of
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import ArgumentError, did_you_mean, nearest
 
@@ -26,11 +26,10 @@ class MultiOptimizer(Optimizer):
     r"""Several optimizers in one: every group names its own.
 
     All else is there once: one step, one global norm for clipping, one state dict, one scheduler.
-    Each parameter moves exactly as under its optimizer alone, and has that one's state.
-
-    A group has the hyperparameters of its optimizer, with that one's defaults. In a state dict it
-    has its name under ``optimizer``; a state is loaded only where each group has the optimizer that
-    it was saved with (Adam and AdamW mean the same).
+    Each parameter moves exactly as under its optimizer alone, and has that one's state. A group has
+    the hyperparameters of its optimizer, with that one's defaults. In a state dict it has its name
+    under ``optimizer``; a state is loaded only where each group has the optimizer that it was saved
+    with (Adam and AdamW mean the same).
 
     Args:
         params: dicts, each with ``"params"`` (tensors, or ``(name, tensor)`` pairs),
@@ -273,7 +272,9 @@ def _derived(cls: type[Any]) -> Iterator[type[Optimizer]]:
 def _defaults_of(cls: Callable[..., Optimizer]) -> Mapping[str, Any]:
     """Return the hyperparameters of an optimizer where a group does not give them."""
     stand_in = torch.zeros(1, 1, requires_grad=True)  # a matrix, as some take nothing else
-    return cls([{"params": [stand_in], "lr": 1e-3}]).defaults
+    # A rate is given only where one must be: it may contradict other defaults.
+    rate = {"lr": 1e-3} if inspect.signature(cls).parameters["lr"].default is required else {}
+    return cls([{"params": [stand_in], **rate}]).defaults
 
 
 def _check_keys(cls: type[Optimizer], group: Mapping[str, Any], where: str) -> None:

@@ -50,8 +50,8 @@ def _unfit_problem(choice: Choice, names: Sequence[str]) -> Problem:
     return Problem(
         choice.path,
         f"{choice.name} is made for {choice.made_for} alone (no embeddings, heads, norms or "
-        f"biases), and has these {len(names)} parameters besides: {_listed(names)}; give them "
-        "another optimizer, beside its name: fallback: {name: AdamW, lr: 3e-4}",
+        f"biases), and not for these: {_listed(names)}; give them another optimizer, beside its "
+        "name: fallback: {name: AdamW, lr: 3e-4}",
     )
 
 

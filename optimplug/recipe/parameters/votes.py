@@ -138,7 +138,7 @@ def collect_votes(
     trained = require_gradients(model)
     return (
         [
-            _parameter_votes(*each, trained, layout.within if layout and asking else ())
+            _parameter_votes(*each, trained, layout.hidden if layout and asking else ())
             for each in zip(everywhere, all_votes, strict=True)
         ],
         [word.problem for word in dead if not word.is_error],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from optimplug.recipe.parameters.depth.doubts import (
 )
 from optimplug.recipe.parameters.depth.layers import layers_by_name
 from optimplug.recipe.parameters.depth.towers import towers
+from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.text.depth_range import Depth
 
 __all__ = ["Layout", "depths", "find_depths", "find_layout"]
@@ -36,8 +37,12 @@ class Layout:
     """How many tensors are below the layers, in them, and above them."""
     doubts: tuple[str, ...] = ()
     """What may be wrong about it."""
-    within: frozenset[str] = frozenset()
-    """The names of the parameters that are in a layer, and not below all or above."""
+    hidden: frozenset[str] = frozenset()
+    """The names of the parameters that are in a layer, and neither below all nor the output.
+
+    The output is what is above all layers. Where nothing is, and the last layer is no block but a
+    weight by itself, as in a Sequential of linear layers, it is that layer.
+    """
 
     def __str__(self) -> str:
         layers, count = sum(self.heights), len(self.heights)
@@ -112,7 +117,8 @@ def find_layout(model: nn.Module, layers: Sequence[str] | None = None) -> Layout
     tied = doubts_about_tied(
         _names(model), {n: 0 < s.layer <= _tallest(s, heights) for n, s in spots.items()}
     )
-    return _layout(spots, heights, (*doubts, *tied))
+    alone = {name for name in spots if layer_map.is_layer_itself(name)}
+    return _layout(spots, heights, (*doubts, *tied), alone)
 
 
 def _names(model: nn.Module) -> Iterable[list[str]]:
@@ -136,7 +142,10 @@ def _tallest(spot: _Spot, heights: Sequence[int]) -> int:
 
 
 def _layout(
-    spots: Mapping[str, _Spot], heights: tuple[int, ...], doubts: tuple[str, ...]
+    spots: Mapping[str, _Spot],
+    heights: tuple[int, ...],
+    doubts: tuple[str, ...],
+    alone: Collection[str],
 ) -> Layout:
     tops = list(heights)
     below, above = set[str](), set[str]()
@@ -152,8 +161,9 @@ def _layout(
         name: Depth(layer, max(tops[tower] for tower in within) - layer)
         for name, (within, layer) in spots.items()
     }
-    inside = frozenset(spots.keys() - below - above)
-    return Layout(found, heights, (len(below), len(inside), len(above)), doubts, inside)
+    inside = spots.keys() - below - above
+    hidden = frozenset(n for n in inside if not (n in alone and found[n].below_top == 0))
+    return Layout(found, heights, (len(below), len(inside), len(above)), doubts, hidden)
 
 
 class _Span(NamedTuple):
@@ -199,6 +209,12 @@ class _LayerMap:
         yield from doubts_about_towers(self._model, towers)
         yield from doubts_about_layers(self._model, self._towers)
         yield from doubts_about_order(self._model, filter(None, self._containers))
+
+    def is_layer_itself(self, name: str) -> bool:
+        """Tell whether what owns the parameter of that full name is a layer, and no block."""
+        path = name.rpartition(".")[0]
+        bare = (*FAMILIES["linear"], *FAMILIES["conv"])
+        return path in self._layers and isinstance(self._model.get_submodule(path), bare)
 
     def spot_of(self, name: str) -> _Spot:
         """Return where the parameter of that full name is."""
