@@ -19,6 +19,7 @@ from optimplug._core.optim.gradients import (
     scale_,
 )
 from optimplug.recipe.keywords import takes
+from optimplug.recipe.lengths import with_lengths
 
 __all__ = ["CLIPPING", "class_of", "clip_steps", "construct", "leave_steps"]
 
@@ -48,6 +49,8 @@ def construct(
         >>> isinstance(optimizer, torch.optim.SGD), optimizer.max_grad_norm
         (True, 1.0)
     """
+    settings = with_lengths(cls, settings)
+    groups = [with_lengths(cls, g) if isinstance(g, dict) else g for g in groups]
     around = {name: settings[name] for name in CLIPPING if name in settings}
     around = {name: value for name, value in around.items() if not takes(cls, name)}
     optimizer = cls(groups, **{k: v for k, v in settings.items() if k not in around})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from optimplug.errors import ArgumentError
 from optimplug.recipe.check import CheckedRecipe
+from optimplug.recipe.lengths import length_problems
 from optimplug.recipe.parameters.groups import Grouping, group_parameters
 from optimplug.recipe.schedule.curves import Curve
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule, compile_schedule, until
@@ -70,8 +72,18 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
     for rule, duration in recipe.spec.freezes():
         with wrong.caught():
             frozen_until[rule] = until(duration, horizon, f"{rule.path}.freeze.until")
+    for path, settings in _written_settings(recipe):
+        wrong.extend(length_problems(path, settings, horizon))
     wrong.raise_if_any()
     return RunSchedule(shared, own, frozen_until, horizon.total_steps)
+
+
+def _written_settings(recipe: CheckedRecipe) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Walk the hyperparameters that a recipe gives, each time with where they stand."""
+    for choice in recipe.optimizers:
+        yield choice.path, choice.settings
+    for i, settings in enumerate(recipe.rule_settings):
+        yield f"groups[{i}]", settings
 
 
 def _own_curves(curves: Mapping[str, Curve], phases: Sequence[PhaseSpec]) -> Curves:

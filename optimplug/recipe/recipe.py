@@ -17,6 +17,7 @@ from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
+from optimplug.recipe.lengths import settle_lengths
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
@@ -156,6 +157,7 @@ class Recipe:
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
         optimizer = self._optimizer(grouping, model)
+        settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
         self._tell(self._schedule_warnings(run_schedule, horizon))
         return optimizer, scheduler
@@ -189,6 +191,7 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
+            settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
         self._tell(self._schedule_warnings(run_schedule, horizon))
         return scheduler

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from optimplug._core.arguments import as_number
 from optimplug._core.optim.rule import Hyper
 from optimplug.errors import ArgumentError
 
-__all__ = ["check_betas", "check_not_negative", "check_one_element", "check_rate"]
+__all__ = [
+    "PartOfRun",
+    "check_betas",
+    "check_lengths",
+    "check_not_negative",
+    "check_one_element",
+    "check_rate",
+    "length_of",
+]
+
+
+@dataclass(frozen=True)
+class PartOfRun:
+    """A number of updates that is known once a run's horizon is, as a recipe writes it."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def check_rate(hyper: Hyper) -> None:
@@ -57,3 +77,29 @@ def check_betas(hyper: Hyper, count: Literal[2, 3] = 2) -> None:
             raise ArgumentError(
                 f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
             )
+
+
+def check_lengths(hyper: Hyper, *names: str) -> None:
+    """Raise ArgumentError unless these are numbers of updates >= 0, or None."""
+    for name in names:
+        value, number = hyper[name], as_number(hyper[name])
+        known = number is not None and number >= 0
+        if not (known or value is None or isinstance(value, PartOfRun)):
+            raise ArgumentError(
+                f"Invalid {name}: {value!r}; must be a number of updates >= 0, or None"
+            )
+
+
+def length_of(hyper: Hyper, name: str) -> float | None:
+    """Return a number of updates.
+
+    Raises:
+        ArgumentError: it is a part of a run of which nobody has told how long it is.
+    """
+    value: float | PartOfRun | None = hyper[name]
+    if isinstance(value, PartOfRun):
+        raise ArgumentError(
+            f"{name} is {value.text!r} of a run whose length is not known; build the recipe's "
+            "schedule before the first step, which tells it, or set it to a number of updates"
+        )
+    return value

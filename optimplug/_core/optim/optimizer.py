@@ -67,6 +67,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     facts: ClassVar[Facts]
     """What a user must know of it before choosing it."""
+    lengths: ClassVar[tuple[str, ...]] = ()
+    """Which hyperparameters are numbers of updates; a recipe may give them as parts of the run."""
 
     def __init__(
         self,

@@ -50,7 +50,8 @@ class ReadyLoop:
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
                 if batch.rule.only_sparse:
-                    self._update_where_given(i, p, g, state, k, scale)
+                    with _where_given(p, g, state) as (p, g, state):
+                        self._update(i, p, g, state, k, scale)
                     continue
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
@@ -73,28 +74,6 @@ class ReadyLoop:
                 columns[1] = [_scaled(columns[1][0], scale)]
             value, grad, *kept = self._operands(columns, i)
             return self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
-
-    def _update_where_given(
-        self,
-        i: int,
-        p: Tensor,
-        g: Tensor,
-        state: dict[str, Tensor],
-        k: dict[str, float],
-        scale: Tensor | None,
-    ) -> None:
-        """Update the elements that a sparse gradient holds, and no others."""
-        g = g.coalesce()  # one may stand in it more than once
-        if g.values().numel() == 0:
-            return
-        where = tuple(g.indices())
-        # Of a tensor without dimensions, or with none that is sparse, this is the whole.
-        given = g.values() if where else g.values()[0]
-        value, rows = p[where], {name: tensor[where] for name, tensor in state.items()}
-        self._update(i, value, given, rows, k, scale)
-        p[where] = value
-        for name, tensor in state.items():
-            tensor[where] = rows[name]
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
         if self.batch.rule.scope == "element":
@@ -135,6 +114,21 @@ class ReadyDifferentiable:
                 p.copy_(value.tensor)
                 for name, tensors in batch.states.items():
                     tensors[i].copy_(state[name].tensor)
+
+
+@contextmanager
+def _where_given(
+    p: Tensor, g: Tensor, state: dict[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Lend copies of the elements that a sparse gradient holds, and write them back after."""
+    g = g.coalesce()  # one may stand in it more than once
+    # Where no dimension is sparse, all that is given is the whole: an element of one more.
+    where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
+    wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
+    lent = [whole[where] for whole in wholes]
+    yield lent[0], g.values(), dict(zip(state, lent[1:], strict=True))
+    for whole, part in zip(wholes, lent, strict=True):
+        whole[where] = part
 
 
 @contextmanager

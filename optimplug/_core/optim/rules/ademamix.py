@@ -10,12 +10,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.arguments import as_number
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_lengths,
+    check_not_negative,
+    check_rate,
+    length_of,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug.errors import ArgumentError
 
 __all__ = ["AdEMAMix", "AdEMAMixRule"]
 
@@ -36,8 +40,8 @@ class AdEMAMixRule(Rule):
             "one_minus_beta1": 1 - beta1,
             "beta2": beta2,
             "one_minus_beta2": 1 - beta2,
-            "one_minus_beta3": 1 - _slowing(beta1, beta3, _share(t, hyper["t_beta3"])),
-            "alpha": hyper["alpha"] * _share(t, hyper["t_alpha"]),
+            "one_minus_beta3": 1 - _slowing(beta1, beta3, _share(t, length_of(hyper, "t_beta3"))),
+            "alpha": hyper["alpha"] * _share(t, length_of(hyper, "t_alpha")),
             "correction1": 1 - beta1**t,
             "sqrt_correction2": (1 - beta2**t) ** 0.5,
             "eps": hyper["eps"],
@@ -118,8 +122,9 @@ class AdEMAMix(Optimizer):
             [0, 1); three numbers or three tensors.
         alpha: weight of the slow mean, >= 0; the paper's good values are 4 to 10. 5 is the default
             of bitsandbytes and pytorch_optimizer too; the authors' code has 2.
-        t_alpha: over how many updates ``alpha`` grows from 0; None: no ramp.
-        t_beta3: over how many updates the slow mean becomes slow; None: no ramp.
+        t_alpha: over how many updates ``alpha`` grows from 0; None: no ramp. In a recipe this may
+            be a part of the run: ``60%``, ``2 epochs``.
+        t_beta3: over how many updates the slow mean becomes slow, likewise; None: no ramp.
         eps: added to the denominator, >= 0.
         weight_decay: decay per step relative to ``lr``, >= 0. As in :class:`AdamW` and
             bitsandbytes it is not 0 where nothing is said; in the authors' code it is.
@@ -160,6 +165,8 @@ class AdEMAMix(Optimizer):
         link="https://arxiv.org/abs/2409.03137",
         not_for="short runs, whose slow mean has nothing to remember",
     )
+
+    lengths = ("t_alpha", "t_beta3")
 
     def __init__(
         self,
@@ -205,10 +212,4 @@ class AdEMAMix(Optimizer):
         check_not_negative(
             hyper, alpha="alpha value", eps="epsilon value", weight_decay="weight_decay value"
         )
-        for name in ("t_alpha", "t_beta3"):
-            number = as_number(hyper[name])
-            if hyper[name] is not None and (number is None or not number >= 0):
-                raise ArgumentError(
-                    f"Invalid {name}: {hyper[name]!r}; must be a number of updates >= 0, or None "
-                    "for no ramp"
-                )
+        check_lengths(hyper, *AdEMAMix.lengths)

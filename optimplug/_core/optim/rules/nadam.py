@@ -121,7 +121,7 @@ class NAdam(Optimizer):
         >>> (3 * w).sum().backward()
         >>> optimizer.step()
         >>> w
-        tensor([0.8998], requires_grad=True)
+        tensor([0.8944], requires_grad=True)
 
     Source: Dozat, "Incorporating Nesterov Momentum into Adam",
     https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. Its state, and that the product is kept
