@@ -273,7 +273,10 @@ def _derived(cls: type[Any]) -> Iterator[type[Optimizer]]:
 def _defaults_of(cls: Callable[..., Optimizer]) -> Mapping[str, Any]:
     """Return the hyperparameters of an optimizer where a group does not give them."""
     stand_in = torch.zeros(1, 1, requires_grad=True)  # a matrix, as some take nothing else
-    return cls([{"params": [stand_in], "lr": 1e-3}]).defaults
+    rate = inspect.signature(cls).parameters.get("lr")
+    # One that finds its rate by itself takes none beside its other defaults.
+    given = {} if rate is not None and rate.default is None else {"lr": 1e-3}
+    return cls([{"params": [stand_in], **given}]).defaults
 
 
 def _check_keys(cls: type[Optimizer], group: Mapping[str, Any], where: str) -> None:
