@@ -1,4 +1,4 @@
-"""AdamW here against torch's, as ratios of times taken side by side.
+"""The optimizers here against torch's, as ratios of times taken side by side.
 
 Every contender takes its turn in one process, on parameters of its own with the same shapes: a step
 that is not timed, which brings its memory back into the caches, then a few that are. A ratio is
@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from optimplug.optim import AdamW
+from optimplug import optim
 
 Shapes = list[tuple[int, ...]]
 Step = Callable[[], object]
@@ -42,6 +43,7 @@ MODELS = {
     "tiny": transformer(48, 64, 0, 0),
     "MiniLM": transformer(6, 384, 30522, 512),
     "BERT-base": transformer(12, 768, 30522, 512),
+    "MiniLM matrices": [shape for shape in transformer(6, 384, 0, 0) if len(shape) == 2],
 }
 
 
@@ -53,6 +55,14 @@ class Case:
     groups: int
     clipped: bool
     rival: str
+    """One of torch's ways; ``best``: whichever is the fastest here."""
+    optimizer: str = "AdamW"
+
+    @property
+    def name(self) -> str:
+        """What is measured, in words."""
+        what = "" if self.optimizer == "AdamW" else f"{self.optimizer}, "
+        return f"{what}{self.model}, {self.groups} groups{', clipped' if self.clipped else ''}"
 
 
 CASES = [
@@ -69,12 +79,20 @@ CASES = [
     Case("BERT-base", 2, False, "fused"),
     Case("BERT-base", 2, True, "fused"),
     Case("BERT-base", 52, False, "default"),
+    *(
+        Case("tiny", 200, False, "best", name)
+        for name in ("SGD", "Adam", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "ASGD")
+    ),
+    *(Case("tiny", 200, False, "best", name) for name in ("Rprop", "Adagrad", "Adafactor")),
+    Case("MiniLM matrices", 1, False, "best", "Muon"),
 ]
 RIVALS: dict[str, dict[str, Any]] = {
     "default": {},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }
+OPTIONS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}}
+"""What is not left at its default: without momentum there is little to do."""
 MAX_NORM = 1.0
 STEPS_A_TURN = 4
 
@@ -105,13 +123,26 @@ def ours(case: Case, device: str, groups: int | None = None) -> Step:
     """Return a step of ours."""
     params = parameters(MODELS[case.model], device)
     clip = MAX_NORM if case.clipped else None
-    return AdamW(grouped(params, groups or case.groups), max_grad_norm=clip).step
+    cls = getattr(optim, case.optimizer)
+    options = OPTIONS.get(case.optimizer, {})
+    step: Step = cls(grouped(params, groups or case.groups), max_grad_norm=clip, **options).step
+    return step
 
 
-def torchs(case: Case, device: str) -> Step:
+def rivals(case: Case) -> list[str]:
+    """Return which of torch's ways take part."""
+    if case.rival != "best":
+        return [case.rival]
+    known = signature(getattr(torch.optim, case.optimizer)).parameters
+    return [name for name, choice in RIVALS.items() if choice.keys() <= known.keys()]
+
+
+def torchs(case: Case, rival: str, device: str) -> Step:
     """Return a step of torch's, with clipping before it where the case asks for it."""
     params = parameters(MODELS[case.model], device)
-    optimizer = torch.optim.AdamW(grouped(params, case.groups), **RIVALS[case.rival])
+    cls = getattr(torch.optim, case.optimizer)
+    options = {**OPTIONS.get(case.optimizer, {}), **RIVALS[rival]}
+    optimizer: torch.optim.Optimizer = cls(grouped(params, case.groups), **options)
     if not case.clipped:
         return optimizer.step
 
@@ -142,16 +173,19 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def measure(device: str, rounds: int) -> Iterator[tuple[str, str, float, float, float]]:
+def measure(
+    device: str, rounds: int, only: str = ""
+) -> Iterator[tuple[str, str, float, float, float]]:
     """Yield a row for each case: what, against what, both times in milliseconds, the ratio."""
     synchronize: Step = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for case in CASES:
-        here, there = race([ours(case, device), torchs(case, device)], rounds, synchronize)
-        clipped = ", clipped" if case.clipped else ""
-        name = f"{case.model}, {case.groups} groups{clipped}"
-        rival = f"torch {case.rival}" + (" after clip_grad_norm_" if case.clipped else "")
-        yield name, rival, _ms(there), _ms(here), ratio(there, here)
-    for model, many in (("tiny", 200), ("MiniLM", 52)):
+    for case in (case for case in CASES if only in case.name):
+        names = rivals(case)
+        steps = [ours(case, device), *(torchs(case, rival, device) for rival in names)]
+        here, *others = race(steps, rounds, synchronize)
+        there, best = min(zip(others, names, strict=True), key=lambda other: _ms(other[0]))
+        rival = f"torch {best}" + (" after clip_grad_norm_" if case.clipped else "")
+        yield case.name, rival, _ms(there), _ms(here), ratio(there, here)
+    for model, many in (("tiny", 200), ("MiniLM", 52)) if not only else ():
         case = Case(model, many, False, "")
         several, one = race([ours(case, device), ours(case, device, 1)], rounds, synchronize)
         name = f"{model}, cost of {many} groups / cost of 1"
@@ -189,6 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--only", default="", help="of the cases, those whose name has this")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     given = parser.parse_args()
     table = Table(title=machine(given.device), title_justify="left")
@@ -197,7 +232,7 @@ def main() -> None:
     for column in ("other, ms", "ours, ms", "ratio"):
         table.add_column(column, justify="right")
     rows = []
-    for row in measure(given.device, given.rounds):
+    for row in measure(given.device, given.rounds, given.only):
         rows.append(row)
         table.add_row(row[0], row[1], *(f"{value:.2f}" for value in row[2:]))
         print(f"{row[0]} ({row[1]}): {row[-1]:.2f}", flush=True)

@@ -83,6 +83,10 @@ class Shallow(Task):
         pytest.param(Task, "plateau.yaml", 1, 4, marks=pytest.mark.slow),
         pytest.param(Task, "plateau.yaml", 2, 2, marks=pytest.mark.slow),
         (Shallow, "plateau.yaml", 2, 2),
+        *(
+            pytest.param(Shallow, f"{name}.yaml", 1, None, marks=pytest.mark.slow)
+            for name in ("lion", "adafactor", "schedule_free", "muon")
+        ),
     ],
 )
 def test_plateaus_epochs_accumulation_and_clipping_are_the_same_in_all(

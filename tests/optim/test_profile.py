@@ -5,7 +5,17 @@ import inspect
 import pytest
 import torch
 from support.labels import label
-from support.optimizer_runs import build, give, public, ready, row_of, step, tensors, train
+from support.optimizer_runs import (
+    build,
+    give,
+    public,
+    ready,
+    required,
+    row_of,
+    step,
+    tensors,
+    train,
+)
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.profile import profile_of
@@ -46,8 +56,8 @@ def test_state_bytes(cls, size, larger):
 @pytest.mark.parametrize("cls", CLASSES, ids=label)
 def test_the_named_state_is_what_a_step_leaves(cls):
     for options in ({}, *({key: value} for key, value in cls.facts.options.items())):
-        p = torch.nn.Parameter(torch.ones(64, 64))
-        optimizer = ready(cls([p], lr=0.05, **options))
+        p = torch.nn.Parameter(torch.ones(256, 256))
+        optimizer = ready(cls([p], **{"lr": 0.05, **required(cls), **options}))
         give(cls, [p], 0)
         step(optimizer)
         kept = {id(t): t for state in optimizer.state.values() for t in state.values()}

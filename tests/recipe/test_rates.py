@@ -30,6 +30,11 @@ CASES = [
     ({**MATCHED, "lr": 2e-4}, None),
     ({**MATCHED, "lr": 0.02}, f"optimizer.lr: 0.02 is above what {MUON_MATCHED}"),
     ({"name": "Adafactor", "lr": 1e-2}, None),
+    ({"name": "Prodigy", "lr": 1}, None),
+    (
+        {"name": "Prodigy", "lr": 1e-3},
+        "optimizer.lr: 0.001 is below what Prodigy is commonly run with (0.1): it is a factor of the rate that is found; take 1",
+    ),
     # What AdamW is fine-tuned with, and more.
     *(({"name": "AdamW", "lr": lr}, None) for lr in (1e-6, 1e-5, 1e-3, 0.1)),
     ({"name": "SGD", "lr": 1e-3}, None),

@@ -50,6 +50,14 @@ ROWS = {
     "AdamW": Row({"lr": 0.05}),
     "NAdam": Row({"lr": 0.05}),
     "ASGD": Row({"lr": 0.05, "t0": 2}),
+    "Prodigy": Row({"lr": 1.0, "d0": 0.01}, refuses=NO_MAXIMIZE),
+    "LAMB": Row({"lr": 0.05}, refuses=NO_COMPLEX),
+    "StableAdamW": Row({"lr": 0.05}, refuses=NO_COMPLEX),
+    "CAME": Row({"lr": 0.05}, refuses=NO_COMPLEX),
+    "TransformersAdafactor": Row(
+        {"lr": 0.05, "scale_parameter": False, "relative_step": False},
+        refuses={**NO_COMPLEX, **NO_MAXIMIZE},
+    ),
     "AdEMAMix": Row({"lr": 0.05}),
     "ADOPT": Row({"lr": 0.05}),
     "ScheduleFreeAdamW": Row({"lr": 0.05}),
@@ -154,6 +162,11 @@ def named_groups(params, options):
 def group_of(cls, i=0, **own):
     """A group for an optimizer, which of several is named."""
     return {**own, **(JOINED[i % len(JOINED)] if cls is MultiOptimizer else {})}
+
+
+def required(cls):
+    """What it cannot be built without, or not with a rate."""
+    return {k: v for k, v in row_of(cls).options.items() if k == "relative_step"}
 
 
 def ready(optimizer):

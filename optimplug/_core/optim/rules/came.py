@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -177,6 +178,13 @@ class CAME(Optimizer):
     keeps and computes everything in those; here the arithmetic is in float32, and so is what is
     factored, which is small.
     """
+
+    facts: ClassVar = Facts(
+        purpose="Adafactor with a mean of its steps: language models in half of AdamW's memory",
+        rate=(0.2, 0.5),
+        paper="CAME: Confidence-guided Adaptive Memory Efficient Optimization",
+        link="https://arxiv.org/abs/2307.02047",
+    )
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -188,6 +189,15 @@ class TransformersAdafactor(Optimizer):
     takes an ``lr`` of None without ``relative_step`` and fails at the first step; here it is an
     error at once.
     """
+
+    facts: ClassVar = Facts(
+        purpose="next to no state for matrices, as transformers has it: T5",
+        rate=(5, 10),
+        paper="Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+        link="https://arxiv.org/abs/1804.04235",
+        not_for="a schedule, unless relative_step=False and an lr are given",
+        options={"beta1": 0.9},
+    )
 
     def __init__(
         self,

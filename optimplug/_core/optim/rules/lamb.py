@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -129,6 +130,13 @@ class LAMB(Optimizer):
     gradient is missing now and then differs. The paper bounds the norm of the weights by a function
     that it leaves open; apex, timm and this class have none.
     """
+
+    facts: ClassVar = Facts(
+        purpose="very large batches: each tensor moves in proportion to its size",
+        rate=(1, 10),
+        paper="Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
+        link="https://arxiv.org/abs/1904.00962",
+    )
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -117,6 +118,13 @@ class StableAdamW(Optimizer):
     ``kahan_sum``, which it switches on by itself for narrow types. It counts steps for a group,
     here each parameter counts its own, so one whose gradient is missing now and then differs.
     """
+
+    facts: ClassVar = Facts(
+        purpose="AdamW that survives sudden large gradients, without clipping",
+        rate=(1, 1),
+        paper="Stable and low-precision training for large-scale vision-language models",
+        link="https://arxiv.org/abs/2304.13013",
+    )
 
     def __init__(
         self,
