@@ -8,8 +8,11 @@ from support.labels import label
 from support.tensors import parameters
 
 from optimplug.optim import (
+    CAME,
+    LAMB,
     SGD,
     Adadelta,
+    Adafactor,
     Adagrad,
     Adam,
     Adamax,
@@ -20,6 +23,8 @@ from optimplug.optim import (
     Rprop,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    StableAdamW,
+    TransformersAdafactor,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -39,6 +44,11 @@ WITHOUT_OPERATOR = [
     (Lion, {"lr": 0.01}),
     (ScheduleFreeAdamW, {"weight_decay": 0.1, "warmup_steps": 3}),
     (ScheduleFreeSGD, {"lr": 0.1}),
+    (Adafactor, {"weight_decay": 0.1}),
+    (StableAdamW, {"weight_decay": 0.1}),
+    (LAMB, {"weight_decay": 0.1}),
+    (CAME, {"weight_decay": 0.1}),
+    (TransformersAdafactor, {"lr": 0.01, "relative_step": False, "beta1": 0.9}),
 ]
 
 

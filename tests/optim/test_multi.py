@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.labels import label
 from support.optimizers import MULTI, Nudged
+from support.references import flat
 from support.tensors import parameters, same_bits
 
 from optimplug import ArgumentError, GradientError, ModeError, StateError
@@ -24,6 +25,7 @@ from optimplug.optim import (
     Prodigy,
     ScheduleFreeSGD,
     SparseAdam,
+    TransformersAdafactor,
     lr_scheduler,
 )
 
@@ -138,6 +140,19 @@ def test_a_run_goes_on_exactly(one, other, how):
                 for p, q in zip(group["params"], saved["params"], strict=True):
                     p.copy_(q)
         again.load_state_dict(state)
+    assert all(map(same_bits, together(again, 3, start=3), whole))
+
+
+def test_one_that_finds_its_rate_by_itself_goes_on_beside_another():
+    own, other = (TransformersAdafactor, {}), (AdamW, {"lr": 0.01})
+    whole = together(in_one(own, other), 6)
+    assert all(map(same_bits, whole, apart(own, other, 6)))
+    first, again = in_one(own, other), in_one(own, other)
+    with torch.no_grad():
+        for p, q in zip(flat(again), together(first, 3), strict=True):
+            p.copy_(q)
+    again.load_state_dict(first.state_dict())
+    assert [group["lr"] for group in again.param_groups] == [None, 0.01]
     assert all(map(same_bits, together(again, 3, start=3), whole))
 
 

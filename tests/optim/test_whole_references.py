@@ -16,7 +16,7 @@ from support.references import EXECUTIONS, SHAPES, EachByItself, Reference, copi
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
-from optimplug.optim import CAME, LAMB, StableAdamW
+from optimplug.optim import CAME, LAMB, Adafactor, StableAdamW, TransformersAdafactor
 
 
 def optimi_stable_adamw(groups, **options):
@@ -108,6 +108,16 @@ def test_every_execution_is_the_reference(row, options, execution):
 @pytest.mark.parametrize(("row", "options"), CASES)
 def test_narrow_weights_are_no_further_from_float64_than_the_reference(row, options, execution):
     row.check_narrow(options, execution)
+
+
+@pytest.mark.parametrize("cls", [Adafactor, TransformersAdafactor, StableAdamW, LAMB, CAME])
+def test_many_of_one_shape_step_as_one_by_one(cls):
+    shapes = [(4, 3)] * 3 + [(3, 4, 2, 2)] * 2 + [(7,)] * 2 + [(120, 90)] * 2  # large ones as well
+    found, truth = (
+        descend(cls(parameters(shapes), foreach=foreach), 10) for foreach in (True, False)
+    )
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS, ids=label)

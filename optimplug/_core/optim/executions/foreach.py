@@ -85,6 +85,9 @@ def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[
         The columns of a part, and for each of its tensors the place that it has in the batch.
     """
     columns: Sequence[Sequence[Tensor]] = [batch.params, batch.grads, *batch.states.values()]
+    if sum(p.nbytes for p in batch.owners) <= limit:
+        yield list(map(list, columns)), list(range(len(batch.owners)))
+        return
     part: list[list[Tensor]] = [[] for _ in columns]
     owners: list[int] = []
     size = 0

@@ -126,9 +126,9 @@ class WholeTensors(TensorList):
     ) -> WholeTensors:
         gone = self.gone | {axis}
         if self.shards.mesh is None:
-            found = [mean(t, dim=axis, keepdim=True) for t in self.tensors]
+            found = _of_each(self.tensors, lambda t: mean(t, dim=axis, keepdim=True))
         else:
-            found = self.shards.total([total(t) for t in self.tensors], axis, self.gone)
+            found = self.shards.total(_of_each(self.tensors, total), axis, self.gone)
             found = [t / shape[axis] for t, shape in zip(found, self._shapes(), strict=True)]
         return WholeTensors(found, self.shards, gone)
 
@@ -137,6 +137,8 @@ class WholeTensors(TensorList):
 
     def _shapes(self) -> list[torch.Size]:
         """Return the whole shape of each."""
+        if not self.gone:
+            return self.shards.shapes
         return [
             torch.Size(1 if i - len(shape) in self.gone else n for i, n in enumerate(shape))
             for shape in self.shards.shapes
@@ -157,6 +159,32 @@ def whole_operands(
     gone = [frozenset[int]()] * 2
     gone += [frozenset([spec.over] if spec.over else []) for spec in batch.rule.state]
     return [WholeTensors(c, shards, g) for c, g in zip(columns, gone, strict=True)]
+
+
+_STACKED_BYTES = 2**15
+"""To put larger tensors beside each other takes longer than a call for each."""
+
+
+def _of_each(tensors: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Return a function's results; small tensors of one shape go through it together.
+
+    Args:
+        tensors: all of one type.
+        function: counts axes from the end, so that it takes tensors stacked before the first.
+    """
+    same: dict[torch.Size, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        same.setdefault(tensor.shape, []).append(i)
+    found = list(tensors)
+    for places in same.values():
+        own = [tensors[i] for i in places]
+        if len(own) == 1 or own[0].nbytes > _STACKED_BYTES:
+            results: Sequence[Tensor] = [function(tensor) for tensor in own]
+        else:
+            results = function(torch.stack(own)).unbind()
+        for i, result in zip(places, results, strict=True):
+            found[i] = result
+    return found
 
 
 def _rows(matrix: Tensor, split: int | Sequence[int] | None) -> int | list[int]:
