@@ -49,5 +49,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev]"
 # Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
 # of the others the tests need a class or two.
-	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer
+	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer trl
 	touch $@
