@@ -5,6 +5,8 @@ import torch
 import torch.distributed.fsdp
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard
 
 from optimplug._core import internals
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -14,7 +16,7 @@ GONE = f"torch {torch.__version__} has it no longer; mend optimplug/_core/intern
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_on_lists(name):
-    if OPERATIONS[name].foreach is None:
+    if OPERATIONS[name].foreach is None and OPERATIONS[name].tensor is None:
         for form in (name, f"{name}_"):
             assert callable(internals.foreach_operator(form)), f"torch._foreach_{form}: {GONE}"
 
@@ -44,6 +46,13 @@ def test_fused_sgd():
     scaling = {"grad_scale": None, "found_inf": None}
     internals.fused_sgd([p], [torch.ones(1)], [], **settings, **flags, **scaling)
     assert p.item() == pytest.approx(0.9), f"torch's fused SGD computes something else: {GONE}"
+
+
+def test_where_a_shard_starts():
+    # The second of two by three processes.
+    mesh = DeviceMesh("cpu", torch.arange(6).view(2, 3), _init_backend=False, _rank=1)
+    found = internals.shard_start((5, 7), mesh, (Replicate(), Shard(1)))
+    assert found == ((5, 3), (0, 3)), f"where DTensor's shards start: {GONE}"
 
 
 def test_modes_that_see_every_operation():

@@ -7,7 +7,7 @@ that took it away.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ __all__ = [
     "load_pre_hooks",
     "outside_graphs",
     "parameters_by_name",
+    "shard_start",
     "unhooked_step",
     "with_children",
 ]
@@ -150,3 +151,16 @@ def inside_wrapper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         if isinstance(optimizer, getattr(sys.modules.get(module), name, ())):
             return optimizer.optimizer  # type: ignore[attr-defined, no-any-return]
     return optimizer
+
+
+def shard_start(
+    shape: Sequence[int], mesh: Any, placements: Sequence[Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of the shard of a DTensor that is here, and where it starts on each axis.
+
+    Nothing public says where a shard starts.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    sizes, offsets = compute_local_shape_and_global_offset(tuple(shape), mesh, placements)
+    return tuple(sizes), tuple(offsets)

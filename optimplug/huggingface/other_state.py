@@ -138,7 +138,7 @@ def _check_alike(
 ) -> None:
     """Refuse the state of another kind of optimizer; whether it is whole is for this one to say."""
     if isinstance(owner, optim.Optimizer):
-        rules = [owner.rule({**owner.defaults, **group}) for group in owner.param_groups]
+        rules = [owner.stored_rule({**owner.defaults, **group}) for group in owner.param_groups]
         kept = {"step"}.union(*((*rule.state_names, *rule.variant_state) for rule in rules))
         alike = all(state.keys() <= kept for state in by_name.values())
     else:  # what others keep is known from their hyperparameters alone

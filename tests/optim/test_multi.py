@@ -178,7 +178,8 @@ REFUSED = {
     "own step": ({"optimizer": OwnStep}, "its step is more than an update of each parameter"),
     "another's key": (
         {"optimizer": "Lion", "eps": 1e-8},
-        "Lion has no 'eps'; valid are: betas, lr, maximize, weight_decay",
+        "Lion has no 'eps'; valid are: betas, lr, maximize, rounding, "
+        "rounding_seed, state_dtype, weight_decay",
     ),
     "misspelt key": (
         {"optimizer": "Lion", "weigth_decay": 0.1},

@@ -107,6 +107,8 @@ class Batch:
     """The parameters themselves, of which :attr:`params` may be shards or other views."""
     form: Form
     """What the parameters had in common when they were put together."""
+    places: list[int] = field(default_factory=list)
+    """The position of each parameter among those of all groups."""
     _after: dict[str, list[float]] = field(default_factory=dict)
     """For each cell what its numbers become, as :meth:`coefficients` has found."""
 

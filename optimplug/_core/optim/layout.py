@@ -83,7 +83,8 @@ class _BatchLayout:
             columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
         tensors = columns.pop("params"), columns.pop("grads"), columns, self.steps
-        return Batch(self.rule, self.cells, hypers, *tensors, sharded, self.memo, owners, self.form)
+        known = sharded, self.memo, owners, self.form
+        return Batch(self.rule, self.cells, hypers, *tensors, *known, places=self.places)
 
     def _columns(
         self,
@@ -359,7 +360,7 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
-    return kept, bool(missing)
+    return kept, not all(spec.is_weight for spec in missing)
 
 
 def _addresses(kept: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:

@@ -36,7 +36,7 @@ def state_bytes(optimizer: Optimizer) -> int:
     ]
     state: State = defaultdict(dict)
     grads = [p for group in groups for p in group["params"]]
-    rules = [optimizer.rule(group) for group in groups]
+    rules = [optimizer.stored_rule(group) for group in groups]
     Layout(groups, grads, rules, state, count_on=())
     tensors = {id(tensor): tensor for kept in state.values() for tensor in kept.values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

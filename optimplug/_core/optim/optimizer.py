@@ -35,6 +35,14 @@ from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_m
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
+from optimplug._core.optim.storage import (
+    STORAGE,
+    Rounding,
+    StateDtype,
+    check_storage,
+    storage_settings,
+    stored,
+)
 from optimplug._core.optim.totals import totals
 from optimplug.errors import ArgumentError, nearest
 
@@ -58,6 +66,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
             but where an operator of torch's does the step: then they hold the clipped values.
             None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: how a bfloat16 parameter takes an update; see
+            :mod:`optimplug._core.optim.storage`, for the next two as well.
+        rounding_seed: what ``rounding="stochastic"`` draws by.
+        state_dtype: how moments are kept.
 
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
@@ -77,6 +89,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
         *,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         check_clipping(max_grad_norm, skip_nonfinite)
         self.max_grad_norm = max_grad_norm
@@ -85,9 +100,12 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.skipped_steps = 0
         self._layout: Layout | None = None
         check_choices(defaults)
+        # What a group does not have is as in torch; so its state dicts have torch's keys.
+        defaults = {**defaults, **storage_settings(rounding, rounding_seed, state_dtype)}
         # Without a rate every group has one, and is checked with it.
         if defaults.get("lr", required) is not required:
             self.check(defaults)
+            check_storage(self.rule(defaults), defaults, type(self).__name__)
         super().__init__(params, defaults)
         # GradScaler then leaves it to the step to unscale, and to skip where it found_inf.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
@@ -103,6 +121,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def rule(hyper: Hyper) -> Rule:
         """Return the update rule that a group's hyperparameters ask for."""
+
+    @classmethod
+    def stored_rule(cls, hyper: Hyper) -> Rule:
+        """Return the same with the storage that the group asks for: what a step runs."""
+        return stored(cls.rule(hyper), hyper)
 
     @staticmethod
     @abstractmethod
@@ -168,7 +191,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]
     ) -> tuple[list[Batch], list[Ready]]:
         """Return this step's work, ready to be run."""
-        rules = [self.rule(group) for group in groups]
+        rules = [self.stored_rule(group) for group in groups]
         if self._layout is not None and self._layout.fits(groups, grads, rules, self.state):
             batches = self._layout.batches(groups, grads, self.state)
             if batches is not None:
@@ -244,7 +267,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         For a subclass to call at the end of its constructor, where torch's class does so too.
         """
         params = [p for group in self.param_groups for p in group["params"]]
-        rules = [self.rule(group) for group in self.param_groups]
+        rules = [self.stored_rule(group) for group in self.param_groups]
         count_on = devices_that_count(self.defaults)
         with torch.no_grad():
             Layout(self.param_groups, params, rules, self.state, count_on)
@@ -261,7 +284,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """Load a state of this package or of ``torch.optim``.
 
         Every tensor keeps its dtype. Hyperparameters that an older state lacks keep their defaults,
-        and how a step is executed stays as it is.
+        and how a step is executed stays as it is. So does the storage (``rounding``,
+        ``state_dtype``): a state saved under another is converted, which is logged.
 
         Raises:
             StateError: the state does not fit the parameters. Nothing has changed then.
@@ -270,10 +294,16 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for pre_hook in load_pre_hooks(self):
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        state, groups = checked_state(state_dict, self.param_groups, self._checked_rule)
+        state, groups = checked_state(state_dict, self.param_groups, self._checked_storage)
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in load_post_hooks(self):
             post_hook(self)
+
+    def _checked_storage(self, group: Hyper, own: Hyper) -> Rule:
+        """Return the same with the group's storage; as :meth:`_checked_rule`."""
+        rule = self._checked_rule(group, own)
+        check_storage(rule, group, type(self).__name__)
+        return stored(rule, group)
 
     def _checked_rule(self, group: Hyper, own: Hyper) -> Rule:
         """Return the rule of a loaded group, which may lack what came after it was saved.
@@ -308,8 +338,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
         return f"param_groups[{number}]{name}"
 
     def _check_group(self, group: dict[str, Any], where: str) -> None:
-        for key in group.keys() - self.defaults.keys() - {"params"}:
-            meant = nearest(key, self.defaults, cutoff=0.85)
+        known = {**STORAGE, **self.defaults}
+        for key in group.keys() - known.keys() - {"params"}:
+            meant = nearest(key, known, cutoff=0.85)
             if meant is not None and not speaks_of(key, meant):
                 raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
         for key in ("max_grad_norm", "skip_nonfinite"):
@@ -328,6 +359,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             )
         try:
             self.check(hyper)
+            check_storage(self.rule(hyper), hyper, type(self).__name__)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error}") from None
         if self.defaults.get("capturable") and not self.rule(hyper).fused_dtypes:
@@ -335,7 +367,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 f"{where}: capturable=True needs an operator of torch's that does the whole update "
                 f"of {type(self).__name__}, and there is none; leave it out"
             )
-        rule, found = self.rule(hyper), devices_asked_for(self.defaults)
+        rule, found = self.stored_rule(hyper), devices_asked_for(self.defaults)
         for p in _parameters(group):
             problem = rule.refusal(p)
             if problem is not None:

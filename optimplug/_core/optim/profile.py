@@ -49,6 +49,7 @@ def profile_of(cls: type[Optimizer]) -> Profile:
         4.0
     """
     optimizer = _over(cls, (_SIDE, _SIDE))
+    arguments = inspect.signature(cls).parameters
     rule = optimizer.rule(optimizer.param_groups[0])
     return Profile(
         name=cls.__name__,
@@ -60,7 +61,7 @@ def profile_of(cls: type[Optimizer]) -> Profile:
             for key, value in cls.facts.options.items()
         },
         executions=tuple(_executions(rule, optimizer.defaults)),
-        storage=("float32",),
+        storage=("float32", "bfloat16") if "state_dtype" in arguments else ("float32",),
         sharding=_SHARDING[rule.scope] if cls.facts.sharded else (),
     )
 

@@ -57,6 +57,9 @@ class StateSpec(NamedTuple):
     """What each of its elements begins with, from the group's hyperparameters; None: ``init`` says
     so. Of a complex number both parts begin with it."""
 
+    is_weight: bool = False
+    """Whether it is a part of the weight: that it is missing says nothing of how often the
+    parameter has stepped."""
     may_be_flat: bool = False
     """Whether it may be loaded in one dimension, or as one number for all."""
 
@@ -71,6 +74,8 @@ class StateSpec(NamedTuple):
         """Return its first value for a parameter of a group with these hyperparameters."""
         if self.over is not None:
             return reduced_zeros(p, self.shape_for(p), self.over, self.dtype or p.dtype)
+        if self.init is _zeros_like and self.value is None:
+            return torch.zeros_like(p, dtype=self.dtype, memory_format=torch.preserve_format)
         start = self.init(p if self.dtype is None else p.to(self.dtype))
         if self.value is None:
             return start
@@ -157,6 +162,13 @@ class Rule(ABC):
     temporaries: ClassVar[int] = 2
     """How many operands as large as the parameters an update holds at once, at the most."""
 
+    widens: ClassVar[bool] = False
+    """Whether it computes in float32 where its operands are narrower."""
+
+    draws: ClassVar[bool] = False
+    """Whether :meth:`update` finds random numbers under ``random`` among the states: for each
+    element a whole number from 0 to 65535, which is kept nowhere."""
+
     fused_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
     """For which types :meth:`fused` is right; none where the rule has no such operator."""
 
@@ -169,6 +181,11 @@ class Rule(ABC):
     def state_names(self) -> tuple[str, ...]:
         """The names of :attr:`state`, in its order."""
         return tuple(spec.name for spec in self.state)
+
+    @cached_property
+    def operand_names(self) -> tuple[str, ...]:
+        """The names of what :meth:`update` finds among the states."""
+        return (*self.state_names, "random") if self.draws else self.state_names
 
     @cached_property
     def number_names(self) -> tuple[str, ...]:

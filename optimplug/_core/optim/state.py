@@ -13,9 +13,13 @@ from torch import Tensor
 
 from optimplug._core.internals import WRAPPED_AS
 from optimplug._core.optim.rule import Rule, StateSpec
+from optimplug._core.optim.storage import STORAGE
+from optimplug._core.optim.storage_change import converted, differs, own_storage, tell
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["checked_state"]
+
+_OF_STORAGE = (*STORAGE, "rounding_step")
 
 
 def checked_state(
@@ -82,8 +86,13 @@ def checked_state(
         if not isinstance(kept, Mapping):
             raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
         state[p] = {key: _fitted(value, p, key, names[p], rules[p]) for key, value in kept.items()}
+    changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
+    for p in (p for i in changed for p in groups[i]["params"] if p in state):
+        state[p] = converted(state[p], p, rules[p])
     for p, rule in rules.items():
         _check_whole(state.get(p), rule, names[p])
+    for i in changed:
+        tell(i, saved[i], groups[i])
     return state, loaded
 
 
@@ -174,6 +183,8 @@ def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
     group = copy.deepcopy({key: value for key, value in theirs.items() if key != "params"})
     if "param_names" in ours:
         group.setdefault("param_names", ours["param_names"])
+    group = {key: value for key, value in group.items() if key not in _OF_STORAGE}
+    group.update(own_storage(theirs, ours))
     group["params"] = ours["params"]
     # In the order of the optimizer's own, so that what is saved next has its keys where they were.
     return {key: group[key] for key in {**ours, **group} if key in group}

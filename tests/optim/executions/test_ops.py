@@ -9,9 +9,18 @@ from optimplug._core.optim.batch import Batch, Cell, Form
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.executions.operands import Functional, TensorList
-from optimplug._core.optim.executions.ops import OPERATIONS
+from optimplug._core.optim.executions.ops import OPERATIONS, apply
 from optimplug._core.optim.rule import Rule, StateSpec
 
+# Those of the bits of a number, through which nothing flows; see test_bits.py.
+ON_BITS = {
+    "finite_or": lambda x, y, z, k: x(y),
+    "narrowed": lambda x, y, z, k: x(),
+    "visible": lambda x, y, z, k: x(),
+    "hidden": lambda x, y, z, k: x(),
+    "joined": lambda x, y, z, k: x(y),
+    "drawn": lambda x, y, z, k: x(y),
+}
 # How each is called: on x, with the operands y and z, and the number k.
 CALLS = {
     "copy": lambda x, y, z, k: x(y),
@@ -31,6 +40,7 @@ CALLS = {
     "clamp_max": lambda x, y, z, k: x(y),
     "addcmul": lambda x, y, z, k: x(y, z, value=k),
     "addcdiv": lambda x, y, z, k: x(y, z, value=k),
+    **ON_BITS,
 }
 MORE = {
     "at least a number": ("clamp_min", lambda x, y, z, k: x(k)),
@@ -46,6 +56,8 @@ def call(case, x, y, z, k, in_place=False):
     name, how = CASES[case]
     if name == "copy" and isinstance(x, torch.Tensor):
         return y.clone()  # a tensor's own is in place alone
+    if isinstance(x, torch.Tensor) and name in ON_BITS:
+        return how(lambda *others: apply(name, x, *others), y, z, k)
     return how(getattr(x, name + "_" * in_place), y, z, k)
 
 
@@ -54,6 +66,8 @@ def values(case):
     x, *others = [[torch.rand(n, generator=generator) + 0.5 for n in (1, 4, 9)] for _ in range(3)]
     if CASES[case][0] in ("abs", "neg", "sign"):
         x = [t * torch.tensor([-1.0, 1.0]).repeat(9)[: len(t)] for t in x]
+    if CASES[case][0] in ("joined", "drawn"):  # with whole numbers
+        others = [[(t * 10_000).floor() for t in ts] for ts in others]
     return [x, *others]
 
 
@@ -79,7 +93,7 @@ def test_on_many_tensors(case, scalars, in_place):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("case", [case for case in CASES if case != "copy"])  # it drops x
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("copy", *ON_BITS)])
 def test_where_autograd_flows(case, in_place):
     x, y, z = (row[2].double() for row in values(case))
     x.requires_grad_()

@@ -20,7 +20,12 @@ from optimplug._core.optim.executions.program import (
 
 __all__ = ["C_TYPES", "squares_source", "update_source"]
 
-C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat"}
+C_TYPES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.bfloat16: "bfloat",
+    torch.int16: "short",
+}
 """What tensors may hold. The arithmetic is in float, or in double where any of them is double."""
 
 _HEAD = """\
@@ -42,6 +47,8 @@ static inline work load_bfloat(bfloat x) {{
     memcpy(&value, &bits, 4);
     return value;
 }}
+static inline work load_short(short x) {{ return x; }}
+static inline short store_short(work x) {{ return (short)x; }}
 static inline float store_float(work x) {{ return x; }}
 static inline double store_double(work x) {{ return x; }}
 static inline bfloat store_bfloat(work x) {{ /* to nearest, ties to even; NaN stays NaN */
@@ -66,6 +73,58 @@ static inline work blend(work x, work y, work w) {{
 }}
 static inline work larger(work x, work y) {{ return x > y || x != x ? x : y; }}
 static inline work smaller(work x, work y) {{ return x < y || x != x ? x : y; }}
+
+/* A float32 and the bfloat16 that stands for it, as in bits.py: both must give the same bits. */
+static inline uint32_t bits_of(work x) {{
+    float value = x;
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}}
+static inline work number_of(uint32_t bits) {{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}}
+/* Branches and conditional conversions would keep the compiler from doing many at once. */
+static inline uint32_t size_of(uint32_t bits) {{ return bits & 0x7fffffff; }}
+static inline int is_finite(uint32_t bits) {{ return size_of(bits) < 0x7f800000; }}
+static inline int is_nan(uint32_t bits) {{ return size_of(bits) > 0x7f800000; }}
+static inline uint32_t where(int is) {{ return -(uint32_t)is; }} /* a mask */
+static inline work finite_or(work x, work y) {{ return is_finite(bits_of(x)) ? x : y; }}
+static inline work narrowed(work x) {{ return load_bfloat(store_bfloat(x)); }}
+static inline work visible(work x) {{
+    uint32_t bits = bits_of(x), nearest = (bits + 0x8000) & 0xffff0000;
+    return number_of(is_nan(bits) ? bits : nearest);
+}}
+static inline work hidden(work x) {{
+    uint32_t bits = bits_of(x), nearest = (bits + 0x8000) & 0xffff0000;
+    return (work)(int32_t)((bits - nearest) & where(is_finite(nearest) & !is_nan(bits)));
+}}
+static inline work joined(work x, work rest) {{
+    uint32_t bits = bits_of(x);
+    int32_t low = (int32_t)rest;
+    uint32_t overwritten = where(!is_finite(bits)) | (where(size_of(bits) == 0) & where(low < 0));
+    return number_of(bits + ((uint32_t)low & ~overwritten));
+}}
+static inline work drawn(work x, work random) {{
+    uint32_t bits = bits_of(x), up = (bits + (uint32_t)(int32_t)random) & 0xffff0000;
+    uint32_t found = is_finite(up) ? up : bits & 0xffff0000;
+    return number_of(is_nan(bits) ? bits : found);
+}}
+
+/* Random numbers, as in draws.py: two keys, and the place of the first element. */
+typedef int64_t drawing;
+static inline uint32_t mixed(uint32_t x) {{
+    x = (x ^ x >> 16) * 0x21f0aaad;
+    x = (x ^ x >> 15) * 0x735a2d97;
+    return x ^ x >> 15;
+}}
+static inline work draw(const drawing *key, int64_t i) {{
+    uint64_t at = (uint64_t)key[2] + (uint64_t)i;
+    uint32_t one = mixed((uint32_t)at ^ (uint32_t)key[0]);
+    return (work)(int32_t)(mixed(one + (uint32_t)(at >> 32) + (uint32_t)key[1]) >> 16);
+}}
 
 /* Which thread this is, and of how many. */
 static inline void place(int64_t *thread, int64_t *of) {{
@@ -144,11 +203,11 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
 
     Args:
         program: what it does to one element.
-        dtypes: of each column.
+        dtypes: of each column; int64 where it has the keys of random numbers.
         operands: the names of the columns, in their order: ``p``, ``g``, then the states.
     """
-    types = dict(zip(operands, (C_TYPES[dtype] for dtype in dtypes), strict=True))
-    body = [f"work x_{name} = load_{kind}(at_{name}[i]);" for name, kind in types.items()]
+    types = dict(zip(operands, (C_TYPES.get(dtype, "drawing") for dtype in dtypes), strict=True))
+    body = [f"work x_{name} = {_load(name, kind)};" for name, kind in types.items()]
     body += ["x_g = x_g * scale;"]
     body += [f"const work t{i} = {_text(step)};" for i, step in _with_fused_sums(program)]
     body += [f"at_{n}[i] = store_{types[n]}({_name(end)});" for n, end in program.outputs]
@@ -160,6 +219,10 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
         arguments=", ".join(f"columns[{n}][i]" for n in range(len(operands))),
         width=len(program.coefficients),
     )
+
+
+def _load(name: str, kind: str) -> str:
+    return f"draw(at_{name}, i)" if kind == "drawing" else f"load_{kind}(at_{name}[i])"
 
 
 def squares_source(dtype: torch.dtype) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch, are_plain
 from optimplug._core.optim.executions.compiler import compile_library, compiler
+from optimplug._core.optim.executions.draws import are_in_order, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.memory_layout import overlap, same_strides, without_memory
 from optimplug._core.optim.rule import Rule
@@ -82,6 +83,11 @@ class Compiled:
         scalars = batch.coefficients(ahead=1)
         columns = (batch.params, batch.grads, *batch.states.values())
         dtypes = tuple(column[0].dtype for column in columns)
+        draws = None
+        if batch.rule.draws:
+            if not (memory.contiguous and are_in_order(batch)):
+                return None
+            draws, dtypes = draw_keys(batch), (*dtypes, torch.int64)
         library = _update_library(_program(batch.rule, scalars), batch.rule, dtypes)
         if library is None:
             return None
@@ -89,7 +95,7 @@ class Compiled:
         if without_memory(batch.grads, grads):
             return None
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        return ReadyCompiled(batch, memory, grads, numbers, library)
+        return ReadyCompiled(batch, memory, grads, numbers, library, draws)
 
 
 @dataclass
@@ -103,6 +109,8 @@ class ReadyCompiled:
     numbers: array[float]
     """The scalars of each cell, for the next update."""
     library: ctypes.CDLL
+    draws: Tensor | None = None
+    """Of each tensor the keys of its random numbers, where the rule draws any."""
 
     def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Update the batch."""
@@ -110,7 +118,10 @@ class ReadyCompiled:
             return
         memory = self.memory
         params, *states = memory.pointers
-        lists = array("Q", [_address(column) for column in (params, self.grads, *states)])
+        columns = [params, self.grads, *states]
+        if self.draws is not None:
+            columns.append(array("Q", [row.data_ptr() for row in self.draws]))
+        lists = array("Q", [_address(column) for column in columns])
         where = (
             *(_address(memory.starts), _address(lists)),
             *(_address(self.numbers), _address(memory.cells)),
@@ -224,7 +235,7 @@ def _update_library(
 ) -> ctypes.CDLL | None:
     from optimplug._core.optim.executions.c_source import update_source
 
-    library = compile_library(update_source(program, dtypes, ("p", "g", *rule.state_names)))
+    library = compile_library(update_source(program, dtypes, ("p", "g", *rule.operand_names)))
     if library is not None:
         library.update.argtypes = [c_int64, *[c_void_p] * 4, c_double, c_int]
         library.update.restype = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.draws import are_in_order, draw
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.loop import in_one_type
 from optimplug._core.optim.executions.operands import TensorList
@@ -17,6 +18,9 @@ from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.totals import Measured, joined
 
 __all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
+
+_DRAWING = 48
+"""The bytes that it takes to draw a random number."""
 
 SCRATCH_BYTES = 64 * 2**20
 """The temporaries of a step stay under this."""
@@ -29,8 +33,12 @@ class Foreach:
         """Compute the scalars of the next update; None where torch has no operator for these."""
         if not batch.is_plain or batch.has_sparse:
             return None
-        # Torch's operators take one type: a rule for whole tensors works on copies of the widest.
-        if batch.is_mixed and batch.rule.scope == "element":
+        # Torch's operators take one type: rules for whole tensors, and for narrow weights, work on
+        # copies of the widest.
+        rule = batch.rule
+        if batch.is_mixed and rule.scope == "element" and not rule.widens:
+            return None
+        if rule.draws and not are_in_order(batch):
             return None
         return ReadyForeach(batch, batch.numbers(ahead=1))
 
@@ -55,18 +63,18 @@ class ReadyForeach:
         # A scalar that is the same for all goes in as one number, which is quicker than a list.
         shared = {n: all(k[n] == first for k in per_cell) for n, first in per_cell[0].items()}
         cell_of = [i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]]
-        # One more than the rule's own is the scaled gradient; a sixteenth is left for small things.
-        limit = SCRATCH_BYTES * 15 // 16 // (batch.rule.temporaries + 1)
+        limit = SCRATCH_BYTES * 15 // 16 // _operands_held(batch)  # the rest is for small things
         for pieces, owners in _parts(batch, limit):
             k = {
                 name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
                 for name, same in shared.items()
             }
-            with in_one_type(pieces) as columns:
-                params, grads, *states = self._operands(columns, owners)
+            with in_one_type(pieces, batch.rule.widens) as columns:
+                drawn = [draw(batch, pieces[0], owners)] if batch.rule.draws else []
+                params, grads, *states = self._operands([*columns, *drawn], owners)
                 if scale is not None:
                     grads = grads.scaled(scale.to(grads.tensors[0].device))
-                state = dict(zip(batch.states, states, strict=True))
+                state = dict(zip(batch.rule.operand_names, states, strict=True))
                 found = batch.rule.update(params, grads, state, k)
             if batch.rule.measures:
                 measured.append({name: numbers.values for name, numbers in found.items()})
@@ -76,6 +84,18 @@ class ReadyForeach:
         if self.batch.rule.scope == "element":
             return [TensorList(column) for column in columns]
         return whole_operands(self.batch, columns, owners)
+
+
+def _operands_held(batch: Batch) -> int:
+    """Return how many operands as large as the parameters a part of a step holds at once."""
+    rule = batch.rule
+    held = rule.temporaries + 1  # the scaled gradient
+    if rule.widens:
+        # Those, and a copy of each column, in float32.
+        copies = len(batch.states) + 2
+        held = -(-(held + copies) * 4 // batch.params[0].element_size())
+    # To draw random numbers takes several of 64 bits.
+    return held + (_DRAWING // batch.params[0].element_size() if rule.draws else 0)
 
 
 def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[int]]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.draws import draw
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
@@ -69,11 +70,14 @@ class ReadyLoop:
         k: dict[str, float],
         scale: Tensor | None,
     ) -> Any:
-        with in_one_type([[p], [g], *([kept] for kept in state.values())]) as columns:
+        rule = self.batch.rule
+        own = [[p], [g], *([kept] for kept in state.values())]
+        with in_one_type(own, rule.widens) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
-            value, grad, *kept = self._operands(columns, i)
-            return self.batch.rule.update(value, grad, dict(zip(state, kept, strict=True)), k)
+            drawn = [draw(self.batch, [p], [i])] if rule.draws else []
+            value, grad, *kept = self._operands([*columns, *drawn], i)
+            return rule.update(value, grad, dict(zip(rule.operand_names, kept, strict=True)), k)
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
         if self.batch.rule.scope == "element":
@@ -132,13 +136,17 @@ def _where_given(
 
 
 @contextmanager
-def in_one_type(columns: Sequence[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:
+def in_one_type(
+    columns: Sequence[Sequence[Tensor]], widens: bool = False
+) -> Iterator[list[list[Tensor]]]:
     """Lend copies of the widest type where the types differ, and write them back after.
 
     Args:
         columns: parameters, gradients, then the states; gradients are not written back.
+        widens: whether the type is float32 at least.
     """
     types = {tensor.dtype for column in columns for tensor in column}
+    types |= {torch.float32} if widens else set()
     if len(types) == 1:
         yield [list(column) for column in columns]
         return

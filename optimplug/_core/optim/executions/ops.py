@@ -10,11 +10,13 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from optimplug._core.internals import foreach_operator
+from optimplug._core.optim.executions import bits
 
-__all__ = ["OPERATIONS", "Operation"]
+__all__ = ["OPERATIONS", "Operation", "apply"]
 
 Lists = Callable[..., Any]
 """A function on lists of tensors."""
@@ -31,9 +33,13 @@ class Operation(NamedTuple):
     type ``work``; ``root``, ``blend`` and the like are functions of :mod:`.c_source`."""
     foreach: tuple[Lists, Lists] | None = None
     """Its form on lists of tensors, and the same in place, where torch's would not do."""
+    tensor: Callable[..., Tensor] | None = None
+    """Its form on tensors, where Tensor has no method of that name; :func:`apply` knows it."""
 
     def on_lists(self, name: str) -> tuple[Lists, Lists]:
         """Return its form on lists of tensors, and the same in place."""
+        if self.tensor is not None:
+            return _end_to_end(self.tensor)
         return self.foreach or (foreach_operator(name), foreach_operator(f"{name}_"))
 
 
@@ -95,6 +101,30 @@ def _each(number: Any, x: Sequence[Tensor]) -> Sequence[Any]:
     return number if isinstance(number, Sequence) else [number] * len(x)
 
 
+def _end_to_end(function: Callable[..., Tensor]) -> tuple[Lists, Lists]:
+    """Return a function of tensors as one of lists, in which it is called once for all."""
+
+    def on_lists(x: Sequence[Tensor], *others: Any) -> list[Tensor]:
+        sizes = [tensor.numel() for tensor in x]
+        flat = function(*(_flat(operand, sizes, x) for operand in (x, *others)))
+        return [part.view(t.shape) for part, t in zip(torch.split(flat, sizes), x, strict=True)]
+
+    def in_place(x: Sequence[Tensor], *others: Any) -> None:
+        foreach_operator("copy_")(x, on_lists(x, *others))
+
+    return on_lists, in_place
+
+
+def _flat(operand: Any, sizes: Sequence[int], x: Sequence[Tensor]) -> Any:
+    if not isinstance(operand, Sequence):
+        return operand
+    if isinstance(operand[0], Tensor):
+        return torch.cat([tensor.reshape(-1) for tensor in operand])
+    each = torch.tensor(operand, dtype=x[0].dtype, device=x[0].device)
+    counts = torch.tensor(sizes, device=x[0].device)
+    return each.repeat_interleave(counts, output_size=sum(sizes))
+
+
 def _foreach_copy(x: Sequence[Tensor], y: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.clone() for tensor in y]
 
@@ -131,5 +161,24 @@ OPERATIONS: Mapping[str, Operation] = {
     "clamp_max": Operation(_clamp_max),
     "addcmul": Operation(lambda x, a, b, *, value: x + a * value * b),
     "addcdiv": Operation(lambda x, a, b, *, value: x + a * value / b),
+    "finite_or": Operation(c="finite_or({0}, {1})", tensor=bits.finite_or),
+    "narrowed": Operation(c="narrowed({0})", tensor=bits.narrowed),
+    "visible": Operation(c="visible({0})", tensor=bits.visible),
+    "hidden": Operation(c="hidden({0})", tensor=bits.hidden),
+    "joined": Operation(c="joined({0}, {1})", tensor=bits.joined),
+    "drawn": Operation(c="drawn({0}, {1})", tensor=bits.drawn),
 }
 """By Tensor's name, without the ``_`` of the form in place."""
+
+
+def apply(name: str, x: Any, *others: Any) -> Any:
+    """Return an operation's result where Tensor may have no method of that name.
+
+    Example:
+        >>> apply("narrowed", torch.tensor([1.001]))
+        tensor([1.])
+    """
+    form = OPERATIONS[name].tensor
+    if form is not None and isinstance(x, Tensor):
+        return form(x, *others)
+    return getattr(x, name)(*others)

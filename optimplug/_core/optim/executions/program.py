@@ -168,7 +168,7 @@ def trace(rule: Rule, numbers: Numbers) -> Program:
     """
     record = _Record(numbers)
     inputs = {name: Functional(Symbol(record, Input(name))) for name in _operands(rule)}
-    state = {name: inputs[name] for name in rule.state_names}
+    state = {name: inputs[name] for name in rule.operand_names}
     k = {name: _Coefficient(record, name) for name in numbers[0]}
     rule.update(inputs["p"], inputs["g"], state, k)
     ends = {name: value.tensor.stands_for for name, value in inputs.items()}
@@ -177,7 +177,7 @@ def trace(rule: Rule, numbers: Numbers) -> Program:
 
 
 def _operands(rule: Rule) -> tuple[str, ...]:
-    return ("p", "g", *rule.state_names)
+    return ("p", "g", *rule.operand_names)
 
 
 def _argument(operand: Any) -> Argument:

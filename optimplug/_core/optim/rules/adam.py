@@ -15,6 +15,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
@@ -125,6 +126,12 @@ class Adam(Optimizer):
         decoupled_weight_decay: apply the decay to the parameter instead, as :class:`AdamW` does.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: how a bfloat16 parameter takes an update: "nearest", as in torch, "exact" (float32
+            weights of which the parameter is the visible half), "kahan" or "stochastic"; see
+            :mod:`optimplug._core.optim.storage`.
+        rounding_seed: what "stochastic" draws by.
+        state_dtype: how moments are kept: "float32", "bfloat16", or None: as the parameter, and
+            with another rounding than "nearest" in float32.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -170,6 +177,9 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -185,7 +195,13 @@ class Adam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     @staticmethod
@@ -272,6 +288,9 @@ class AdamW(Adam):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -288,6 +307,9 @@ class AdamW(Adam):
             decoupled_weight_decay=True,
             max_grad_norm=max_grad_norm,
             skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:

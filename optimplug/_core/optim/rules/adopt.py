@@ -15,6 +15,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["ADOPT", "ADOPTRule"]
@@ -107,6 +108,9 @@ class ADOPT(Optimizer):
         differentiable: autograd flows through the step.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -154,6 +158,9 @@ class ADOPT(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -167,7 +174,13 @@ class ADOPT(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     @staticmethod

@@ -13,6 +13,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, ScalarSpec, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 
 __all__ = ["NAdam", "NAdamRule"]
 
@@ -107,6 +108,9 @@ class NAdam(Optimizer):
         differentiable: autograd flows through the step.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -150,6 +154,9 @@ class NAdam(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -164,7 +171,13 @@ class NAdam(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     @staticmethod

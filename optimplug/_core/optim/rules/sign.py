@@ -13,6 +13,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Lion", "LionRule", "Rprop", "RpropRule"]
@@ -82,6 +83,9 @@ class Lion(Optimizer):
         differentiable: autograd flows through the step; no gradient flows through a sign.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -123,6 +127,9 @@ class Lion(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -133,7 +140,13 @@ class Lion(Optimizer):
             "differentiable": differentiable,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     @staticmethod
@@ -215,6 +228,9 @@ class Rprop(Optimizer):
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping. The
             sign stays, so only what becomes 0 is changed by it.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -257,6 +273,9 @@ class Rprop(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -268,7 +287,13 @@ class Rprop(Optimizer):
             "capturable": capturable,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            rounding=rounding,
+            rounding_seed=rounding_seed,
+            state_dtype=state_dtype,
         )
 
     @staticmethod

@@ -1,0 +1,125 @@
+"""Random numbers that depend on nothing but what they are for.
+
+Each is a function of a seed, the number of the step, the number of the parameter and the place of
+the element in the whole parameter. So every execution and every process draws the same, wherever
+the element is, and a run that goes on draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug._core.internals import shard_start
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.shards import is_sharded
+
+__all__ = ["are_in_order", "draw", "draw_keys"]
+
+_LOW = 0xFFFFFFFF
+
+
+def draw_keys(batch: Batch) -> Tensor:
+    """Return for each tensor two keys, and the place of its first element in the whole parameter.
+
+    They are int64, in a row for each; ``draw`` in :mod:`.c_source` reads them too.
+    """
+    numbers = torch.tensor(batch.places, dtype=torch.int64)
+    found = torch.empty(len(numbers), 3, dtype=torch.int64)
+    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
+        first, second = _keys(hyper.get("rounding_seed", 0), hyper.get("rounding_step", 0))
+        found[cell.part, 0] = _mixed(numbers[cell.part] ^ first)
+        found[cell.part, 1] = _mixed((numbers[cell.part] + second) & _LOW)
+    starts = [_start(p)[0] if is_sharded(p) else 0 for p in batch.owners]
+    found[:, 2] = torch.tensor(starts, dtype=torch.int64)
+    return found
+
+
+def are_in_order(batch: Batch) -> bool:
+    """Tell whether the elements that are here stand one after the other in each whole parameter."""
+    return all(_start(p)[1] for p in batch.owners if is_sharded(p))
+
+
+def draw(batch: Batch, pieces: Sequence[Tensor], owners: Sequence[int]) -> list[Tensor]:
+    """Return a whole number from 0 to 65535 for each element, as float32.
+
+    Args:
+        batch: what the pieces belong to.
+        pieces: parameters of the batch, or parts of such that were cut in order.
+        owners: where the parameter of each stands in the batch.
+    """
+    device = pieces[0].device
+    sizes = [piece.numel() for piece in pieces]
+    rows = draw_keys(batch)[list(owners)]
+    first = [
+        piece.storage_offset() - batch.params[i].storage_offset()
+        for piece, i in zip(pieces, owners, strict=True)
+    ]
+    rows[:, 2] += torch.tensor(first) - torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    counts = torch.tensor(sizes, device=device)
+    columns = rows.to(device).unbind(1)
+    one, other, start = (
+        column.repeat_interleave(counts, output_size=sum(sizes)) for column in columns
+    )
+    places = start.add_(torch.arange(sum(sizes), device=device))
+    if not are_in_order(batch):  # the loop alone comes here, with one tensor after the other
+        places = torch.cat([_places(batch.owners[i]).to(device) for i in owners])
+    found = _mixed((places & _LOW).bitwise_xor_(one))
+    found = _mixed(found.add_(places >> 32).add_(other).bitwise_and_(_LOW))
+    flat = torch.split(found.bitwise_right_shift_(16).to(torch.float32), sizes)
+    return [part.view(piece.shape) for part, piece in zip(flat, pieces, strict=True)]
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Return numbers of 32 bits mixed so that neighbours have nothing in common.
+
+    The constants are the best that are known for two rounds:
+    https://github.com/skeeto/hash-prospector. A product stays below 2^63.
+    """
+    x = x ^ (x >> 16)
+    x.mul_(0x21F0AAAD).bitwise_and_(_LOW)
+    x ^= x >> 15
+    x.mul_(0x735A2D97).bitwise_and_(_LOW)
+    x ^= x >> 15
+    return x
+
+
+def _keys(seed: int, step: int) -> tuple[int, int]:
+    """Return two numbers of 32 bits for a step; see https://prng.di.unimi.it/splitmix64.c."""
+    whole = 0xFFFFFFFFFFFFFFFF
+    x = (int(seed) * 0xD1342543DE82EF95 + (int(step) + 1) * 0x9E3779B97F4A7C15) & whole
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & whole
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & whole
+    x ^= x >> 31
+    return x & _LOW, x >> 32
+
+
+def _start(p: Any) -> tuple[int, bool]:
+    """Return where the shard that is here starts, and whether it has all up to its end."""
+    return _shard_place(p.shape, p.device_mesh, tuple(p.placements))
+
+
+@lru_cache
+def _shard_place(shape: torch.Size, mesh: Any, placements: tuple[Any, ...]) -> tuple[int, bool]:
+    sizes, offsets = shard_start(shape, mesh, placements)
+    strides = torch.empty(shape, device="meta").stride()
+    start = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
+    cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
+    # Whatever comes before the axis that is cut must be one row.
+    in_order = not cut or all(size == 1 for size in sizes[: cut[-1]])
+    return start, in_order
+
+
+def _places(p: Any) -> Tensor:
+    """Return the place of each element that is here, in the whole parameter."""
+    sizes, offsets = shard_start(p.shape, p.device_mesh, tuple(p.placements))
+    strides = torch.empty(p.shape, device="meta").stride()
+    found = torch.zeros(sizes, dtype=torch.int64)
+    for axis, (size, at, stride) in enumerate(zip(sizes, offsets, strides, strict=True)):
+        along = [-1 if i == axis else 1 for i in range(len(sizes))]
+        found += ((torch.arange(size) + at) * stride).view(along)
+    return found.view(-1)

@@ -1,0 +1,259 @@
+r"""How weights and moments are kept, whatever the rule: its math is done in float32 in between.
+
+A rule is wrapped in a :class:`StoredRule`, which reads the weight, lets the rule update it, and
+writes it. So every execution has every storage: what a storage needs are operations of the table.
+
+The arguments, which a group may have of its own:
+
+``rounding`` says how a bfloat16 parameter takes an update. It has 8 bits of precision, so that an
+update of less than about 1/500 of a weight rounds to nothing, at every step.
+
+``"nearest"``
+    The nearest bfloat16, as in torch.
+``"exact"``
+    The state ``remainder`` (int16) keeps the 16 bits that a float32 weight has beyond a bfloat16:
+    the weights are, together with it, those of a float32 run, bit for bit. The parameter is the
+    nearest bfloat16, the one further from zero of two that are equally near; a negative remainder
+    tells that it was rounded away from zero. Whatever is beyond the largest bfloat16 is infinite.
+``"kahan"``
+    The state ``compensation`` (bfloat16) is what the last rounding has left out, and goes into the
+    next update: :math:`u = k + \Delta,\; p' = p + u,\; k' = u + (p - p')`, where :math:`\Delta` is
+    all that the rule changes, its weight decay too. It has 8 bits as well, and is rounded up at
+    some steps and down at others, in proportion (the fractions of multiples of the golden ratio);
+    rounded to nearest it would lose or gain a sixth of small updates.
+``"stochastic"``
+    Nothing is kept: the bfloat16 below or above is drawn, the nearer the likelier, so that the mean
+    is right. What is drawn depends on the group's ``rounding_seed``, the number of the step (the
+    group's ``rounding_step``), the parameter's number in the optimizer and the element's place in
+    the whole parameter: it is the same in every execution, in every process that has the parameter,
+    and in a run that goes on. (In a flat shard of FSDP's first version, the place is that in the
+    shard.)
+
+Infinities and NaN stay what they are. Parameters of float32 and wider take updates as they are, so
+that one setting serves models of several types; for float16, only ``"nearest"`` is there.
+
+``state_dtype`` says how what a rule keeps of a parameter's size is kept: ``"float32"``,
+``"bfloat16"``, or None: as the parameter, as in torch; but under a rounding other than
+``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16 stops to change,
+like a weight. The math is in float32 at least wherever it is given.
+
+Example:
+    >>> import torch
+    >>> from optimplug.optim import SGD
+    >>> w = torch.tensor([1.0], dtype=torch.bfloat16, requires_grad=True)
+    >>> optimizer = SGD([w], lr=1e-3, rounding="exact")
+    >>> for _ in range(100):
+    ...     w.grad = torch.ones_like(w)
+    ...     optimizer.step()
+    >>> w  # a step alone is too small to be seen
+    tensor([0.8984], dtype=torch.bfloat16, requires_grad=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from optimplug._core.arguments import as_number
+from optimplug._core.optim.executions.ops import apply
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug.errors import ArgumentError
+
+__all__ = [
+    "LOW_BITS",
+    "STORAGE",
+    "Rounding",
+    "StateDtype",
+    "StoredRule",
+    "check_storage",
+    "storage_settings",
+    "stored",
+]
+
+Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16"]
+
+STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
+"""The arguments, and what each is where a group does not have it."""
+
+_ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_GOLDEN = 0.6180339887498949
+
+
+def _empty(dtype: torch.dtype, name: str) -> StateSpec:
+    return StateSpec(name, dtype=dtype, late=True, is_weight=True)
+
+
+LOW_BITS = {
+    "exact": _empty(torch.int16, "remainder"),
+    "kahan": _empty(torch.bfloat16, "compensation"),
+}
+"""What a rounding keeps beside the weight."""
+
+
+@dataclass(frozen=True)
+class StoredRule(Rule):
+    """A rule whose weights and moments are kept in a way of their own."""
+
+    inner: Rule
+    rounding: Rounding = "nearest"
+    dtype: torch.dtype | None = None
+    """Of what the rule keeps; None: as it says itself."""
+
+    fused_dtypes: ClassVar = ()  # torch's operators know of none of it
+    widens: ClassVar = True
+
+    def __post_init__(self) -> None:
+        own = {field.name for field in fields(self)} | {"fused_dtypes", "widens"}
+        for name in Rule.__annotations__.keys() - own:
+            object.__setattr__(self, name, getattr(self.inner, name))
+        found = {
+            "temporaries": self.inner.temporaries + 4,
+            "draws": self.rounding == "stochastic",
+            "counts_in_groups": self.inner.counts_in_groups or self._counts,
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def _counts(self) -> bool:
+        """Whether the rounding depends on the number of the step."""
+        return self.rounding in ("stochastic", "kahan")
+
+    @cached_property
+    def state(self) -> tuple[StateSpec, ...]:
+        kept = [
+            spec._replace(dtype=self.dtype) if spec.dtype is None else spec
+            for spec in self.inner.state
+        ]
+        return (*kept, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
+
+    def refusal(self, p: Tensor) -> str | None:
+        if self.rounding != "nearest" and p.dtype == torch.float16:
+            return (
+                f"rounding={self.rounding!r} is for bfloat16, without effect on wider parameters, "
+                "but one is float16; use rounding='nearest', or bfloat16 or float32"
+            )
+        if self.dtype is not None and p.is_complex():
+            return "state_dtype is for real parameters, but one is complex; leave it out for it"
+        return self.inner.refusal(p)
+
+    def suited(self, p: Tensor) -> Rule:
+        """Return the variant for a parameter, by its type.
+
+        Raises:
+            ArgumentError: it has none for this type.
+        """
+        problem = self.refusal(p)
+        if problem is not None:
+            raise ArgumentError(problem)
+        inner = self.inner.suited(p)
+        if self.rounding == "nearest" or p.dtype != torch.bfloat16:
+            return inner if self.dtype is None else _stored(inner, "nearest", self.dtype)
+        return _stored(inner, self.rounding, self.dtype or torch.float32)
+
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        found = self.inner.coefficients(hyper, t)
+        if self.rounding == "kahan":
+            found["dither"] = int(hyper.get("rounding_step", 0) * _GOLDEN % 1 * 65536)
+        return found
+
+    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        return self.inner.next_scalars(hyper, t)
+
+    def next_settings(self, hyper: Hyper, totals: Mapping[str, float]) -> dict[str, Any]:
+        found = self.inner.next_settings(hyper, totals)
+        return {**found, **self._next_step(hyper)} if self._counts else found
+
+    def _next_step(self, hyper: Hyper) -> dict[str, Any]:
+        return {"rounding_step": hyper.get("rounding_step", 0) + 1}
+
+    def pools(self, hypers: Sequence[Hyper]) -> list[list[int]]:
+        return self.inner.pools(hypers)
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        return self.inner.mixing(hyper)
+
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> Any:
+        if self.rounding == "nearest":
+            return self.inner.update(p, g, state, k)
+        exact = self.rounding == "exact"
+        weight = apply("joined", p, state["remainder"]) if exact else p.mul(1.0)  # a copy
+        measured = self.inner.update(weight, g, state, k)
+        if exact:
+            state["remainder"].copy_(apply("hidden", weight))
+            p.copy_(apply("visible", weight))
+        elif self.rounding == "stochastic":
+            p.copy_(apply("drawn", weight, state["random"]))
+        else:
+            _compensate(p, weight, state["compensation"], k["dither"])
+        return measured
+
+
+def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any) -> None:
+    """Move ``p`` to a new weight, and by what was left out before."""
+    change = weight.add(p, alpha=-1.0).add_(compensation)
+    # Where one of them is not finite, the difference would be NaN.
+    moved = apply("narrowed", apply("finite_or", p.add(change), weight))
+    left = change.add_(p.add(moved, alpha=-1.0))
+    compensation.copy_(apply("drawn", apply("finite_or", left, 0.0), dither))
+    p.copy_(moved)
+
+
+_stored = lru_cache(StoredRule)  # asked for at every step, for every group
+
+
+def stored(rule: Rule, hyper: Hyper) -> Rule:
+    """Return the rule of a group with the storage that the group asks for."""
+    rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
+    if rounding == "nearest" and dtype is None:
+        return rule
+    return _stored(rule, cast("Rounding", rounding), None if dtype is None else _DTYPES[dtype])
+
+
+def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
+    """Return the arguments that differ from the defaults: groups have no others."""
+    given = {"rounding": rounding, "rounding_seed": rounding_seed, "state_dtype": state_dtype}
+    return {key: value for key, value in given.items() if value != STORAGE[key]}
+
+
+def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
+    """Raise ArgumentError unless the storage that a group asks for is one that there is for it.
+
+    Args:
+        rule: of the group, without storage.
+        hyper: its hyperparameters.
+        name: of the optimizer.
+    """
+    given = [key for key in STORAGE if key in hyper]
+    if given and (rule.scope != "element" or rule.only_sparse or rule.mixing(hyper) is not None):
+        raise ArgumentError(f"{name} has no {given[0]}: it keeps weights and states as torch does")
+    rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
+    if rounding not in _ROUNDINGS:
+        raise ArgumentError(f"rounding must be one of {', '.join(_ROUNDINGS)} (got {rounding!r})")
+    if not (dtype is None or dtype in _DTYPES):
+        raise ArgumentError(f"state_dtype must be float32, bfloat16 or None (got {dtype!r})")
+    for key in ("rounding_seed", "rounding_step"):
+        number = as_number(hyper.get(key, 0))
+        if number is None or number != int(number) or number < 0:
+            raise ArgumentError(f"{key} must be a whole number >= 0 (got {hyper[key]!r})")
+    stored_apart = rounding != "nearest" or dtype is not None
+    for choice, why in _APART.items():
+        if stored_apart and hyper.get(choice):
+            key = "rounding" if rounding != "nearest" else "state_dtype"
+            raise ArgumentError(f"{key} does not support {choice}=True: {why}; leave one out")
+
+
+_APART = {
+    "differentiable": "no gradient flows through rounding",
+    "fused": "torch's operators write weights and states as they are",
+    "capturable": "torch's operators write weights and states as they are",
+}

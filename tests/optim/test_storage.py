@@ -1,0 +1,417 @@
+"""Weights and moments that are kept in a way of their own: ``rounding`` and ``state_dtype``."""
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from support.labels import label
+from support.optimizer_runs import public, stored
+from support.optimizers import TABLE
+from support.tensors import descend, parameters, same_bits
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from optimplug import ArgumentError
+from optimplug._core.optim.executions import foreach
+from optimplug._core.optim.executions.bits import joined
+from optimplug._core.optim.memory import state_bytes
+from optimplug.optim import (
+    ADOPT,
+    SGD,
+    Adagrad,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    MultiOptimizer,
+    Muon,
+    ScheduleFreeAdamW,
+    SparseAdam,
+)
+
+NARROW = torch.bfloat16
+CHOICES = [{}, {"foreach": True}, {"foreach": False}]
+ROUNDINGS = ["exact", "kahan", "stochastic"]
+CLASSES = [cls for cls in public() if "rounding" in inspect.signature(cls).parameters]
+RATE = {SGD: {"lr": 0.05}}
+OPTIONS = [
+    *(
+        (cls, {k: v for k, v in options.items() if "ensor" not in str(v)})
+        for cls, row in TABLE.items()
+        if cls in CLASSES
+        for options in row.options
+    ),
+    *((cls, {}) for cls in CLASSES if cls not in TABLE),
+    *((cls, {"weight_decay": 0.1}) for cls in (Lion, AdEMAMix, ADOPT)),
+]
+
+
+def test_every_rule_of_single_elements_has_them():
+    lacking = {cls.__name__ for cls in public() if cls not in CLASSES}
+    of_elements = {"ScheduleFreeAdamW", "ScheduleFreeSGD", "SparseAdam"}
+    of_more = {"Adafactor", "CAME", "LAMB", "LBFGS", "Muon", "Prodigy", "StableAdamW"}
+    assert lacking == {*of_elements, *of_more, "TransformersAdafactor"}
+
+
+def weight(value=0.5, size=1, dtype=NARROW):
+    return torch.nn.Parameter(torch.full((size,), value, dtype=dtype))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("rounding", ["exact", "kahan"])
+@pytest.mark.parametrize("cls", [AdamW, SGD, Lion])
+def test_weight_decay_moves_a_narrow_weight(cls, rounding, choice):
+    w = weight()
+    ours = cls([w], lr=2e-3, weight_decay=1e-2, rounding=rounding, **choice)
+    w.grad = torch.zeros_like(w)
+    for _ in range(2000):
+        ours.step()
+    assert w.item() == pytest.approx(0.5 * (1 - 2e-5) ** 2000, abs=1e-3)
+
+
+@pytest.mark.parametrize("cls", [AdamW, SGD, Lion])
+def test_weight_decay_moves_the_mean_of_narrow_weights(cls):
+    # One weight is off by 6e-3 (standard deviation), the mean by 6e-5: 1e-3 is 16 of them.
+    w = weight(size=10_000)
+    ours = cls([w], lr=2e-3, weight_decay=1e-2, rounding="stochastic")
+    w.grad = torch.zeros_like(w)
+    for _ in range(2000):
+        ours.step()
+    assert w.float().mean().item() == pytest.approx(0.480, abs=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.1, 0.3, -0.7, 0.99])
+def test_a_compensation_loses_no_part_of_small_updates(start):
+    # Rounded to nearest, a compensation is off by 7 % of the way here.
+    w = weight(start)
+    begin = w.item()
+    ours = SGD([w], lr=2e-3, weight_decay=1e-2, rounding="kahan")
+    w.grad = torch.zeros_like(w)
+    for _ in range(2000):
+        ours.step()
+    found = w.item() + ours.state[w]["compensation"].item()
+    way = begin * ((1 - 2e-5) ** 2000 - 1)
+    assert found - begin == pytest.approx(way, rel=0.02)
+
+
+def twins(cls, options, choice, rounding="exact", shapes=((3, 4), (7,), (5, 5, 2), ())):
+    narrow = parameters(shapes, NARROW)
+    wide = [torch.nn.Parameter(p.detach().float()) for p in narrow]
+    given = {**RATE.get(cls, {}), **options, **choice}
+    return cls(narrow, **given, rounding=rounding), cls(wide, **given)
+
+
+def full(optimizer, p):
+    return joined(p.detach().float(), optimizer.state[p]["remainder"].float())
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(("cls", "options"), OPTIONS, ids=label)
+def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice):
+    ours, wide = twins(cls, options, choice)
+    for optimizer in (ours, wide):
+        descend(optimizer, 200, rounding=NARROW)
+    (group,), (other,) = ours.param_groups, wide.param_groups
+    for p, q in zip(group["params"], other["params"], strict=True):
+        assert same_bits(full(ours, p), q.detach())
+        nearest = q.detach().bfloat16()
+        assert torch.equal(p.detach(), nearest) or (p - nearest).abs().max() < 0.01
+        for name, value in wide.state[q].items():
+            assert same_bits(ours.state[p][name], value)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
+@pytest.mark.parametrize("cls", CLASSES, ids=label)
+def test_other_roundings_stay_near_float32(cls, rounding, choice):
+    ours, wide = twins(cls, {}, choice, rounding)
+    found, truth = descend(ours, 20, rounding=NARROW), descend(wide, 20, rounding=NARROW)
+    for p, q in zip(found, truth, strict=True):
+        assert p.dtype == NARROW
+        # Kahan's is half a unit off, a random walk of 20 units hardly 10.
+        torch.testing.assert_close(p.float(), q, rtol=0.06, atol=0.06)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, NARROW, torch.float16], ids=label)
+@pytest.mark.parametrize("cls", [AdamW, Lion, Adagrad])
+def test_moments_have_the_type_that_is_asked_for(cls, dtype, state_dtype, choice):
+    params = parameters(dtype=dtype)
+    wide = [torch.nn.Parameter(p.detach().clone().float()) for p in params]
+    options = {"eps": 1e-3} if cls is AdamW else {}
+    ours, theirs = cls(params, **options, state_dtype=state_dtype, **choice), cls(wide, **options)
+    found, truth = descend(ours, 10, rounding=NARROW), descend(theirs, 10, rounding=NARROW)
+    for p, q in zip(found, truth, strict=True):
+        torch.testing.assert_close(p.float(), q, rtol=0.02, atol=0.02)
+    kept = {v.dtype for s in ours.state.values() for n, v in s.items() if n != "step"}
+    assert kept == {getattr(torch, state_dtype)}
+
+
+def test_moments_in_float32_learn_of_small_gradients_after_large_ones():
+    def second_moment(**options):
+        w = weight()
+        ours = AdamW([w], **options)
+        for step in range(3000):
+            w.grad = torch.full_like(w, 1.0 if step < 10 else 1e-3)
+            ours.step()
+        return ours.state[w]["exp_avg_sq"].item()
+
+    assert second_moment() > 0.005  # in bfloat16 it stops to fall
+    assert second_moment(state_dtype="float32") == pytest.approx(0.0005, rel=0.02)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_wider_parameters_are_as_without(rounding):
+    found = descend(AdamW(parameters(), rounding=rounding), 5)
+    assert all(map(same_bits, found, descend(AdamW(parameters()), 5)))
+
+
+def test_without_them_groups_and_states_have_torchs_keys():
+    ours = AdamW(parameters(dtype=NARROW))
+    descend(ours, 2)
+    theirs = torch.optim.AdamW(parameters(dtype=NARROW))
+    assert ours.param_groups[0].keys() == theirs.param_groups[0].keys()
+    assert ours.state_dict()["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("cls", [AdamW, SGD, Lion])
+def test_what_is_not_finite_stays(cls, rounding, value, choice):
+    w = weight(1.0, size=3)
+    ours = cls([w], lr=0.01, rounding=rounding, **choice)
+    for step in range(4):
+        w.grad = torch.ones_like(w)
+        ours.step()
+        if step == 1:
+            with torch.no_grad():
+                w[1] = value
+    torch.testing.assert_close(w[1].detach().float(), torch.tensor(value), equal_nan=True)
+    assert w[0].isfinite()
+    assert w[2].isfinite()
+
+
+def test_a_weight_that_is_set_to_zero_begins_there_again():
+    w = weight(1.0)
+    ours = SGD([w], lr=1e-3, rounding="exact")
+    for _ in range(3):
+        w.grad = torch.ones_like(w)
+        ours.step()
+    with torch.no_grad():
+        w.zero_()
+    ours.state[w]["remainder"].fill_(-5)
+    ours.step()
+    assert w.item() == pytest.approx(-1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
+@pytest.mark.parametrize("cls", [AdamW, SGD])
+def test_a_saved_run_goes_on_bit_for_bit(cls, rounding, state_dtype, choice):
+    def build(params):
+        options = {"momentum": 0.9, "lr": 0.01} if cls is SGD else {}
+        return cls(params, **options, rounding=rounding, state_dtype=state_dtype, **choice)
+
+    whole = build(parameters(dtype=NARROW))
+    values = descend(whole, 3)
+    resumed = build([torch.nn.Parameter(value) for value in values])
+    resumed.load_state_dict(stored(whole.state_dict()))
+    rest = descend(whole, 4, seed=7), descend(resumed, 4, seed=7)
+    assert all(map(same_bits, *rest))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])  # noqa: S301
+def test_a_copy_goes_on_alike(copied, rounding):
+    ours = AdamW(parameters(dtype=NARROW), rounding=rounding, rounding_seed=3)
+    descend(ours, 3)
+    theirs = copied(ours)
+    assert all(map(same_bits, descend(ours, 3, seed=7), descend(theirs, 3, seed=7)))
+
+
+CHANGES = [
+    ({"rounding": "exact"}, {}, {"exp_avg": NARROW, "exp_avg_sq": NARROW}),
+    ({}, {"rounding": "kahan"}, {"exp_avg": torch.float32, "exp_avg_sq": torch.float32}),
+    (
+        {"rounding": "exact"},
+        {"rounding": "stochastic", "state_dtype": "bfloat16"},
+        {"exp_avg": NARROW, "exp_avg_sq": NARROW},
+    ),
+]
+
+
+@pytest.mark.parametrize(("saved", "own", "types"), CHANGES, ids=label)
+def test_another_storage_takes_a_state_over_and_says_so(saved, own, types, caplog):
+    before = AdamW(parameters(dtype=NARROW), **saved)
+    descend(before, 3)
+    ours = AdamW(before.param_groups[0]["params"], **own)
+    ours.load_state_dict(stored(before.state_dict()))
+    (said,) = caplog.messages
+    assert "param_groups[0] was saved with rounding=" in said
+    assert {key: ours.param_groups[0].get(key) for key in ("rounding", "state_dtype")} == {
+        key: own.get(key) for key in ("rounding", "state_dtype")
+    }
+    for kept in ours.state.values():
+        assert {name: value.dtype for name, value in kept.items() if name != "step"} == types
+    descend(ours, 2)
+
+
+def test_momentum_survives_a_change_to_another_rounding():
+    before = SGD(parameters(dtype=NARROW), lr=0.01, momentum=0.9)
+    descend(before, 3, skip=False)
+    ours = SGD(before.param_groups[0]["params"], lr=0.01, momentum=0.9, rounding="exact")
+    ours.load_state_dict(before.state_dict())
+    p = ours.param_groups[0]["params"][0]
+    momentum = ours.state[p]["momentum_buffer"].clone()
+    p.grad = torch.zeros_like(p)
+    ours.step()
+    torch.testing.assert_close(ours.state[p]["momentum_buffer"], momentum * 0.9)
+
+
+def test_torch_takes_the_state():
+    ours = AdamW(parameters(dtype=NARROW), rounding="exact")
+    descend(ours, 3)
+    theirs = torch.optim.AdamW(ours.param_groups[0]["params"])
+    theirs.load_state_dict(stored(ours.state_dict()))
+    descend(theirs, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 4),
+        ({"rounding": "exact"}, 10),
+        ({"rounding": "kahan", "state_dtype": "bfloat16"}, 6),
+        ({"rounding": "stochastic"}, 8),
+        ({"state_dtype": "float32"}, 8),
+    ],
+    ids=label,
+)
+def test_state_bytes(options, size):
+    w = weight(size=1000)
+    ours = AdamW([w], **options)
+    assert state_bytes(ours) == size * 1000 + 4
+    descend(ours, 1, skip=False)
+    assert sum(value.nbytes for value in ours.state[w].values()) == size * 1000 + 4
+
+
+def test_a_group_has_its_own():
+    first, other = weight(), weight()
+    ours = SGD(
+        [{"params": first}, {"params": other, "rounding": "nearest"}],
+        lr=2e-3,
+        weight_decay=1e-2,
+        rounding="exact",
+    )
+    for w in (first, other):
+        w.grad = torch.zeros_like(w)
+    for _ in range(200):
+        ours.step()
+    assert (first.item(), other.item()) == (0.498046875, 0.5)
+
+
+def test_one_of_several_optimizers_has_its_own():
+    matrix, bias = torch.nn.Parameter(torch.ones(2, 2)), weight()
+    ours = MultiOptimizer(
+        [
+            {"params": [matrix], "optimizer": "Muon"},
+            {"params": [bias], "optimizer": "SGD", "lr": 1e-4, "rounding": "exact"},
+        ]
+    )
+    matrix.grad, bias.grad = torch.ones_like(matrix), torch.ones_like(bias)
+    ours.step()
+    assert full(ours, bias).item() == pytest.approx(0.4999)
+    again = MultiOptimizer([{**group, "params": group["params"]} for group in ours.param_groups])
+    again.load_state_dict(stored(ours.state_dict()))
+    again.step()
+    assert full(again, bias).item() == pytest.approx(0.4998)
+
+
+REFUSED = [
+    (AdamW, {"rounding": "up"}, "rounding must be one of nearest, stochastic, kahan, exact"),
+    (AdamW, {"state_dtype": "float64"}, "state_dtype must be float32, bfloat16 or None"),
+    (AdamW, {"rounding_seed": -1, "rounding": "stochastic"}, "must be a whole number >= 0"),
+    (AdamW, {"rounding": "exact", "differentiable": True}, "does not support differentiable"),
+    (AdamW, {"state_dtype": "bfloat16", "fused": True}, "state_dtype does not support fused"),
+]
+OF_GROUPS = [
+    (AdamW, {"roundng": "exact"}, "did you mean 'rounding'"),
+    (Muon, {"rounding": "exact"}, "Muon has no rounding"),
+    (ScheduleFreeAdamW, {"state_dtype": "float32"}, "ScheduleFreeAdamW has no state_dtype"),
+    (SparseAdam, {"rounding": "kahan"}, "SparseAdam has no rounding"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "message"), REFUSED, ids=label)
+def test_what_there_is_not_is_refused(cls, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        cls([weight()], **options)
+
+
+@pytest.mark.parametrize(("cls", "own", "message"), [*OF_GROUPS, *REFUSED[:2]], ids=label)
+def test_so_is_that_of_a_group(cls, own, message):
+    matrix = torch.nn.Parameter(torch.ones(2, 2, dtype=NARROW))
+    with pytest.raises(ArgumentError, match=message):
+        cls([{"params": [matrix], **own}])
+
+
+def test_float16_and_complex_parameters_are_refused():
+    with pytest.raises(ArgumentError, match="one is float16"):
+        AdamW([weight(dtype=torch.float16)], rounding="exact")
+    with pytest.raises(ArgumentError, match="one is complex"):
+        AdamW([weight(dtype=torch.complex64)], state_dtype="bfloat16")
+    turned = weight()
+    ours = AdamW([turned], rounding="exact")
+    turned.data = turned.data.half()
+    turned.grad = torch.ones_like(turned)
+    with pytest.raises(ArgumentError, match="one is float16"):
+        ours.step()
+
+
+def test_large_tensors_in_parts_draw_what_they_draw_whole(monkeypatch):
+    def run():
+        ours = SGD(parameters([(100, 30), (50,)], NARROW), lr=0.01, rounding="stochastic",
+                   foreach=True)  # fmt: skip
+        return descend(ours, 2)
+
+    whole = run()
+    monkeypatch.setattr(foreach, "SCRATCH_BYTES", 20_000)
+    assert all(map(same_bits, whole, run()))
+
+
+# Sharded: what is drawn belongs to the element of the whole parameter.
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory):
+    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_sharded_weights_move_as_plain_ones(mesh, rounding, choice):
+    plain = parameters(dtype=NARROW)
+    forms = [[Shard(0)], [Replicate()], [Shard(1)], [Replicate()]]
+    placed = [
+        torch.nn.Parameter(distribute_tensor(p.detach().clone(), mesh, form))
+        for p, form in zip(plain, forms, strict=True)
+    ]
+    ours, theirs = (AdamW(params, rounding=rounding, **choice) for params in (placed, plain))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for p, q, form in zip(placed, plain, forms, strict=True):
+            q.grad = torch.randn(q.shape, generator=generator).to(NARROW)
+            p.grad = distribute_tensor(q.grad.clone(), mesh, form)
+        ours.step()
+        theirs.step()
+    for p, q in zip(placed, plain, strict=True):
+        assert isinstance(p, DTensor)
+        assert same_bits(p.full_tensor().detach(), q.detach())
