@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.labels import label
+from support.memory import peak_of
 from support.optimizer_runs import public, stored
 from support.optimizers import TABLE
 from support.tensors import descend, parameters, same_bits
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import foreach
 from optimplug._core.optim.executions.bits import joined
+from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.memory import state_bytes
 from optimplug.optim import (
     ADOPT,
@@ -384,6 +386,38 @@ def test_large_tensors_in_parts_draw_what_they_draw_whole(monkeypatch):
     assert all(map(same_bits, whole, run()))
 
 
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("cls", [AdamW, SGD])
+def test_a_step_allocates_less_than_the_cap(monkeypatch, cls, rounding, clip):
+    monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
+    params = parameters([(1000, 1000), (300, 300), (7,), (500, 500)], NARROW)
+    ours = cls(params, lr=1e-3, rounding=rounding, max_grad_norm=clip, foreach=True)
+    descend(ours, 1, skip=False)
+    assert 2**18 < peak_of(ours.step) < 2**20
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_compiled_step_allocates_nothing_large(rounding):
+    ours = AdamW(parameters([(300, 300), (7,)], NARROW), rounding=rounding)
+    descend(ours, 2, skip=False)
+    assert peak_of(lambda: (torch.zeros(3), ours.step())) < 1000
+
+
+def test_a_group_may_change_its_storage_between_two_steps():
+    ours = AdamW(parameters(dtype=NARROW))
+    descend(ours, 2, skip=False)
+    (group,) = ours.param_groups
+    group.update(rounding="exact", state_dtype="float32")
+    descend(ours, 2, skip=False)
+    kept = ours.state[group["params"][0]]
+    types = {name: value.dtype for name, value in kept.items()}
+    wide = dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.float32)
+    assert types == {**wide, "remainder": torch.int16}
+    assert kept["step"] == 4
+
+
 # Sharded: what is drawn belongs to the element of the whole parameter.
 
 
@@ -415,3 +449,49 @@ def test_sharded_weights_move_as_plain_ones(mesh, rounding, choice):
     for p, q in zip(placed, plain, strict=True):
         assert isinstance(p, DTensor)
         assert same_bits(p.full_tensor().detach(), q.detach())
+
+
+SHAPES = ((5, 4), (7,), (3, 5, 2))
+IN_TWO = [(rounding, choice) for rounding in ROUNDINGS for choice in ({}, {"foreach": False})]
+FORMS = ([Shard(0)], [Shard(0)], [Shard(1)])
+
+
+def moved(rounding, choice, mesh=None):
+    """What weights of uneven shards become, or those of one process."""
+    # Only the loop takes shards that are no range of the whole when it draws, and the executions
+    # need not agree in the last bit.
+    forms = FORMS if choice else [[Shard(0)]] * 3
+
+    def placed(value, form):
+        return value.clone() if mesh is None else distribute_tensor(value.clone(), mesh, form)
+
+    values = parameters(SHAPES, NARROW)
+    params = [
+        torch.nn.Parameter(placed(p.detach(), form)) for p, form in zip(values, forms, strict=True)
+    ]
+    ours = AdamW(params, lr=1e-3, rounding=rounding, **choice)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        for p, form in zip(params, forms, strict=True):
+            p.grad = placed(torch.randn(p.shape, generator=generator).to(NARROW), form)
+        ours.step()
+    return [p.detach() if mesh is None else p.detach().full_tensor() for p in params]
+
+
+def move_sharded(rank, folder):
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    found = [moved(rounding, choice, mesh) for rounding, choice in IN_TWO]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # neither leaves while the other still waits for it
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(tmp_path):
+    torch.multiprocessing.spawn(move_sharded, args=(str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for (rounding, choice), weights in zip(IN_TWO, found, strict=True):
+            assert all(map(same_bits, weights, moved(rounding, choice)))

@@ -360,6 +360,10 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
+    for spec in rule.state:
+        # A group may have been given another storage between two steps.
+        if spec.dtype not in (None, kept[spec.name].dtype):
+            kept[spec.name] = kept[spec.name].to(spec.dtype)
     return kept, not all(spec.is_weight for spec in missing)
 
 

@@ -83,6 +83,8 @@ STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_
 
 _ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
+"""The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
 
 
@@ -114,7 +116,7 @@ class StoredRule(Rule):
         for name in Rule.__annotations__.keys() - own:
             object.__setattr__(self, name, getattr(self.inner, name))
         found = {
-            "temporaries": self.inner.temporaries + 4,
+            "temporaries": self.inner.temporaries + _TEMPORARIES[self.rounding],
             "draws": self.rounding == "stochastic",
             "counts_in_groups": self.inner.counts_in_groups or self._counts,
         }

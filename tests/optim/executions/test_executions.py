@@ -1,13 +1,13 @@
 """Which execution runs, and that each is right where torch's own is not."""
 
 import io
-import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
+from support.memory import peak_of
 from support.optimizers import ALONE, TABLE, executions, torchs, with_eps
 from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
@@ -555,16 +555,6 @@ class TestScratch:
         descend(ours, 2, skip=False)
         for change in (ours.eval, ours.train):
             assert peak_of(lambda change=change: (torch.zeros(3), change())) < 1000
-
-
-def peak_of(work):
-    """The most bytes that are allocated at once in the course of ``work``, as torch reports them."""
-    cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        work()
-    events = profile.profiler.kineto_results.events()
-    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return max(itertools.accumulate(changes))
 
 
 SETUPS = [
