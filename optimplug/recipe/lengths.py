@@ -13,11 +13,12 @@ from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.written import within
 
-__all__ = ["length_problems", "settle_lengths", "with_lengths"]
+__all__ = ["LENGTHS", "length_problems", "settle_lengths", "with_lengths"]
 
-_NAMES = frozenset(
+LENGTHS = frozenset(
     length for name in optim.__all__ for length in getattr(getattr(optim, name), "lengths", ())
 )
+"""The names of such hyperparameters."""
 
 
 def with_lengths(cls: type[torch.optim.Optimizer], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def with_lengths(cls: type[torch.optim.Optimizer], given: Mapping[str, Any]) -> 
 
 
 def _read(name: str, value: Any) -> Any:
-    if name not in _NAMES or not isinstance(value, str):
+    if name not in LENGTHS or not isinstance(value, str):
         return value
     duration = Duration.parse(value)
     return int(duration.amount) if duration.unit == "steps" else PartOfRun(value)
@@ -55,7 +56,7 @@ def length_problems(path: str, given: Mapping[str, Any], horizon: Horizon) -> It
         given: hyperparameters, as they are written.
         horizon: of the run.
     """
-    for name in _NAMES & given.keys():
+    for name in LENGTHS & given.keys():
         if isinstance(given[name], str):
             try:
                 Duration.parse(given[name]).steps(horizon)

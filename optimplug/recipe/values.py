@@ -16,6 +16,7 @@ from optimplug._core.optim.multi import joined_class
 from optimplug.errors import ArgumentError, Problem, did_you_mean
 from optimplug.recipe.clipped import construct
 from optimplug.recipe.keywords import takes
+from optimplug.recipe.lengths import LENGTHS
 from optimplug.recipe.resolve import Choice, Optimizers, hyperparameters_of, settable_per_group
 from optimplug.recipe.text.written import within
 
@@ -149,6 +150,8 @@ def expected_kind(key: str, default: object) -> str | None:
         key: the argument's name.
         default: its default.
     """
+    if key in LENGTHS:  # a number, or a duration
+        return None
     # A default of None does not tell a kind, so that the common ones are known by their names.
     if isinstance(default, bool) or key in ("foreach", "fused"):
         return "true or false"

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 from support.bert import collate, tiny_bert, tiny_rows
+from support.commands import run_apart
 from support.labels import label
 from torch.utils.data import DataLoader
 
@@ -295,6 +296,34 @@ def test_a_subclass_that_adds_arguments_of_its_own_still_has_a_recipe(command):
     assert groups_of(cli)["classifier"] == 4e-3
 
 
+BARE = """
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+import optimplug.lightning
+
+
+class Model(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch):
+        return self.layer(batch).sum()
+
+    def train_dataloader(self):
+        return torch.ones(2, 1, 1)
+
+
+quiet = {"max_steps": 1, "logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+quiet |= {"enable_progress_bar": False, "enable_model_summary": False}
+cli = LightningCLI(Model, trainer_defaults=quiet, save_config_callback=None)
+[optimizer] = cli.trainer.optimizers
+print(type(optimizer).__module__, optimizer.param_groups[0]["lr"])
+"""
+
+
 class TestInLightningsOwnCommandLine:
     """Callbacks in the YAML of a project that knows nothing of recipes."""
 
@@ -320,10 +349,9 @@ class TestInLightningsOwnCommandLine:
         )
         assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 7.0 / 8
 
-    def test_a_bare_name_of_an_optimizer_still_means_torchs(self, command):
-        write(
-            "run.yaml",
-            {"trainer": QUIET, "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.5}}},
-        )
-        cli = command("fit", "--config", "run.yaml", cls=LightningCLI)
-        assert type(cli.trainer.optimizers[0]) is torch.optim.AdamW
+    def test_a_bare_name_of_an_optimizer_still_means_torchs(self, tmp_path):
+        # In a process of its own: in this one, other packages may have an AdamW too.
+        (tmp_path / "train.py").write_text(BARE)
+        optimizer = ["--optimizer", "AdamW", "--optimizer.lr", "0.5"]
+        found = run_apart("python", "train.py", "fit", *optimizer, folder=tmp_path)
+        assert found.stdout.split() == ["torch.optim.adamw", "0.5"], found.stderr

@@ -344,7 +344,7 @@ WRONG = [
     (ScheduleFreeAdamW, {"betas": (0.0, 0.999)}, r"index 0: 0.*in \(0, 1\)"),
     (ScheduleFreeAdamW, {"betas": (0.9, 1.0)}, "Invalid beta parameter at index 1"),
     (ScheduleFreeAdamW, {"eps": -1.0}, "epsilon value: -1.0"),
-    (ScheduleFreeAdamW, {"warmup_steps": -1}, "warmup_steps value: -1"),
+    (ScheduleFreeAdamW, {"warmup_steps": -1}, "Invalid warmup_steps: -1"),
     (ScheduleFreeAdamW, {"weight_lr_power": -1.0}, "weight_lr_power value"),
     (ScheduleFreeSGD, {"momentum": 0.0}, "momentum value: 0.0; must be between 0 and 1 exclusive"),
     (ScheduleFreeSGD, {"momentum": 1.0}, "momentum value: 1.0"),

@@ -5,7 +5,7 @@ import torch
 from support.labels import label
 
 from optimplug import ArgumentError, Horizon, Recipe, RecipeError
-from optimplug.optim import AdEMAMix
+from optimplug.optim import AdEMAMix, ScheduleFreeAdamW, ScheduleFreeSGD
 
 HORIZON = Horizon(total_steps=1000, steps_per_epoch=50)
 
@@ -115,3 +115,15 @@ def test_a_state_holds_the_number_and_resumes():
     again = recipe("60%").start(torch.nn.Linear(2, 2), HORIZON)
     again.load_state_dict(state)
     assert again.optimizer.param_groups[0]["t_alpha"] == 600
+
+
+@pytest.mark.parametrize("cls", [ScheduleFreeAdamW, ScheduleFreeSGD])
+@pytest.mark.parametrize(("written", "steps"), [("6%", 60), ("2 epochs", 100), (7, 7)])
+def test_the_warm_up_of_a_schedule_free_optimizer_is_of_the_horizon(cls, written, steps):
+    settings = {"name": cls.__name__, "lr": 0.01, "warmup_steps": written}
+    run = Recipe({"optimizer": settings}).start(torch.nn.Linear(2, 2), HORIZON)
+    assert run.optimizer.param_groups[0]["warmup_steps"] == steps
+    for p in run.optimizer.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    run.step()
+    assert run.optimizer.param_groups[0]["scheduled_lr"] == pytest.approx(0.01 / steps)

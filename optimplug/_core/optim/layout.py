@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import is_, itemgetter
+from operator import itemgetter
 from types import NoneType
 from typing import Any, TypeAlias, cast
 
@@ -379,10 +379,6 @@ def _sizes(groups: Iterable[Mapping[str, Any]]) -> list[int]:
 
 def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     return list(chain.from_iterable(group["params"] for group in groups))
-
-
-def _same(some: Sequence[object], others: Sequence[object]) -> bool:
-    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:

@@ -12,7 +12,8 @@ import torch
 
 from optimplug._core.internals import unhooked_step
 from optimplug._core.optim.executions.choice import CHOICES
-from optimplug._core.optim.optimizer import Optimizer, required, speaks_of
+from optimplug._core.optim.group_checks import speaks_of
+from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import ArgumentError, did_you_mean, nearest
 

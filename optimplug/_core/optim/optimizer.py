@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, cast
@@ -17,7 +16,6 @@ from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
     check_choices,
-    devices_asked_for,
     devices_that_count,
     prepare,
 )
@@ -30,15 +28,15 @@ from optimplug._core.optim.gradients import (
     prepared_norm,
     refuse_flattened,
 )
+from optimplug._core.optim.group_checks import check_group
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug._core.optim.totals import totals
-from optimplug.errors import ArgumentError, nearest
 
-__all__ = ["Optimizer", "required", "speaks_of"]
+__all__ = ["Optimizer", "required"]
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -297,7 +295,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """
         if isinstance(param_group, dict):
             param_group = dict(param_group)
-            self._check_group(param_group, self._place_of(param_group))
+            check_group(self, param_group, self._place_of(param_group))
         super().add_param_group(param_group)
         join_mode(self.param_groups)
 
@@ -306,42 +304,6 @@ class Optimizer(torch.optim.Optimizer, ABC):
         number = len(self.param_groups) if number is None else number
         name = f" ({group['name']!r})" if "name" in group else ""
         return f"param_groups[{number}]{name}"
-
-    def _check_group(self, group: dict[str, Any], where: str) -> None:
-        for key in group.keys() - self.defaults.keys() - {"params"}:
-            meant = nearest(key, self.defaults, cutoff=0.85)
-            if meant is not None and not speaks_of(key, meant):
-                raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
-        for key in ("max_grad_norm", "skip_nonfinite"):
-            if key in group:
-                raise ArgumentError(f"{where}: {key} is for the whole optimizer, not for a group")
-        hyper = {**self.defaults, **group}
-        for key in CHOICES:
-            if key in group and group[key] != self.defaults.get(key):
-                raise ArgumentError(
-                    f"{where}: {key} is a choice for all groups together (got {group[key]}, but "
-                    f"the optimizer has {self.defaults.get(key)})"
-                )
-        if hyper.get("lr") is required:
-            raise ArgumentError(
-                f"{where}: lr is required: give it to the optimizer or to every group"
-            )
-        try:
-            self.check(hyper)
-        except ArgumentError as error:
-            raise ArgumentError(f"{where}: {error}") from None
-        if self.defaults.get("capturable") and not self.rule(hyper).fused_dtypes:
-            raise ArgumentError(
-                f"{where}: capturable=True needs an operator of torch's that does the whole update "
-                f"of {type(self).__name__}, and there is none; leave it out"
-            )
-        rule, found = self.rule(hyper), devices_asked_for(self.defaults)
-        for p in _parameters(group):
-            problem = rule.refusal(p)
-            if problem is not None:
-                raise ArgumentError(f"{where}: {problem}")
-            if found is not None:
-                _check_device(p, where, *found)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
@@ -369,27 +331,3 @@ class Optimizer(torch.optim.Optimizer, ABC):
             # A checkpoint of an older version lacks the hyperparameters that came since.
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-
-
-def _parameters(group: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors of a group, whose own entry may be an iterator or hold names too."""
-    params = group["params"]
-    if isinstance(params, set):
-        return []  # torch refuses it
-    group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-    given = (p[1] if isinstance(p, tuple) and len(p) == 2 else p for p in params)
-    return [p for p in given if isinstance(p, Tensor)]  # torch's own checks refuse the others
-
-
-def _check_device(p: Tensor, where: str, asked: str, devices: tuple[str, ...]) -> None:
-    """Refuse at once what the execution that was asked for could not do at a step."""
-    if not (torch.is_floating_point(p) and p.device.type in devices):
-        raise ArgumentError(
-            f"{where}: {asked}=True needs floating point parameters on "
-            f"{' or '.join(devices)} (got {p.dtype} on {p.device.type})"
-        )
-
-
-def speaks_of(key: object, name: str) -> bool:
-    """Tell whether a key holds a hyperparameter's name as words among others: no_weight_decay."""
-    return re.search(rf"(?<![^\W_]){name}(?![^\W_])", str(key)) is not None

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_lengths,
+    check_not_negative,
+    check_rate,
+    length_of,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -77,7 +83,7 @@ class ScheduleFreeRule(Rule):
 
 def _weighed(hyper: Hyper) -> tuple[Any, Any, Any]:
     """Return the rate of the next update, the highest so far, and its weight in the average."""
-    count, warmup = hyper["k"] + 1, hyper["warmup_steps"]
+    count, warmup = hyper["k"] + 1, length_of(hyper, "warmup_steps") or 0
     rate = hyper["lr"] * (count / warmup if count <= warmup else 1.0)
     highest = max(rate, hyper["lr_max"])
     return rate, highest, count ** hyper["r"] * highest ** hyper["weight_lr_power"]
@@ -176,7 +182,8 @@ class ScheduleFreeAdamW(Optimizer):
             decay of the mean of squares per step, in [0, 1); two numbers or two tensors.
         eps: added to the denominator, >= 0.
         weight_decay: pull of :math:`y` on the step relative to ``lr``, >= 0.
-        warmup_steps: how many updates the rate takes to rise to ``lr``, >= 0.
+        warmup_steps: how many updates the rate takes to rise to ``lr``, >= 0; in a recipe also a
+            part of the run, as ``6%``. None: 0.
         r: power of the update's number in its weight in the average.
         weight_lr_power: power of the highest rate so far in that weight, >= 0.
         foreach: as in :class:`~optimplug.optim.Adam`.
@@ -218,6 +225,8 @@ class ScheduleFreeAdamW(Optimizer):
         not_for="a schedule beside it; BatchNorm, whose statistics are of other weights",
     )
 
+    lengths = ("warmup_steps",)
+
     def __init__(
         self,
         params: Any,
@@ -225,7 +234,7 @@ class ScheduleFreeAdamW(Optimizer):
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = 0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,
         foreach: bool | None = None,
@@ -324,13 +333,15 @@ class ScheduleFreeSGD(Optimizer):
         not_for="a schedule beside it; BatchNorm, whose statistics are of other weights",
     )
 
+    lengths = ("warmup_steps",)
+
     def __init__(
         self,
         params: Any,
         lr: float | Tensor = 1.0,
         momentum: float = 0.9,
         weight_decay: float = 0,
-        warmup_steps: int = 0,
+        warmup_steps: int | None = 0,
         r: float = 0.0,
         weight_lr_power: float = 2.0,
         foreach: bool | None = None,
@@ -371,9 +382,9 @@ class ScheduleFreeSGD(Optimizer):
 
 def _check_both(hyper: Hyper) -> None:
     check_rate(hyper)
+    check_lengths(hyper, "warmup_steps")
     check_not_negative(
         hyper,
         weight_decay="weight_decay value",
-        warmup_steps="warmup_steps value",
         weight_lr_power="weight_lr_power value",
     )

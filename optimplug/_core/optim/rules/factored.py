@@ -58,8 +58,10 @@ class AdafactorRule(Rule):
     ) -> None:
         eps1, eps1_squared = k["eps1"], k["eps1_squared"]
         if not self.has_eps1:
-            # A narrower type's would be larger than the gradients of most models.
-            eps1 = torch.finfo(torch.promote_types(p.dtype, torch.float32)).eps
+            # bfloat16's would be larger than the gradients of most models. float16 cannot hold the
+            # square of less than its own.
+            narrow = p.dtype == torch.bfloat16
+            eps1 = torch.finfo(torch.float32 if narrow else p.dtype).eps
             eps1_squared = eps1 * eps1
         if self.maximize:
             g = g.neg()
@@ -112,7 +114,7 @@ class Adafactor(Optimizer):
         lr: the largest relative rate, >= 0; a number or a tensor of one element.
         beta2_decay: the power of the update's number that new squares weigh, <= 0.
         eps: the smallest root of a second moment, and the smallest size of a parameter; each >= 0.
-            None for the first: the precision of float32, or of float64 for such parameters.
+            None for the first: the precision of the parameter's type, of float32 for bfloat16.
         d: the largest RMS of an update before the rate, >= 1.
         weight_decay: decay per step relative to ``lr``, >= 0.
         foreach: as in :class:`~optimplug.optim.Adam`.
