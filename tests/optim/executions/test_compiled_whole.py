@@ -120,6 +120,25 @@ def test_how_many_threads_there_are_makes_no_difference(cls, options, dtype):
         assert all(map(same_bits, alone, run(threads)))
 
 
+def test_the_number_of_threads_may_change_in_mid_run():
+    def run(threads):
+        optimizer = Adafactor(parameters(LARGE))
+        before = torch.get_num_threads()
+        try:
+            for count in threads:
+                torch.set_num_threads(count)
+                found = descend(optimizer, 1, skip=False, seed=count)
+        finally:
+            torch.set_num_threads(before)
+        return found
+
+    def all_alone(seeds):
+        optimizer = Adafactor(parameters(LARGE))
+        return [descend(optimizer, 1, skip=False, seed=seed) for seed in seeds][-1]
+
+    assert all(map(same_bits, run([1, 5, 2]), all_alone([1, 5, 2])))
+
+
 @pytest.mark.parametrize("cls", [Adafactor, LAMB, CAME], ids=label)
 def test_one_large_tensor_is_shared(cls):
     params = parameters([(900, 500), (3, 4)])
