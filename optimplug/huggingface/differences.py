@@ -22,14 +22,15 @@ def settings_of(optimizer: torch.optim.Optimizer) -> Settings:
     """Return the own settings of every group, by its name.
 
     These are the arguments of its class. What else an optimizer keeps in its groups (the count and
-    the highest rate of a schedule-free one, say) changes from step to step.
+    the highest rate of a schedule-free one, say) changes from step to step. How weights and moments
+    are stored stays the optimizer's own, whatever a checkpoint says.
     """
     settable = keywords_of(class_of(owner_of(optimizer)), without=NOT_SET)
     return {
         str(group.get("name", i)): {
             key: group.get(f"initial_{key}", value)
             for key, value in group.items()
-            if key in settable
+            if key in settable and key not in ("rounding", "state_dtype")
         }
         for i, group in enumerate(optimizer.param_groups)
     }

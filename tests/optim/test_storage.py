@@ -12,6 +12,10 @@ from support.memory import peak_of
 from support.optimizer_runs import public, stored
 from support.optimizers import TABLE
 from support.tensors import descend, parameters, same_bits
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -234,6 +238,22 @@ def test_a_copy_goes_on_alike(copied, rounding):
     descend(ours, 3)
     theirs = copied(ours)
     assert all(map(same_bits, descend(ours, 3, seed=7), descend(theirs, 3, seed=7)))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_run_saved_as_torchs_distributed_checkpoints_are_goes_on(rounding):
+    def build():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2).to(NARROW)
+        return model, AdamW(model.parameters(), rounding=rounding)
+
+    (model, whole), (copied, resumed) = build(), build()
+    descend(whole, 3, skip=False)
+    copied.load_state_dict(model.state_dict())
+    # It makes the state that it loads into by a step with a rate of 0.
+    saved = copy.deepcopy(get_optimizer_state_dict(model, whole))
+    set_optimizer_state_dict(copied, resumed, saved)
+    assert all(map(same_bits, descend(whole, 2, seed=7), descend(resumed, 2, seed=7)))
 
 
 CHANGES = [
