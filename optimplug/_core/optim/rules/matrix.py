@@ -294,5 +294,6 @@ class Muon(Optimizer):
 
 
 def _can_split(split: Any) -> bool:
-    counts = [1] if split is None else [split] if isinstance(split, int) else list(split)
-    return all(isinstance(count, int) and count >= 1 for count in counts)
+    several = isinstance(split, Sequence) and not isinstance(split, str)
+    counts = [1] if split is None else list(split) if several else [split]
+    return all(type(count) is int and count >= 1 for count in counts)
