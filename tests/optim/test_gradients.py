@@ -136,3 +136,17 @@ def test_a_flattened_parameter_alone_in_its_process_is_whole():
     ours = AdamW([p], max_grad_norm=1.0)
     ours.step()
     assert ours.grad_norm == 2
+
+
+def test_autograd_flows_through_clipping():
+    start, rate = (torch.tensor(v, dtype=torch.float64) for v in ([1.5, -2.0], 0.1))
+
+    def loss(x, lr):
+        p = x.clone()
+        optimizer = SGD([p], lr=lr, differentiable=True, max_grad_norm=1.0)
+        for _ in range(2):
+            p.grad = 2 * p.clone()
+            optimizer.step()
+        return p.square().sum()
+
+    assert torch.autograd.gradcheck(loss, (start.requires_grad_(), rate.requires_grad_()))

@@ -14,7 +14,7 @@ from optimplug._core.optim.executions.choice import prepare
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.rules.sgd import SGDRule
-from optimplug.optim import SGD, Adafactor, AdamW, Rprop
+from optimplug.optim import SGD, Adafactor, Adagrad, AdamW, Rprop
 
 SGD_SETTINGS = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}
 
@@ -300,3 +300,21 @@ def test_a_batch_whose_parameters_have_changed_their_form_is_not_prepared():
     assert prepare(batch, {"foreach": True}) is not None
     p.data = p.data.double()
     assert prepare(batch, {"foreach": True}) is None
+
+
+@pytest.mark.parametrize("cls", TABLE)
+def test_a_first_step_that_is_left_out_begins_no_state(cls):
+    if cls is Adagrad:
+        pytest.skip("its state begins with the optimizer, as torch's")
+    p, other = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    ours = cls([p, other], lr=0.5, skip_nonfinite=True)
+    p.grad, other.grad = torch.full((3,), torch.inf), torch.ones(3)
+    ours.step()
+    assert not ours.state
+    ours.param_groups[0]["lr"] = 0.1
+    p.grad = torch.ones(3)
+    ours.step()
+    fresh = cls([q := torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    q.grad = torch.ones(3)
+    fresh.step()
+    assert torch.equal(p, q)

@@ -184,7 +184,6 @@ REFUSED = {
         {"optimizer": "Lion", "weigth_decay": 0.1},
         "Lion has no 'weigth_decay'; did you mean 'weight_decay'",
     ),
-    "no rate": ({"optimizer": "SGD"}, "SGD: lr is required"),
     "bad value": ({"optimizer": "AdamW", "lr": -1.0}, "AdamW: Invalid learning rate: -1.0"),
     "clips alone": ({"optimizer": "AdamW", "max_grad_norm": 1.0}, "for the whole optimizer"),
     "runs alone": ({"optimizer": "AdamW", "foreach": True}, "a choice for all groups together"),

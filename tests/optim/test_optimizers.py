@@ -13,7 +13,7 @@ from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
 from optimplug._core.optim.executions.operands import TensorList
-from optimplug.optim import SGD, Adam, AdamW
+from optimplug.optim import ASGD, SGD, Adam, AdamW, Rprop, ScheduleFreeAdamW, ScheduleFreeSGD
 
 OPTIONS = [(cls, options) for cls, row in TABLE.items() for options in row.options]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -431,3 +431,11 @@ def test_step_hooks_run_once():
     optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     optimizer.step()
     assert calls == ["before", "after"]
+
+
+@pytest.mark.parametrize("cls", [ASGD, Rprop, ScheduleFreeAdamW, ScheduleFreeSGD])
+def test_a_derivative_by_the_rate_that_would_be_wrong_is_refused(cls):
+    rate = torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(ArgumentError, match="lr must not require grad with differentiable=True"):
+        cls(parameters(), lr=rate, differentiable=True)
+    cls(parameters(), lr=rate.detach(), differentiable=True)

@@ -164,3 +164,18 @@ def test_a_group_begins_with_its_own_first_scale():
 def test_values_that_break_their_rule(options, error):
     with pytest.raises(ArgumentError, match=error):
         Prodigy(parameters(SHAPES), **options)
+
+
+def test_groups_alike_share_their_scale_although_one_misses_a_gradient():
+    ours, theirs = build(Prodigy, eps=1e-100), build(prodigyopt.Prodigy, eps=1e-100)
+    for optimizer in (ours, theirs):
+        generator = torch.Generator().manual_seed(0)
+        for step in range(20):
+            for i, group in enumerate(optimizer.param_groups):
+                for p in group["params"]:
+                    noise = torch.randn(p.shape, generator=generator).double()
+                    p.grad = None if i == 1 and step in (0, 7) else p.detach() + 0.1 * noise
+            optimizer.step()
+    found, expected = ([(g["d"], g["k"]) for g in o.param_groups] for o in (ours, theirs))
+    assert found[0] == found[1]
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)

@@ -108,3 +108,17 @@ def test_a_trace_holds_the_whole_update(name, options):
 
     for p, q in zip(traced_and_run_again(optim), traced_and_run_again(torch.optim), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("name", ["Adafactor", "LAMB", "CAME", "StableAdamW", "AdamW"])
+def test_fake_tensors_have_no_norm_to_be_read(name, clip, foreach):
+    with FakeTensorMode():
+        params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,))]
+        optimizer = getattr(optim, name)(params, lr=0.1, max_grad_norm=clip, foreach=foreach)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert all(type(p.detach()).__name__ == "FakeTensor" for p in params)

@@ -123,7 +123,6 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
             "schedule[0].name: no scheduler 'LinearRL'; did you mean 'LinearLR'?",
         ],
     ),
-    ({"optimizer": {"name": "SGD"}}, ["optimizer.lr: is required: SGD has no default for it"]),
     (
         {"optimizer": {"name": "transformers.Adafactor"}},
         ["optimizer.lr: is required: Adafactor has no default for it"],

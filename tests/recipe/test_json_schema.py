@@ -138,7 +138,6 @@ BAD = {
     "true for a number": ({"optimizer": {"name": "AdamW", "lr": True}}, "optimizer.lr"),
     "a number for true": ({"optimizer": {**ADAMW, "amsgrad": 1}}, "optimizer.amsgrad"),
     "too short a list": ({"optimizer": {**ADAMW, "betas": [0.9]}}, "optimizer.betas"),
-    "no rate where it is required": ({"optimizer": {"name": "SGD"}}, "optimizer"),
     "groups that are no list": ({"optimizer": ADAMW, "groups": {}}, "groups"),
     "an empty rule": (rule(), "groups[0]"),
     "a rule's unknown key": (rule(match="*", weigth_decay=0), "groups[0]"),

@@ -226,7 +226,6 @@ BAD = {
         rule({"name": "Lion", "lr": "1e-3"}),
         "groups[0].optimizer.lr: must be a finite number (got '1e-3')",
     ),
-    "no rate": (rule("SGD"), "groups[0].optimizer.lr: is required: SGD has no default for it"),
     "clips alone": (
         rule({"name": "Lion", "max_grad_norm": 1.0}),
         "groups[0].optimizer.max_grad_norm: is for the whole optimizer; move it to 'optimizer'",

@@ -119,7 +119,7 @@ TABLE = {
     Adam: Row([*_ADAM, {"weight_decay": 0.1, "decoupled_weight_decay": True}], fused=True),
     AdamW: Row(_ADAM, fused=True),
     # A rate of its own for each tensor is multiplied in apart.
-    SGD: Row(_SGD, required={"lr": 0.05}, fused=True, foreach_rtol=2e-6),
+    SGD: Row(_SGD, fused=True, foreach_rtol=2e-6),
     RMSprop: Row(_RMSPROP, foreach_rtol=2e-6),
     Adamax: Row(_ADAMAX),
     RAdam: Row(_RADAM, foreach_rtol=2e-6),

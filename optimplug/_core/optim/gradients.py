@@ -85,12 +85,19 @@ def global_norm(grads: Sequence[Tensor]) -> Tensor:
         if g.is_sparse:
             g = g.coalesce().values()  # the same row may stand in it more than once
         by_mesh.setdefault(getattr(g, "device_mesh", None), []).append(g)
-    norms: list[Tensor] = [
-        _whole(torch.nn.utils.get_total_norm(group)) for group in by_mesh.values()
-    ]
+    # torch's function lets no autograd through, which a differentiable step asks for.
+    of_all = _total_norm if torch.is_grad_enabled() else torch.nn.utils.get_total_norm
+    norms: list[Tensor] = [_whole(of_all(group)) for group in by_mesh.values()]
     if len(norms) == 1:
         return norms[0]
     total: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return total
+
+
+def _total_norm(grads: Sequence[Tensor]) -> Tensor:
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(g).to(grads[0].device) for g in grads])
+    )
     return total
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "check_one_element",
     "check_rate",
     "length_of",
+    "refuse_learnt_rate",
 ]
 
 
@@ -45,6 +46,20 @@ def check_one_element(hyper: Hyper) -> None:
     lr = hyper["lr"]
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ArgumentError(f"Tensor lr must be 1-element (got shape {tuple(lr.shape)})")
+
+
+def refuse_learnt_rate(hyper: Hyper) -> None:
+    """Raise ArgumentError if a differentiable step is asked for the derivative by its rate.
+
+    For optimizers that keep numbers which follow from it, through which no autograd flows.
+    """
+    lr = hyper["lr"]
+    if hyper.get("differentiable") and isinstance(lr, Tensor) and lr.requires_grad:
+        raise ArgumentError(
+            "lr must not require grad with differentiable=True: this optimizer keeps numbers that "
+            "follow from it, through which no gradient flows; pass lr.detach(), or take another "
+            "optimizer, such as Adam"
+        )
 
 
 def check_not_negative(hyper: Hyper, **names: str) -> None:

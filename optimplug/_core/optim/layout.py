@@ -138,7 +138,8 @@ class Layout:
             refuse_parameter(member.p, member.rule)
         for member in members:
             hyper = groups[member.group]
-            member.kept, member.first = _ensure_state(member.p, member.rule, state, hyper)
+            member.kept, member.begun = _ensure_state(member.p, member.rule, state, hyper)
+        self._begun = [(member.place, member.begun) for member in members if member.begun]
         _gather(members, count_on)
         self._counters: list[AnyCounters] = list(
             {id(m.number.counters): m.number.counters for m in members if m.number}.values()
@@ -206,13 +207,12 @@ class Layout:
                 return False
         return all(counters.untouched for counters in self._counters)
 
-    def forget_first(self, groups: Sequence[dict[str, Any]], state: State) -> None:
-        """Take back states that began with an update which was then left out."""
+    def forget_begun(self, groups: Sequence[dict[str, Any]], state: State) -> bool:
+        """Take back states that began for an update which was then left out; tell if there are."""
         params = _flat(groups)
-        for layout in self.layouts:
-            for cell in layout.cells if not layout.rule.counts_steps else ():
-                for place in layout.places[cell.part] if cell.first else ():
-                    _forget(layout.rule, params[place], state)
+        for place, names in self._begun:
+            _forget(params[place], names, state)
+        return bool(self._begun)
 
     @property
     def has_first(self) -> bool:
@@ -250,11 +250,12 @@ class Layout:
         """
         counting = [i for i, rule in enumerate(self._rules) if rule.counts_in_groups]
         stepping = {cell.group for layout in self.layouts for cell in layout.cells}
+        # Who shares what others have measured goes on with them, with a gradient or without.
         shared = self._pooled(groups, totals)
         return {
             i: self._rules[i].next_settings(groups[i], shared.get(i, {}))
             for i in counting
-            if i in stepping or any(state.get(p) for p in groups[i]["params"])
+            if i in stepping or shared.get(i) or any(state.get(p) for p in groups[i]["params"])
         }
 
     def _pooled(self, groups: Sequence[Hyper], totals: Mapping[int, Totals]) -> dict[int, Totals]:
@@ -274,6 +275,7 @@ class Layout:
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
+        self._begun = []  # what has been updated has begun
         for counters in self._counters:
             counters.advance(steps)
 
@@ -287,7 +289,8 @@ class _Member:
     p: Tensor
     rule: Rule
     kept: dict[str, Any] = field(default_factory=dict)
-    first: bool = False
+    begun: tuple[str, ...] = ()
+    """The names of its state that begin with this update."""
     number: Place | None = None
     """Where its count and other numbers are kept; None where its rule does not count."""
 
@@ -299,7 +302,8 @@ class _Member:
     @property
     def cell(self) -> Cell:
         count = self.number.shared if self.number else Count(None, {})
-        return Cell(self.group, count.step, self.first, count.scalars)
+        first = not set(self.rule.state_names).isdisjoint(self.begun)
+        return Cell(self.group, count.step, first, count.scalars)
 
 
 def _stepping(
@@ -336,18 +340,20 @@ def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:
     return [None if g is None else g.is_sparse for g in grads]
 
 
-def _forget(rule: Rule, p: Tensor, state: State) -> None:
-    for name in rule.state_names:
+def _forget(p: Tensor, names: Sequence[str], state: State) -> None:
+    for name in names:
         state[p].pop(name, None)
     if not state[p]:
         del state[p]
 
 
-def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[dict[str, Any], bool]:
-    """Fill in what the state lacks; tell whether a tensor of it starts with this update."""
+def _ensure_state(
+    p: Tensor, rule: Rule, state: State, hyper: Hyper
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fill in what the state lacks; return it with the names of what begins with this update."""
     if not rule.counts_steps and not rule.state:
-        return {}, False
-    kept = state[p]
+        return {}, ()
+    kept, before = state[p], set(state[p])
     if rule.counts_steps and "step" not in kept:
         # In float32, as in torch, unless the default is wider.
         wide = torch.get_default_dtype() == torch.float64
@@ -359,7 +365,7 @@ def _ensure_state(p: Tensor, rule: Rule, state: State, hyper: Hyper) -> tuple[di
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
-    return kept, bool(missing)
+    return kept, tuple({*kept} - before | {spec.name for spec in missing})
 
 
 def _addresses(kept: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from optimplug._core.internals import load_post_hooks, load_pre_hooks, outside_graphs
+from optimplug._core.internals import (
+    in_dispatch_mode,
+    load_post_hooks,
+    load_pre_hooks,
+    outside_graphs,
+)
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
@@ -135,8 +140,6 @@ class Optimizer(torch.optim.Optimizer, ABC):
         try:
             # What fails here fails before any parameter has moved.
             batches, ready = self._prepared(groups, grads)
-            if not batches:
-                return
             scale = self._gradient_scale(grads, batches, ready, amp_scale)
             skips = self._skips()
         except BaseException:
@@ -183,9 +186,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def _forget_first(self) -> None:
         """Undo the beginning of states by an update that has not taken place."""
-        layout, self._layout = self._layout, None
-        if layout is not None and layout.has_first:
-            layout.forget_first(self.param_groups, self.state)
+        layout = self._layout
+        if layout is not None and layout.forget_begun(self.param_groups, self.state):
+            self._layout = None
 
     def _gradient_scale(
         self,
@@ -196,7 +199,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
-        if not self._needs_norm:
+        if not (self._needs_norm and batches):
             return scale
         norm = prepared_norm(ready, batches)
         if norm is None:
@@ -205,7 +208,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if self.max_grad_norm is None:
             return scale
         clip = clip_coefficient(self.grad_norm, self.max_grad_norm)
-        if clip.is_cpu and bool(clip == 1):
+        if clip.is_cpu and not in_dispatch_mode() and bool(clip == 1):
             return scale  # nothing to clip, and on the CPU it costs no wait to know
         return clip if scale is None else clip * scale.to(clip.device)
 

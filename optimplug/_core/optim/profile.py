@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.optimizer import required
 
+from optimplug._core.optim.executions.choice import is_compiled
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.memory import state_bytes
 from optimplug._core.optim.optimizer import Optimizer
@@ -85,7 +86,7 @@ def _bytes_of_vectors(cls: type[Optimizer]) -> float | None:
 
 def _executions(rule: Rule, defaults: Mapping[str, Any]) -> list[str]:
     found = {
-        "compiled": rule.scope == "element" and not rule.only_sparse,
+        "compiled": is_compiled(rule),
         "fused": bool(rule.fused_dtypes),
         "foreach": "foreach" in defaults,
         "loop": True,

@@ -45,6 +45,8 @@ def checked_state(
         given = type(state_dict["state"]).__name__
         raise StateError(f"'state' of a state dict must be a dict by parameter (got {given})")
     saved = state_dict["param_groups"]
+    if not isinstance(saved, list | tuple) or not all(isinstance(g, Mapping) for g in saved):
+        raise StateError(f"'param_groups' of a state dict must be a list of dicts (got {saved!r})")
     for i, group in enumerate(saved):
         if "params" not in group:
             raise StateError(f"param_groups[{i}] must have the key 'params' (got {sorted(group)})")

@@ -345,7 +345,7 @@ class TestCompiler:
             p.grad = torch.ones_like(p)
         with pytest.raises(KeyboardInterrupt):
             ours.step()
-        assert {float(kept["step"]) for kept in ours.state.values()} == {0.0}
+        assert not ours.state
 
     @pytest.mark.parametrize("command", ["", "no-such-compiler"])
     def test_there_may_be_none(self, monkeypatch, command, kernels):

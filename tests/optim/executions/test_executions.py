@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from inspect import signature
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def assert_close(ours, theirs, rtol=1e-5, atol=1e-7):
 
 
 class TestTorchsOwnTable:
-    """The inputs that torch tests its optimizers with; SGD is given an lr where its row has none."""
+    """The inputs that torch tests its optimizers with."""
 
     ROWS = {info.optim_cls.__name__: info for info in optim_db}
 
@@ -154,18 +155,12 @@ class TestChoice:
         assert not AdamW(parameters())._step_supports_amp_scaling
 
 
-class TestSGDNeedsARate:
-    def test_from_the_argument_or_from_every_group(self):
+class TestSGDsRate:
+    def test_it_is_torchs_by_default(self):
         a, b = parameters(shapes=((2,), (3,)))
-        assert (
-            SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 2.0}]).param_groups[1]["lr"]
-            == 2.0
-        )
-
-    def test_a_group_without_one_is_named(self):
-        a, b = parameters(shapes=((2,), (3,)))
-        with pytest.raises(ArgumentError, match=r"param_groups\[1\]: lr is required"):
-            SGD([{"params": [a], "lr": 1.0}, {"params": [b]}])
+        ours = SGD([{"params": [a], "lr": 1.0}, {"params": [b]}])
+        assert [group["lr"] for group in ours.param_groups] == [1.0, 1e-3]
+        assert signature(SGD).parameters["lr"].default == torch.optim.SGD([a]).defaults["lr"]
 
     def test_the_worked_example_of_two_groups(self):
         w = torch.tensor([1.0], requires_grad=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,7 +18,7 @@ from optimplug._core.optim.executions.program import (
     Step,
 )
 
-__all__ = ["C_TYPES", "squares_source", "update_source"]
+__all__ = ["C_TYPES", "c_head", "c_name", "c_text", "fused_sums", "squares_source", "update_source"]
 
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat"}
 """What tensors may hold. The arithmetic is in float, or in double where any of them is double."""
@@ -150,10 +150,10 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
     types = dict(zip(operands, (C_TYPES[dtype] for dtype in dtypes), strict=True))
     body = [f"work x_{name} = load_{kind}(at_{name}[i]);" for name, kind in types.items()]
     body += ["x_g = x_g * scale;"]
-    body += [f"const work t{i} = {_text(step)};" for i, step in _with_fused_sums(program)]
-    body += [f"at_{n}[i] = store_{types[n]}({_name(end)});" for n, end in program.outputs]
+    body += [f"const work t{i} = {c_text(step)};" for i, step in fused_sums(program)]
+    body += [f"at_{n}[i] = store_{types[n]}({c_name(end)});" for n, end in program.outputs]
     scalars = [f"const work k_{name} = k[{i}];" for i, name in enumerate(program.coefficients)]
-    return _head(dtypes) + _UPDATE.format(
+    return c_head(dtypes) + _UPDATE.format(
         pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
         scalars="\n".join("    " + line for line in scalars),
         body="\n".join("        " + line for line in body),
@@ -164,10 +164,11 @@ def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Seq
 
 def squares_source(dtype: torch.dtype) -> str:
     """Return the C of ``squares``, the sum over one column of tensors."""
-    return _head([dtype]) + _SQUARES.format(type=C_TYPES[dtype])
+    return c_head([dtype]) + _SQUARES.format(type=C_TYPES[dtype])
 
 
-def _head(dtypes: Sequence[torch.dtype]) -> str:
+def c_head(dtypes: Sequence[torch.dtype]) -> str:
+    """Return what every source begins with: the type of the arithmetic, and functions of it."""
     wide = torch.float64 in dtypes
     work, end = ("double", "") if wide else ("float", "f")
     functions = {"root": "sqrt", "fma": "fma", "abs": "fabs"}
@@ -178,14 +179,15 @@ def _head(dtypes: Sequence[torch.dtype]) -> str:
 _FUSED_SUM = "mad({0}, {1}, {2})"
 
 
-def _text(step: Step) -> str:
+def c_text(step: Step) -> str:
     """Return a step as a C expression."""
     form = OPERATIONS[step.operation].c if step.operation != "mad" else _FUSED_SUM
     assert form is not None  # a program has no other steps
-    return form.format(*map(_name, step.arguments))
+    return form.format(*map(c_name, step.arguments))
 
 
-def _name(argument: Argument) -> str:
+def c_name(argument: Argument) -> str:
+    """Return an argument as a C expression."""
     match argument:
         case Input(name):
             return f"x_{name}"
@@ -197,14 +199,20 @@ def _name(argument: Argument) -> str:
             return f"number({value!r})"
 
 
-def _with_fused_sums(program: Program) -> list[tuple[int, Step]]:
+def fused_sums(
+    program: Program, in_one_loop: Callable[[int, int], bool] = lambda product, total: True
+) -> list[tuple[int, Step]]:
     """Return the numbered steps, with every product that goes into one sum alone inside that sum.
 
     A fused multiply-add rounds once instead of twice. It is written out here, and not left to the
     compiler, for the reason that stands beside ``mad``.
+
+    Args:
+        program: what has these steps.
+        in_one_loop: whether two steps, a product and a sum, are computed for the same elements.
     """
     uses = Counter(argument for step in program.steps for argument in step.arguments)
-    uses.update(end for _, end in program.outputs)
+    uses.update([*(end for _, end in program.outputs), *program.measured])
     products = {
         Result(i): step.arguments
         for i, step in enumerate(program.steps)
@@ -215,8 +223,9 @@ def _with_fused_sums(program: Program) -> list[tuple[int, Step]]:
     for i, step in enumerate(program.steps):
         if step.operation == "add":
             one, other = step.arguments
-            product, rest = (other, one) if other in products else (one, other)
-            if product in products:
+            fits = [a for a in (other, one) if a in products and in_one_loop(a.step, i)]
+            if fits:
+                product, rest = fits[0], one if fits[0] is other else other
                 inside.add(product)
                 step = Step("mad", (*products[product], rest))
         steps.append((i, step))

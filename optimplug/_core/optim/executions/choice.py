@@ -8,19 +8,36 @@ from typing import Any
 
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.compiled import Compiled
+from optimplug._core.optim.executions.compiled_whole import CompiledWhole
 from optimplug._core.optim.executions.execution import Execution, Ready
 from optimplug._core.optim.executions.foreach import Foreach
 from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused
 from optimplug._core.optim.executions.loop import Differentiable, Loop
+from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError
 
-__all__ = ["CHOICES", "check_choices", "devices_asked_for", "devices_that_count", "prepare"]
+__all__ = [
+    "CHOICES",
+    "check_choices",
+    "devices_asked_for",
+    "devices_that_count",
+    "is_compiled",
+    "prepare",
+]
 
 Choices = Mapping[str, Any]
 """An optimizer's defaults, among them what the user has chosen of :data:`CHOICES`."""
 
 CHOICES = ("foreach", "fused", "capturable", "differentiable")
 """The arguments by which a user chooses: for all groups together, and for this process alone."""
+
+
+_COMPILED = (Compiled(), CompiledWhole())
+
+
+def is_compiled(rule: Rule) -> bool:
+    """Tell whether a rule is compiled, where a machine has what that needs."""
+    return any(way.compiles(rule) for way in _COMPILED)
 
 
 def prepare(batch: Batch, choices: Choices) -> Ready | None:
@@ -61,7 +78,7 @@ def _in_order(
     if differentiable:
         return (Differentiable(),)
     one_pass: tuple[Execution, ...] = (
-        (Compiled(), Fused()) if _may_fuse(foreach, fused, differentiable) else ()
+        (*_COMPILED, Fused()) if _may_fuse(foreach, fused, differentiable) else ()
     )
     return (*one_pass, Loop()) if foreach is False else (*one_pass, Foreach(), Loop())
 

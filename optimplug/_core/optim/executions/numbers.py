@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from optimplug._core.internals import in_dispatch_mode
+
 __all__ = ["Numbers"]
 
 Given: TypeAlias = "Numbers | float | Sequence[float]"
@@ -31,7 +33,9 @@ class Numbers:
 
     def each(self) -> list[Any]:
         """Return for each tensor a factor: a number where that costs no wait, else a tensor."""
-        return self.values.tolist() if self.values.is_cpu else list(self.values.float().unbind())
+        if self.values.is_cpu and not in_dispatch_mode():
+            return self.values.tolist()
+        return list(self.values.float().unbind())
 
     def __add__(self, other: Given) -> Numbers:
         return Numbers(self.values + self._values(other))

@@ -73,6 +73,10 @@ class Functional:
     def __init__(self, tensor: Any) -> None:
         self.tensor = tensor
 
+    def like(self, value: Any) -> Functional:
+        """Return what an operation on this has resulted in."""
+        return Functional(value)
+
 
 def _tensors(arguments: Sequence[Any]) -> list[Any]:
     """Return arguments as torch's functions on lists take them."""
@@ -111,7 +115,7 @@ def _functional_methods(name: str, operation: Operation) -> tuple[Method, Method
         return operation.formula(x, *_values(others), **scalars)
 
     def method(self: Functional, *others: Any, **scalars: Any) -> Functional:
-        return Functional(compute(self.tensor, others, scalars))
+        return self.like(compute(self.tensor, others, scalars))
 
     def in_place(self: Functional, *others: Any, **scalars: Any) -> Functional:
         self.tensor = compute(self.tensor, others, scalars)

@@ -52,7 +52,7 @@ def _foreach_add(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> list[Tensor]:
 
 
 def _foreach_add_(x: Sequence[Tensor], y: Any, alpha: Any = 1) -> None:
-    if isinstance(alpha, Sequence) and x[0].is_cpu:
+    if isinstance(alpha, Sequence) and x[0].is_cpu and not isinstance(alpha[0], Tensor):
         # There torch would go one by one as well, and this rounds once instead of twice.
         for tensor, other, factor in zip(x, y, alpha, strict=True):
             tensor.add_(other, alpha=factor)

@@ -1,10 +1,16 @@
-"""A rule written down as a program for one element, by running it once on symbols."""
+"""A rule written down as a program, by running it once on symbols.
+
+Most rules are a program for one element. Those that see whole tensors have sums and means among
+their steps: :mod:`.passes` cuts such a program where one must be known before it can go on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
+
+import torch
 
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -61,7 +67,12 @@ Argument: TypeAlias = "Input | Scalar | Constant | Result"
 
 @dataclass(frozen=True)
 class Step:
-    """One operation, a row of :data:`.ops.OPERATIONS`, on what is known by then."""
+    """One operation, a row of :data:`.ops.OPERATIONS` or of those below, on what is known by then.
+
+    Of whole tensors: ``sum`` and ``squares``, the sum of the squares, of all of it; ``mean`` and
+    ``mean_of_squares`` over an axis; ``size``, the number of elements. Of such numbers
+    ``where_positive`` as well.
+    """
 
     operation: str
     arguments: tuple[Argument, ...]
@@ -81,7 +92,7 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What a rule does to one element.
+    """What a rule does to one element, or to one tensor.
 
     It is known by its identity: a step looks its compiled form up, and must not compare programs.
     """
@@ -89,6 +100,8 @@ class Program:
     steps: tuple[Step, ...]
     outputs: tuple[tuple[str, Argument], ...]
     """The operands that change, and what they change to."""
+    measured: tuple[Argument, ...]
+    """What the rule returns of each tensor, in the order of :attr:`.Rule.measures`."""
     coefficients: tuple[str, ...]
     """The names of all scalars, in the order in which they are passed."""
     decisions: tuple[Decision, ...]
@@ -107,9 +120,9 @@ class _Record:
     steps: list[Step] = field(default_factory=list)
     decisions: dict[Decision, None] = field(default_factory=dict)
 
-    def step(self, operation: str, *operands: Any) -> Symbol:
+    def step(self, operation: str, *operands: Any) -> Result:
         self.steps.append(Step(operation, tuple(map(_argument, operands))))
-        return Symbol(self, Result(len(self.steps) - 1))
+        return Result(len(self.steps) - 1)
 
     def differs(self, name: str, constant: float) -> bool:
         outcome = any(k[name] != constant for k in self.numbers)
@@ -124,22 +137,26 @@ class Symbol:
         self.record = record
         self.stands_for = stands_for
 
+    def after(self, operation: str, *others: Any) -> Symbol:
+        """Return what an operation on this and others results in."""
+        return Symbol(self.record, self.record.step(operation, self, *others))
+
     def __neg__(self) -> Symbol:
-        return self.record.step("neg", self)
+        return self.after("neg")
 
     def __add__(self, other: Any) -> Symbol:
-        return self.record.step("add", self, other)
+        return self.after("add", other)
 
     def __mul__(self, other: Any) -> Symbol:
-        return self.record.step("mul", self, other)
+        return self.after("mul", other)
 
     def __truediv__(self, other: Any) -> Symbol:
-        return self.record.step("div", self, other)
+        return self.after("div", other)
 
     def __getattr__(self, operation: str) -> Any:
         if operation not in OPERATIONS or OPERATIONS[operation].c is None:
             raise AttributeError(f"{operation!r} is no step of a program; add it to OPERATIONS")
-        return lambda *others: self.record.step(operation, self, *others)
+        return lambda *others: self.after(operation, *others)
 
     def __bool__(self) -> bool:
         raise TypeError("a rule may branch on nothing but whether a coefficient is a given number")
@@ -161,19 +178,84 @@ class _Coefficient(Symbol):
         return not self != other
 
 
-def trace(rule: Rule, numbers: Numbers) -> Program:
+class _Number(Symbol):
+    """One number for a tensor that is not known yet; see :class:`.numbers.Numbers`."""
+
+    def after(self, operation: str, *others: Any) -> _Number:
+        return _Number(self.record, self.record.step(operation, self, *others))
+
+    def clamp_min(self, least: Any) -> Symbol:
+        return self.after("maximum", least)
+
+    def clamp_max(self, most: Any) -> Symbol:
+        return self.after("minimum", most)
+
+    def where_positive(self, other: Any) -> Symbol:
+        return self.after("where_positive", other)
+
+
+class _Whole(Functional):
+    """A tensor that is not known yet, of which a rule may take norms and means.
+
+    See :class:`.whole.WholeTensors`.
+    """
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, symbol: Symbol, dtype: torch.dtype) -> None:
+        super().__init__(symbol)
+        self.dtype = dtype
+
+    def like(self, value: Any) -> _Whole:
+        return _Whole(value, self.dtype)
+
+    def norm(self) -> Symbol:
+        return self._number("squares").after("sqrt")
+
+    def rms(self) -> Symbol:
+        return self.norm() / self.root_sizes()
+
+    def root_sizes(self) -> Symbol:
+        return self._number("size").after("sqrt")
+
+    def sum(self) -> Symbol:
+        return self._number("sum")
+
+    def mean(self, axis: int) -> _Whole:
+        return self.like(self.tensor.after("mean", axis))
+
+    def mean_of_squares(self, axis: int) -> _Whole:
+        return self.like(self.tensor.after("mean_of_squares", axis))
+
+    def unsqueeze(self, axis: int) -> _Whole:
+        return self  # a view; and in a program an axis that a mean was taken over is still there
+
+    def _number(self, operation: str) -> Symbol:
+        record: _Record = self.tensor.record
+        return _Number(record, record.step(operation, self.tensor))
+
+
+def trace(rule: Rule, numbers: Numbers, dtype: torch.dtype = torch.float32) -> Program:
     """Run a rule on symbols and return what it did.
 
     Where cells differ in whether a coefficient is a given number, the rule is told that it is not.
+
+    Args:
+        rule: for elements or for whole tensors.
+        numbers: the scalars of each cell.
+        dtype: what a rule for whole tensors computes in.
     """
     record = _Record(numbers)
-    inputs = {name: Functional(Symbol(record, Input(name))) for name in _operands(rule)}
+    symbols = {name: Symbol(record, Input(name)) for name in _operands(rule)}
+    whole = rule.scope == "tensor"
+    inputs = {n: _Whole(s, dtype) if whole else Functional(s) for n, s in symbols.items()}
     state = {name: inputs[name] for name in rule.state_names}
     k = {name: _Coefficient(record, name) for name in numbers[0]}
-    rule.update(inputs["p"], inputs["g"], state, k)
+    found = rule.update(inputs["p"], inputs["g"], state, k)
     ends = {name: value.tensor.stands_for for name, value in inputs.items()}
     outputs = tuple((name, end) for name, end in ends.items() if end != Input(name))
-    return Program(tuple(record.steps), outputs, tuple(k), tuple(record.decisions))
+    measured = tuple(_argument(found[name]) for name in rule.measures)
+    return Program(tuple(record.steps), outputs, measured, tuple(k), tuple(record.decisions))
 
 
 def _operands(rule: Rule) -> tuple[str, ...]:

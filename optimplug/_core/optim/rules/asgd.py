@@ -10,7 +10,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_not_negative,
+    check_rate,
+    refuse_learnt_rate,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, ScalarSpec, StateSpec
 
@@ -162,4 +166,5 @@ class ASGD(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
+        refuse_learnt_rate(hyper)
         check_not_negative(hyper, weight_decay="weight_decay value")

@@ -18,6 +18,7 @@ from optimplug._core.optim.hyperparameters import (
     check_not_negative,
     check_rate,
     length_of,
+    refuse_learnt_rate,
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -173,7 +174,7 @@ class ScheduleFreeAdamW(Optimizer):
     ``weight_sum``, ``scheduled_lr`` (the rate of the last update), ``train_mode``. As in the
     reference a group counts for all its parameters, also for one without a gradient; but it begins
     to count with the first gradient of any, so that a group that is frozen for a time has its
-    warm-up when it begins to move, and a step without any gradient is none.
+    warm-up when it begins to move.
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
@@ -382,6 +383,7 @@ class ScheduleFreeSGD(Optimizer):
 
 def _check_both(hyper: Hyper) -> None:
     check_rate(hyper)
+    refuse_learnt_rate(hyper)
     check_lengths(hyper, "warmup_steps")
     check_not_negative(
         hyper,

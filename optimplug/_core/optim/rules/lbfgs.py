@@ -30,6 +30,7 @@ class LBFGSRule(Rule):
     """What there is of :class:`LBFGS` for a parameter by itself: nothing, all go together."""
 
     scope: ClassVar = "tensor"
+    as_one: ClassVar = True
     counts_steps: ClassVar = False
     state: ClassVar = ()
 

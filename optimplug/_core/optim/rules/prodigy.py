@@ -109,7 +109,7 @@ class ProdigyRule(Rule):
 
 
 _SHARED = (
-    *("lr", "betas", "beta3", "d", "d0", "d_max", "d_numerator", "d_coef", "growth_rate", "k"),
+    *("lr", "betas", "beta3", "d", "d0", "d_max", "d_numerator", "d_coef", "growth_rate"),
     *("use_bias_correction", "safeguard_warmup"),
 )
 """What groups have in common whose scale is one."""

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import required
 
 from optimplug._core.internals import fused_sgd
 from optimplug._core.optim.facts import Facts
@@ -100,8 +99,7 @@ class SGD(Optimizer):
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
-        lr: learning rate, >= 0; a number or a tensor of one element. Required, here or in every
-            group.
+        lr: learning rate, >= 0; a number or a tensor of one element.
         momentum: how much of the running sum stays, >= 0.
         dampening: how much of the gradient is left out of the sum.
         weight_decay: added to the gradient per unit of the parameter, >= 0.
@@ -146,7 +144,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = required,  # type: ignore[assignment] # torch's sentinel
+        lr: float | Tensor = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
         weight_decay: float | Tensor = 0,

@@ -10,7 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_not_negative,
+    check_rate,
+    refuse_learnt_rate,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -278,6 +283,7 @@ class Rprop(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
+        refuse_learnt_rate(hyper)
         if not 0.0 < hyper["etas"][0] < 1.0 < hyper["etas"][1]:
             raise ArgumentError(
                 f"Invalid eta values: {hyper['etas'][0]}, {hyper['etas'][1]}; "

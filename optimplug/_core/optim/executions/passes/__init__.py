@@ -1,0 +1,1 @@
+"""Programs for whole tensors: how they are cut into passes, and these written as C."""
