@@ -175,20 +175,23 @@ def _settings(parameter: ParameterVotes, optimizer: Choice, are_several: bool) -
         if key in _FOR_SCHEDULER
         or (key not in NO_HYPERPARAMETERS and (key not in defaults or value != defaults[key]))
     }
-    differing = {**_flattened(parameter, optimizer), **differing}
+    differing = {**_as_matrix(parameter, optimizer), **differing}
     if not are_several:
         return {**differing, "lr": rate}
     own = {key: optimizer.settings[key] for key in settable_per_group(optimizer.settings)}
     return {"optimizer": optimizer.name, **own, **differing, "lr": rate}
 
 
-def _flattened(parameter: ParameterVotes, optimizer: Choice) -> dict[str, Any]:
-    """Return what tells an optimizer for matrices that a parameter is one, of (out, rest).
+def _as_matrix(parameter: ParameterVotes, optimizer: Choice) -> dict[str, Any]:
+    """Return what tells an optimizer for matrices which one a parameter is: (out, rest) of it.
 
-    By its shape alone it could as well be a stack of matrices; but then it is no hidden matrix.
+    By its shape alone it could as well be a stack of matrices; but then it is no hidden matrix. Nor
+    does that tell outputs from inputs. What the recipe says itself holds.
     """
-    is_for_matrices = optimizer.made_for is not None and "flatten" in optimizer.known
-    return {"flatten": True} if is_for_matrices and parameter.parameter.ndim == 3 else {}
+    found = {"flatten": parameter.parameter.ndim == 3, "transposed": parameter.is_transposed}
+    said = {*parameter.values, *optimizer.settings}
+    asks = optimizer.known if optimizer.made_for is not None else {}
+    return {key: True for key, holds in found.items() if holds and key in asks and key not in said}
 
 
 def _rate(values: Mapping[str, Any], defaults: Mapping[str, Any], distance: int) -> float:
