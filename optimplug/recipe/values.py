@@ -12,6 +12,7 @@ import torch
 from torch.optim.optimizer import required
 
 from optimplug import optim
+from optimplug._core.optim.group_checks import StandIn
 from optimplug._core.optim.multi import joined_class
 from optimplug.errors import ArgumentError, Problem, did_you_mean
 from optimplug.recipe.clipped import construct
@@ -219,9 +220,12 @@ def _rule_refusals(
 
 
 def _probe(choice: Choice, **kwargs: Any) -> None:
-    # A matrix, because some optimizers (Muon) take nothing else.
-    matrix = torch.nn.Parameter(torch.zeros(1, 1))
-    construct(choice.optimizer_class, [matrix], {"lr": 1e-3, **kwargs})
+    construct(choice.optimizer_class, [_stand_in()], {"lr": 1e-3, **kwargs})
+
+
+def _stand_in() -> StandIn:
+    # A matrix, because some optimizers (torch's Muon) take nothing else.
+    return StandIn(torch.zeros(1, 1))
 
 
 def _probe_together(optimizers: Optimizers) -> None:
@@ -232,7 +236,7 @@ def _probe_together(optimizers: Optimizers) -> None:
         optim.MultiOptimizer,
         [
             {
-                "params": [torch.nn.Parameter(torch.zeros(1, 1))],
+                "params": [_stand_in()],
                 "optimizer": choice.optimizer_class,
                 "name": choice.path,
                 "lr": 1e-3,

@@ -12,7 +12,7 @@ from support.schedules import ALL, SCALING, SEQUENCES, Halving, optimizer_of, ra
 
 import optimplug.optim.lr_scheduler as ours
 from optimplug import ArgumentError, Horizon, StateError
-from optimplug.optim import TransformersAdafactor
+from optimplug.optim import MultiOptimizer, TransformersAdafactor
 from optimplug.recipe import build_scheduler
 
 BAD = {
@@ -434,7 +434,7 @@ class TestBadState:
             ("linear", "base_lrs", [None, 0.1]), ("linear", "base_lrs", [None, None]),
             ("linear", "base_lrs", [0.1, -1.0]), ("linear", "total_iters", -1),
             ("linear", "total_iters", 1.5), ("linear", "_step_count", -1),
-            ("cyclic", "_last_momentum", [0.1, None]), ("cyclic", "_last_momentum", [0.1] * 3),
+            ("cyclic", "_last_momentum", [0.1, "x"]), ("cyclic", "_last_momentum", [0.1] * 3),
             ("cyclic", "_last_momentum", [0.1, -0.1]), ("cyclic", "mode", "square"),
             ("cyclic", "max_lrs", [0.1, None]), ("cyclic", "scale_mode", "x"),
             ("cosine", "T_max", 0), ("step", "step_size", 0), ("restarts", "T_mult", 0),
@@ -454,6 +454,15 @@ class TestBadState:
         before = scheduler.state_dict()
         with pytest.raises(StateError, match="_last_momentum, but there are 0 groups"):
             scheduler.load_state_dict({**before, "_last_lr": [0.7], "_last_momentum": [0.9]})
+        assert scheduler.state_dict() == before
+
+    def test_of_momentum_of_another_group(self):
+        apart = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0} for _ in "12"]
+        groups = [{**apart[0], "optimizer": "SGD"}, {**apart[1], "optimizer": "Adagrad"}]
+        scheduler = ours.LinearLR(MultiOptimizer(groups))
+        before = scheduler.state_dict()
+        with pytest.raises(StateError, match="a momentum of group 1 in _last_momentum"):
+            scheduler.load_state_dict({**before, "_last_momentum": [None, 0.9]})
         assert scheduler.state_dict() == before
 
     @pytest.mark.parametrize("function", [partial(max, 1), len, Halving(3).__call__, object])

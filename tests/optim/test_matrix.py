@@ -121,6 +121,33 @@ def test_blocks_of_a_fused_weight_are_matrices_of_their_own(split, rows, adjust,
     torch.testing.assert_close(found, torch.cat(apart), rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("adjust", [None, "match_rms_adamw", "rms_to_rms"])
+@pytest.mark.parametrize("split", [None, 3, (8, 2, 2)], ids=label)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=label)
+def test_a_transposed_weight_is_the_plain_one_on_its_side(dtype, split, adjust, foreach):
+    options = {"lr": 0.1, "split": split, "adjust_lr_fn": adjust, "foreach": foreach}
+    # To bfloat16, torch rounds the last few of a tensor in another way than the others.
+    shapes = [(12, 16), (12, 16), (12, 32), *([(12, 5)] if dtype == torch.float32 else [])]
+    plain = parameters(shapes, dtype)
+    on_its_side = [torch.nn.Parameter(p.detach().T.contiguous()) for p in plain]
+    ours, theirs = Muon(on_its_side, transposed=True, **options), Muon(plain, **options)
+    for _ in range(3):
+        for a, b in zip(on_its_side, plain, strict=True):
+            b.grad = torch.randn_like(b)
+            a.grad = b.grad.T.contiguous()
+        ours.step()
+        theirs.step()
+    assert all(same_bits(a.detach().T, b.detach()) for a, b in zip(on_its_side, plain, strict=True))
+
+
+def test_a_convolution_is_never_transposed():
+    value, gradient = torch.randn(6, 3, 2, 2), torch.randn(6, 3, 2, 2)
+    options = {"adjust_lr_fn": "rms_to_rms", "split": 2}
+    found = stepped(value, gradient, transposed=True, **options)
+    assert torch.equal(found, stepped(value, gradient, **options))
+
+
 def test_the_scale_of_the_modular_norm_is_the_root_of_outputs_by_inputs():
     value, gradient = torch.zeros(2, 8), torch.randn(2, 8)
     plain = stepped(value, gradient, weight_decay=0.0)
@@ -134,6 +161,10 @@ def test_the_scale_of_the_modular_norm_is_the_root_of_outputs_by_inputs():
     [
         ({"split": 5}, r"split=5 does not fit the 12 rows"),
         ({"split": (4, 4)}, r"split=\(4, 4\) does not fit the 12 rows"),
+        (
+            {"split": 3, "transposed": True},
+            "split=3 does not fit the 5 columns, with transposed=True the outputs",
+        ),
         ({"split": 0}, "split should be counts of 1 or more but is: 0"),
         ({"ns_steps": 100}, "ns_steps should be >= 0 and < 100"),
         ({"ns_coefficients": (1.0, 2.0)}, "three numbers"),

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.optim.optimizer import required
 
 from optimplug import ArgumentError, optim
+from optimplug._core.optim.group_checks import StandIn
 
 # One is run by a closure, and what the other runs is here by itself.
 APART = {optim.LBFGS, optim.MultiOptimizer}
@@ -28,7 +29,7 @@ def whole_classes():
 def rule_of(cls, **options):
     if signature(cls).parameters["lr"].default is required:
         options.setdefault("lr", 0.1)
-    optimizer = cls([torch.zeros(1, 1, requires_grad=True)], **options)
+    optimizer = cls([StandIn(torch.zeros(1, 1))], **options)
     return optimizer.rule(optimizer.param_groups[0])
 
 
@@ -46,7 +47,11 @@ MORE = {
         {"lr": 0.05, "relative_step": False, "scale_parameter": False},
     ],
     optim.Adafactor: [{"lr": 0.05, "maximize": True}],
-    optim.Muon: [{"lr": 0.05, "adjust_lr_fn": "match_rms_adamw"}],
+    optim.Muon: [
+        {"lr": 0.05, "adjust_lr_fn": "match_rms_adamw"},
+        {"lr": 0.05, "adjust_lr_fn": "rms_to_rms", "transposed": True},
+        {"lr": 0.05, "split": 3, "transposed": True},
+    ],
 }
 CASES = [(cls, options) for cls in whole_classes() for options in ({}, *MORE.get(cls, []))]
 EXECUTIONS = [{}, {"foreach": True}, {"foreach": False}]

@@ -10,7 +10,6 @@ from torch.optim.lr_scheduler import LRScheduler as TorchScheduler
 
 from optimplug._core.lr_scheduler import state as states
 from optimplug._core.lr_scheduler.groups import (
-    has_momentum,
     momentum_of,
     own_rate,
     set_momentum,
@@ -60,13 +59,14 @@ class SavedScheduler(TorchScheduler):
         """Return the state as copies: primitives, and lists of them.
 
         ``_last_lr`` in it is what this scheduler has set last, ``_held_lr`` what the groups hold
-        now, whoever has set it. Plain functions are not saved, of an object that can be called its
+        now, whoever has set it, and ``_last_momentum`` for each group its momentum, None where no
+        scheduler moves it. Plain functions are not saved, of an object that can be called its
         attributes are.
         """
         own = {k: v for k, v in self.__dict__.items() if k not in self._not_saved}
         own |= {name: states.function_state(getattr(self, name)) for name in self._functions}
         to_come = [None] * (len(self._groups) - len(self.base_lrs))  # they join at the next step
-        cycled = [momentum_of(group) for group in self._groups if "initial_momentum" in group]
+        cycled = [momentum_of(g) if "initial_momentum" in g else None for g in self._groups]
         own |= {"_class": type(self).__name__, "_last_momentum": cycled}
         held, last = self._floats(), self.get_last_lr()
         own |= {"base_lrs": self.base_lrs + to_come, "_held_lr": held}
@@ -87,9 +87,10 @@ class SavedScheduler(TorchScheduler):
             group["initial_lr"] = base if self._own_bases else own_rate(group)
         for group, lr in zip(self._groups, state["_held_lr"], strict=True):
             set_rate(group, lr)
-        cycled = filter(has_momentum, self._groups)
-        for group, momentum in zip(cycled, state["_last_momentum"], strict=False):
-            set_momentum(group, momentum)
+        momentums = states.momentums_by_group(state["_last_momentum"], self._groups)
+        for group, momentum in zip(self._groups, momentums, strict=True):
+            if momentum is not None:
+                set_momentum(group, momentum)
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state, torch's included, with the keys and number types that it has here."""
@@ -102,7 +103,7 @@ class SavedScheduler(TorchScheduler):
         states.check_state(state_dict, own, self._per_group, self._functions, foreign)
         if self._modes and state_dict["mode"] not in (*self._modes, self.__dict__["mode"]):
             raise StateError(f"mode must be one of {self._modes} (got {state_dict['mode']!r})")
-        states.check_momentums(state_dict["_last_momentum"], self._groups)
+        states.momentums_by_group(state_dict["_last_momentum"], self._groups)
         for name in self._functions:
             states.check_functions(name, getattr(self, name), state_dict[name])
 

@@ -20,11 +20,11 @@ from optimplug.errors import ArgumentError, StateError
 
 __all__ = [
     "check_functions",
-    "check_momentums",
     "check_state",
     "completed",
     "function_state",
     "load_functions",
+    "momentums_by_group",
 ]
 
 State = Mapping[str, Any]
@@ -108,9 +108,12 @@ def check_state(
             raise StateError(f"{key} must be of the kind of {value!r} (got {given[key]!r})")
     _check_rules(given, own if foreign else {})
     for key in ("base_lrs", *_RATES, "_last_momentum", *per_group):
-        # A schedule may itself have come below 0. A base that is None is of a group to come.
+        # A schedule may itself have come below 0. A base that is None is of a group to come, a
+        # momentum of one whose momentum no scheduler moves.
         least = -math.inf if key in _RATES else 0.0
         values = _without_tail(given[key]) if key == "base_lrs" else given[key]
+        if key == "_last_momentum":
+            values = [value for value in values if value is not None]
         if not all(isinstance(v, float) and math.isfinite(v) and v >= least for v in values):
             raise StateError(
                 f"{key} must be a list of finite numbers >= {least} (got {given[key]!r})"
@@ -146,14 +149,36 @@ def _without_tail(bases: list[Any]) -> list[Any]:
     return bases if any(base is not None for base in bases[known:]) else bases[:known]
 
 
-def check_momentums(momentums: list[float], groups: list[dict[str, Any]]) -> None:
-    """Raise a StateError unless every momentum has a group that has one."""
-    fitting = sum(map(has_momentum, groups))
-    if len(momentums) > fitting:
+def momentums_by_group(
+    momentums: list[float | None], groups: list[dict[str, Any]]
+) -> list[float | None]:
+    """Return what a state holds as the momentum of each group; None where it holds none.
+
+    An older state has one only for each group whose momentum was moved, and does not say which.
+
+    Raises:
+        StateError: a momentum has no group that has one.
+    """
+    fitting = [i for i, group in enumerate(groups) if has_momentum(group)]
+    by_place = len(momentums) == len(groups)
+    held = sum(each is not None for each in momentums) if by_place else len(momentums)
+    if held > len(fitting):
         raise StateError(
-            f"the state holds {len(momentums)} in _last_momentum, but there are {fitting} groups "
+            f"the state holds {held} in _last_momentum, but there are {len(fitting)} groups "
             "with momentum or betas"
         )
+    if not by_place:
+        moved = [i for i in fitting if "initial_momentum" in groups[i]]
+        places = moved if len(moved) == held else fitting
+        found = dict(zip(places, momentums, strict=False))
+        return [found.get(i) for i in range(len(groups))]
+    for i, each in enumerate(momentums):
+        if each is not None and i not in fitting:
+            raise StateError(
+                f"the state holds a momentum of group {i} in _last_momentum, which has neither "
+                "momentum nor betas: the groups of the state are in another order"
+            )
+    return momentums
 
 
 def _same_kind(own: Any, given: Any) -> bool:

@@ -16,7 +16,17 @@ from optimplug.errors import ArgumentError, nearest
 if TYPE_CHECKING:
     from optimplug._core.optim.optimizer import Optimizer
 
-__all__ = ["check_group", "speaks_of"]
+__all__ = ["StandIn", "check_group", "speaks_of"]
+
+
+class StandIn(torch.nn.Parameter):
+    """What settings are checked with before there is a model; nothing is judged by its shape.
+
+    Example:
+        >>> from optimplug.optim import Muon
+        >>> len(Muon([StandIn(torch.zeros(1, 1))], split=3).param_groups)
+        1
+    """
 
 
 def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None:
@@ -62,7 +72,7 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
         )
     rule, found = optimizer.stored_rule(hyper), devices_asked_for(optimizer.defaults)
     for p in _parameters(group):
-        problem = rule.refusal(p)
+        problem = None if isinstance(p, StandIn) else rule.refusal(p)
         if problem is not None:
             raise ArgumentError(f"{where}: {problem}")
         if found is not None:

@@ -12,7 +12,7 @@ import torch
 
 from optimplug._core.internals import unhooked_step
 from optimplug._core.optim.executions.choice import CHOICES
-from optimplug._core.optim.group_checks import speaks_of
+from optimplug._core.optim.group_checks import StandIn, speaks_of
 from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import ArgumentError, did_you_mean, nearest
@@ -272,7 +272,7 @@ def _derived(cls: type[Any]) -> Iterator[type[Optimizer]]:
 @lru_cache
 def _defaults_of(cls: Callable[..., Optimizer]) -> Mapping[str, Any]:
     """Return the hyperparameters of an optimizer where a group does not give them."""
-    stand_in = torch.zeros(1, 1, requires_grad=True)  # a matrix, as some take nothing else
+    stand_in = StandIn(torch.zeros(1, 1))  # a matrix, as some of others' take nothing else
     # A rate is given only where one must be: it may contradict other defaults.
     rate = {"lr": 1e-3} if inspect.signature(cls).parameters["lr"].default is required else {}
     return cls([{"params": [stand_in], **rate}]).defaults

@@ -14,7 +14,7 @@ from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.written import within
 
-__all__ = ["NO_HYPERPARAMETERS", "assign"]
+__all__ = ["NO_HYPERPARAMETERS", "assign", "listed"]
 
 NO_HYPERPARAMETERS = ("schedule", "freeze", "layer_decay", "lr_scale", "optimizer")
 """What rules set besides hyperparameters of an optimizer."""
@@ -50,7 +50,7 @@ def _unfit_problem(choice: Choice, names: Sequence[str]) -> Problem:
     return Problem(
         choice.path,
         f"{choice.name} is made for {choice.made_for} alone (no embeddings, heads, norms or "
-        f"biases), and not for these: {_listed(names)}; give them another optimizer, beside its "
+        f"biases), and not for these: {listed(names)}; give them another optimizer, beside its "
         "name: fallback: {name: AdamW, lr: 3e-4}",
     )
 
@@ -71,12 +71,13 @@ def _lacking(
                     found[vote.rule, key, choice.name].append(name)
     for (rule, key, optimizer), names in sorted(found.items()):
         message = (
-            f"{optimizer} has no {key!r}, and is the optimizer of {_listed(names)}; let the rule "
+            f"{optimizer} has no {key!r}, and is the optimizer of {listed(names)}; let the rule "
             "match only parameters whose optimizer has it"
         )
         yield Problem(within(f"groups[{rule}]", key), message)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row, the first ones of many."""
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"

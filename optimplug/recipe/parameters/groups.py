@@ -14,8 +14,10 @@ from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.keywords import takes
 from optimplug.recipe.parameters.assign import NO_HYPERPARAMETERS, assign
 from optimplug.recipe.parameters.depth.depth import Layout
+from optimplug.recipe.parameters.shapes import ShapeProblems
 from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.resolve import Choice, Optimizers, settable_per_group
+from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import LayerDecay, RuleSpec
 
@@ -121,7 +123,7 @@ def group_parameters(
     Raises:
         RecipeError: a rule matches nothing, depth cannot be found, rules give different values to
             the names of a tied parameter, a rate is not finite, an optimizer does not fit its
-            parameters or what rules set for them, or nothing is left to train.
+            parameters, their shapes or what rules set for them, or nothing is left to train.
     """
     _check_trainable(model)
     asking = {choice.path: choice.name for choice in optimizers if choice.made_for is not None}
@@ -132,10 +134,15 @@ def group_parameters(
     chosen = assign(trained, optimizers)
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
+    misshapen = ShapeProblems()
     for name, votes in trained.items():
         settings = _settings(votes, chosen[name], optimizers.are_several)
         draft = drafts.setdefault(_key(settings), _Draft(chosen[name], settings))
         draft.add(name, votes, settings)
+        misshapen.check(votes, chosen[name], settings)
+    wrong = Problems()
+    wrong.extend(misshapen)
+    wrong.raise_if_any()
     if not drafts:
         raise RecipeError.at("groups", "no parameter is left to train: all are frozen")
     names = _group_names(list(drafts.values()))
@@ -168,20 +175,23 @@ def _settings(parameter: ParameterVotes, optimizer: Choice, are_several: bool) -
         if key in _FOR_SCHEDULER
         or (key not in NO_HYPERPARAMETERS and (key not in defaults or value != defaults[key]))
     }
-    differing = {**_flattened(parameter, optimizer), **differing}
+    differing = {**_as_matrix(parameter, optimizer), **differing}
     if not are_several:
         return {**differing, "lr": rate}
     own = {key: optimizer.settings[key] for key in settable_per_group(optimizer.settings)}
     return {"optimizer": optimizer.name, **own, **differing, "lr": rate}
 
 
-def _flattened(parameter: ParameterVotes, optimizer: Choice) -> dict[str, Any]:
-    """Return what tells an optimizer for matrices that a parameter is one, of (out, rest).
+def _as_matrix(parameter: ParameterVotes, optimizer: Choice) -> dict[str, Any]:
+    """Return what tells an optimizer for matrices which one a parameter is: (out, rest) of it.
 
-    By its shape alone it could as well be a stack of matrices; but then it is no hidden matrix.
+    By its shape alone it could as well be a stack of matrices; but then it is no hidden matrix. Nor
+    does that tell outputs from inputs. What the recipe says itself holds.
     """
-    is_for_matrices = optimizer.made_for is not None and "flatten" in optimizer.known
-    return {"flatten": True} if is_for_matrices and parameter.parameter.ndim == 3 else {}
+    found = {"flatten": parameter.parameter.ndim == 3, "transposed": parameter.is_transposed}
+    said = {*parameter.values, *optimizer.settings}
+    asks = optimizer.known if optimizer.made_for is not None else {}
+    return {key: True for key, holds in found.items() if holds and key in asks and key not in said}
 
 
 def _rate(values: Mapping[str, Any], defaults: Mapping[str, Any], distance: int) -> float:

@@ -11,7 +11,15 @@ from torch import nn
 from optimplug._core.internals import EVERY_CONVOLUTION, EVERY_NORM_BY_BATCH
 from optimplug.recipe.parameters.code.forward import calls, words
 
-__all__ = ["FAMILIES", "families", "is_bias", "is_norm", "is_vector", "unknown_kinds"]
+__all__ = [
+    "FAMILIES",
+    "families",
+    "is_bias",
+    "is_norm",
+    "is_transposed",
+    "is_vector",
+    "unknown_kinds",
+]
 
 FAMILIES: dict[str, tuple[type[nn.Module], ...]] = {
     "norm": (
@@ -75,6 +83,19 @@ def is_norm(module: nn.Module) -> bool:
         return False
     is_by_length = bool(found & _BY_LENGTH) and not found & _PRODUCTS
     return is_by_length or (bool(found & _STATISTICS) and bool(found & _ROOTS))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether the weight of a module is (in, out), where torch's linear layer has (out, in).
+
+    So it is in the ``Conv1D`` of GPT-2, wherever its class is defined, which multiplies by the
+    weight as it is: with ``addmm``.
+    """
+    kind = type(module)
+    names = {base.__name__ for base in kind.__mro__}
+    if isinstance(module, torch.jit.ScriptModule):
+        names = {module.original_name}
+    return "Conv1D" in names and "addmm" in _words(module)
 
 
 def unknown_kinds(model: nn.Module) -> Iterator[str]:

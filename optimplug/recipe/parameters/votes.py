@@ -15,6 +15,7 @@ from optimplug.recipe.parameters.dead_words import DeadWord, absent_family, dead
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.hidden import is_hidden_matrix
+from optimplug.recipe.parameters.kinds import is_transposed
 from optimplug.recipe.parameters.match import (
     FAMILY_WORDS,
     Condition,
@@ -62,6 +63,8 @@ class ParameterVotes:
     """Whether it is trained unless a rule freezes it; what an earlier recipe froze, is."""
     is_hidden_matrix: bool = False
     """See :mod:`.hidden`; False where no optimizer asks."""
+    is_transposed: bool = False
+    """Whether it is a matrix of (in, out): see :func:`.kinds.is_transposed`."""
 
     @property
     def values(self) -> dict[str, Any]:
@@ -156,7 +159,8 @@ def _parameter_votes(
     names = tuple(place.name for place in named)
     distance = depth.below_top if depth else 0
     is_trained, is_hidden = parameter in trained, is_hidden_matrix(named, layers)
-    return ParameterVotes(parameter, names, votes, distance, is_trained, is_hidden)
+    on_its_side = parameter.ndim == 2 and all(is_transposed(place.modules[0]) for place in named)
+    return ParameterVotes(parameter, names, votes, distance, is_trained, is_hidden, on_its_side)
 
 
 def _layout(

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from support.schedules import saved
+from torch import nn
 
 from optimplug import Horizon, Recipe, StateError
 
@@ -101,3 +102,54 @@ def test_a_state_of_other_hyperparameters_is_refused(missing):
     state["_initial"] = {name: [0.1, 0.1] for name in missing}
     with pytest.raises(StateError, match="_initial must be of the kind"):
         scheduler.load_state_dict(state)
+
+
+@pytest.mark.parametrize("order", [("Adam", "SGD"), ("SGD", "Adam")], ids=" ".join)
+@pytest.mark.parametrize("older", [False, True], ids=["", "older"])
+@pytest.mark.parametrize("optimizer_first", [True, False], ids=["", "schedule first"])
+def test_a_schedule_of_momentum_gives_each_group_its_own_back(order, older, optimizer_first):
+    settings = {"Adam": {"name": "Adam", "lr": 0.01}, "SGD": {"name": "SGD", "lr": 0.1}}
+    settings["SGD"]["momentum"] = 0.9
+    first, second = order
+    recipe = Recipe(
+        {
+            "optimizer": settings[first],
+            "groups": [{"match": "1.*", "optimizer": settings[second]}],
+            "schedule": {
+                "name": "LinearLR",
+                "start_factor": 1,
+                "end_factor": 0.5,
+                "of": "momentum",
+            },
+        }
+    )
+    horizon = Horizon(total_steps=20, steps_per_epoch=10)
+    start = [recipe.build(nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1)), horizon) for _ in "12"]
+    (optimizer, scheduler), again = start
+    for _ in range(7):
+        optimizer.step()
+        scheduler.step()
+    states = [copy.deepcopy(each.state_dict()) for each in (optimizer, scheduler)]
+    if older:  # those that had one, one after another
+        _drop_none(states[1])
+    pairs = list(zip(again, states, strict=True))
+    for each, state in pairs if optimizer_first else reversed(pairs):
+        each.load_state_dict(state)
+    adam, sgd = (_group(again[0], name) for name in ("Adam", "SGD"))
+    assert adam["betas"] == (0.9, 0.999)
+    assert "initial_momentum" not in adam
+    assert sgd["momentum"] == _group(optimizer, "SGD")["momentum"] < 0.8
+
+
+def _group(optimizer, name):
+    return next(group for group in optimizer.param_groups if group["optimizer"] == name)
+
+
+def _drop_none(state):
+    """Make every list of momentums in a state, and in the states in it, what it once was."""
+    for key, value in state.items():
+        if key == "_last_momentum":
+            state[key] = [each for each in value if each is not None]
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, dict):
+                _drop_none(each)

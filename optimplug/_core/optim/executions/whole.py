@@ -92,7 +92,10 @@ class WholeTensors(TensorList):
         return WholeTensors(views, self.shards, self.gone)
 
     def map_matrices(
-        self, function: Callable[[Tensor], Tensor], split: int | Sequence[int] | None = None
+        self,
+        function: Callable[[Tensor], Tensor],
+        split: int | Sequence[int] | None = None,
+        transposed: bool = False,
     ) -> WholeTensors:
         """Return the results of a function of whole matrices, done on many at once.
 
@@ -100,9 +103,13 @@ class WholeTensors(TensorList):
             function: takes matrices of one shape, stacked, and returns as many of that shape.
             split: how many equal blocks of rows each is cut into, or how many rows each block has;
                 the function then sees the blocks.
+            transposed: of tensors with two axes the second one counts the rows.
         """
         whole = self.shards.whole(self.tensors)
-        matrices = [tensor.flatten(1) for tensor in whole]
+        matrices = [
+            tensor.mT if _is_on_its_side(tensor.shape, transposed) else tensor.flatten(1)
+            for tensor in whole
+        ]
         blocks = [list(torch.split(m, _rows(m, split))) for m in matrices]
         flat = list(chain.from_iterable(blocks))
         same: dict[torch.Size, list[int]] = {}
@@ -114,12 +121,26 @@ class WholeTensors(TensorList):
                 flat[i] = result
         rest = iter(flat)
         joined = [_joined([next(rest) for _ in own]) for own in blocks]
-        shaped = [found.view(tensor.shape) for found, tensor in zip(joined, whole, strict=True)]
+        shaped = [
+            found.mT.contiguous()
+            if _is_on_its_side(tensor.shape, transposed)
+            else found.view(tensor.shape)
+            for found, tensor in zip(joined, whole, strict=True)
+        ]
         return WholeTensors(self.shards.part(shaped), self.shards, self.gone)
 
-    def sides(self) -> list[tuple[int, int]]:
-        """Return rows and columns of each as a matrix: whatever follows the rows is flattened."""
-        return [(shape[0], shape[1:].numel()) for shape in self.shards.shapes]
+    def sides(self, transposed: bool = False) -> list[tuple[int, int]]:
+        """Return rows and columns of each as a matrix: whatever follows the rows is flattened.
+
+        Args:
+            transposed: of tensors with two axes the second one counts the rows.
+        """
+        return [
+            (shape[1], shape[0])
+            if _is_on_its_side(shape, transposed)
+            else (shape[0], shape[1:].numel())
+            for shape in self.shards.shapes
+        ]
 
     def _mean(
         self, axis: int, total: Callable[[Tensor], Tensor], mean: Callable[..., Tensor]
@@ -185,6 +206,10 @@ def _of_each(tensors: Sequence[Tensor], function: Callable[[Tensor], Tensor]) ->
         for i, result in zip(places, results, strict=True):
             found[i] = result
     return found
+
+
+def _is_on_its_side(shape: torch.Size, transposed: bool) -> bool:
+    return transposed and len(shape) == 2
 
 
 def _rows(matrix: Tensor, split: int | Sequence[int] | None) -> int | list[int]:

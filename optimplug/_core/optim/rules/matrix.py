@@ -79,6 +79,7 @@ class MuonRule(Rule):
     scale: str
     split: int | tuple[int, ...] | None
     flatten: bool
+    transposed: bool
 
     scope: ClassVar = "matrix"
     counts_steps: ClassVar = False
@@ -101,7 +102,7 @@ class MuonRule(Rule):
         m = state["momentum_buffer"]
         m.lerp_(g, k["one_minus_momentum"])
         direction = g.lerp(m, k["momentum"]) if self.nesterov else m
-        update = direction.map_matrices(self._orthogonal, self.split)
+        update = direction.map_matrices(self._orthogonal, self.split, self.transposed)
         p.mul_(k["decay"])
         p.add_(update, alpha=self._scales(p) * k["minus_lr"])
 
@@ -111,7 +112,8 @@ class MuonRule(Rule):
         return found if self.split is None else found.float() * self._scale(*found.shape[1:])
 
     def _scales(self, p: Operand) -> Numbers:
-        scales = [1.0 if self.split else self._scale(*sides) for sides in p.sides()]
+        sides = p.sides(self.transposed)
+        scales = [1.0 if self.split else self._scale(*each) for each in sides]
         return Numbers(torch.tensor(scales, dtype=torch.float64))
 
     def _scale(self, rows: int, columns: int) -> float:
@@ -125,13 +127,14 @@ class MuonRule(Rule):
                 "(out, rest), but one of three may as well be a stack of matrices: say "
                 "flatten=True to take it as one, or give it to another optimizer"
             )
+        axis = 1 if self.transposed and p.dim() == 2 else 0
+        rows = p.shape[axis]
         if isinstance(self.split, int):
-            fits = p.shape[0] % self.split == 0
+            fits = rows % self.split == 0
         else:
-            fits = self.split is None or sum(self.split) == p.shape[0]
-        return (
-            None if fits else f"split={self.split} does not fit the {p.shape[0]} rows of {p.shape}"
-        )
+            fits = self.split is None or sum(self.split) == rows
+        kind = "columns, with transposed=True the outputs," if axis else "rows"
+        return None if fits else f"split={self.split} does not fit the {rows} {kind} of {p.shape}"
 
 
 _rule = lru_cache(MuonRule)  # asked for at every step, for every group
@@ -182,6 +185,9 @@ class Muon(Optimizer):
             keys and values: how many of equal size, or the rows of each.
         flatten: take parameters of three dimensions, too, as matrices of (out, rest): those of
             one-dimensional convolutions. Torch's takes two dimensions alone.
+        transposed: parameters of two dimensions are (in, out), as in the ``Conv1D`` of GPT-2: they
+            move as the transposed ones would without it, and ``split`` counts columns. A recipe
+            says it for the modules that it knows to be so.
         foreach: None or True: matrices of one shape together. False: one by one, bit for bit as
             torch does.
         max_grad_norm: clip the global gradient norm to this inside the step, before all else; None:
@@ -235,6 +241,7 @@ class Muon(Optimizer):
         *,
         split: int | Sequence[int] | None = None,
         flatten: bool = False,
+        transposed: bool = False,
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -250,6 +257,7 @@ class Muon(Optimizer):
             "adjust_lr_fn": adjust_lr_fn,
             "split": split,
             "flatten": flatten,
+            "transposed": transposed,
             "foreach": foreach,
         }
         super().__init__(
@@ -267,6 +275,7 @@ class Muon(Optimizer):
             hyper["adjust_lr_fn"] or "original",
             split if split is None or isinstance(split, int) else tuple(split),
             bool(hyper["flatten"]),
+            bool(hyper["transposed"]),
         )
 
     @staticmethod
@@ -294,5 +303,6 @@ class Muon(Optimizer):
 
 
 def _can_split(split: Any) -> bool:
-    counts = [1] if split is None else [split] if isinstance(split, int) else list(split)
-    return all(isinstance(count, int) and count >= 1 for count in counts)
+    several = isinstance(split, Sequence) and not isinstance(split, str)
+    counts = [1] if split is None else list(split) if several else [split]
+    return all(type(count) is int and count >= 1 for count in counts)
