@@ -201,3 +201,11 @@ def test_clipping_comes_before_the_matrix_is_made_orthogonal():
     ours.step()
     norm = ours.state[p]["momentum_buffer"].norm()
     torch.testing.assert_close(norm, torch.tensor(0.5), rtol=1e-5, atol=0)
+
+
+def test_a_state_that_lacks_what_a_weight_is_leaves_it_so():
+    theirs = torch.optim.Muon(parameters([(12, 4)]))
+    ours = Muon(parameters([(12, 4)]), split=2, transposed=True)
+    ours.load_state_dict(theirs.state_dict())
+    [group] = ours.param_groups
+    assert (group["split"], group["transposed"], group["flatten"]) == (2, True, False)

@@ -22,6 +22,10 @@ __all__ = ["checked_state"]
 _OF_STORAGE = (*STORAGE, "rounding_step")
 
 
+_OF_PARAMETERS = frozenset({"split", "flatten", "transposed"})
+"""Settings that say what a parameter is: a state that lacks them, as torch's, changes none."""
+
+
 def checked_state(
     state_dict: Mapping[str, Any],
     groups: Sequence[dict[str, Any]],
@@ -187,6 +191,8 @@ def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]
         group.setdefault("param_names", ours["param_names"])
     group = {key: value for key, value in group.items() if key not in _OF_STORAGE}
     group.update(own_storage(theirs, ours))
+    for key in _OF_PARAMETERS & ours.keys():
+        group.setdefault(key, ours[key])
     group["params"] = ours["params"]
     # In the order of the optimizer's own, so that what is saved next has its keys where they were.
     return {key: group[key] for key in {**ours, **group} if key in group}
