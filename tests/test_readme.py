@@ -189,4 +189,8 @@ def test_every_kind_of_command_has_a_test():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists()
+        page, _, anchor = target.partition("#")
+        assert (ROOT / page).exists()
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
