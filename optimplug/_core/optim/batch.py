@@ -109,7 +109,7 @@ class Batch:
     """What the parameters had in common when they were put together."""
     places: list[int] = field(default_factory=list)
     """The position of each parameter among those of all groups."""
-    _after: dict[str, list[float]] = field(default_factory=dict)
+    _after: dict[str, Tensor] = field(default_factory=dict)
     """For each cell what its numbers become, as :meth:`coefficients` has found."""
 
     @property
@@ -152,7 +152,7 @@ class Batch:
             return self.hypers
         kept = {n: torch.stack([cell.scalars[n] for cell in self.cells]) for n in names}
         after = self._moved(kept, counts)
-        self._after = {name: values.tolist() for name, values in after.items()}
+        self._after = after
         columns = {**kept, **{f"next_{name}": values for name, values in after.items()}}
         rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [
@@ -171,13 +171,10 @@ class Batch:
             found[spec.name] = old * new if spec.is_product else new
         return found
 
-    def next_scalars(self) -> dict[str, list[float]]:
+    def next_scalars(self) -> dict[str, Tensor]:
         """Return for each tensor what :attr:`Rule.scalars` become by the update at hand."""
-        sizes = [cell.part.stop - cell.part.start for cell in self.cells]
-        return {
-            name: [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
-            for name, values in self._after.items()
-        }
+        sizes = torch.tensor([cell.part.stop - cell.part.start for cell in self.cells])
+        return {name: values.repeat_interleave(sizes) for name, values in self._after.items()}
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.

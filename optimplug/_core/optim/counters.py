@@ -83,11 +83,12 @@ class Counters:
         for counts in {id(c): c for c in (self._all["step"], self._expected["step"])}.values():
             counts += steps if isinstance(steps, float | int) else steps.to(counts.device)
 
-    def write(self, places: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+    def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
+        at = torch.tensor(places)
         for name, numbers in values.items():
             for found in {id(c): c for c in (self._all[name], self._expected[name])}.values():
-                found[torch.tensor(places)] = torch.tensor(numbers, dtype=found.dtype)
+                found[at] = numbers
 
 
 class SingleCounters:
@@ -119,10 +120,10 @@ class SingleCounters:
         for numbers in self._all:
             numbers["step"] += steps
 
-    def write(self, places: Sequence[int], values: Mapping[str, Sequence[float]]) -> None:
+    def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
         for name, numbers in values.items():
-            for place, number in zip(places, numbers, strict=True):
+            for place, number in zip(places, numbers.tolist(), strict=True):
                 self._all[place][name].fill_(number)
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
 from types import NoneType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Cell, Form
-from optimplug._core.optim.counters import AnyCounters, Count, Place, gather
+from optimplug._core.optim.counters import AnyCounters, Place
+from optimplug._core.optim.members import State, ensure_state, forget, gather_numbers, stepping
 from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.shards import Shards, is_sharded, local
 from optimplug._core.optim.totals import Totals
 
-__all__ = ["Layout", "State"]
-
-State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+__all__ = ["Layout"]
 
 
 @dataclass
@@ -134,14 +133,14 @@ class Layout:
         count_on: Collection[str],
     ) -> None:
         refuse_sparse(groups, grads, rules)
-        members = list(_stepping(groups, grads, rules))
+        members = list(stepping(groups, grads, rules))
         for member in members:
             refuse_parameter(member.p, member.rule)
         for member in members:
             hyper = groups[member.group]
-            member.kept, member.begun = _ensure_state(member.p, member.rule, state, hyper)
+            member.kept, member.begun = ensure_state(member.p, member.rule, state, hyper)
         self._begun = [(member.place, member.begun) for member in members if member.begun]
-        _gather(members, count_on)
+        gather_numbers(members, count_on)
         self._counters: list[AnyCounters] = list(
             {id(m.number.counters): m.number.counters for m in members if m.number}.values()
         )
@@ -212,7 +211,7 @@ class Layout:
         """Take back states that began for an update which was then left out; tell if there are."""
         params = _flat(groups)
         for place, names in self._begun:
-            _forget(params[place], names, state)
+            forget(params[place], names, state)
         return bool(self._begun)
 
     @property
@@ -230,11 +229,11 @@ class Layout:
         rules = self._rules
         return self.has_first or any(rule.scalars or rule.counts_in_groups for rule in rules)
 
-    def next_numbers(self, batches: Sequence[Batch]) -> list[dict[str, list[float]]]:
+    def next_numbers(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
         """Return for each batch what :attr:`Rule.scalars` are after the update."""
         return [batch.next_scalars() for batch in batches if batch.rule.scalars]
 
-    def write(self, numbers: Sequence[Mapping[str, Sequence[float]]]) -> None:
+    def write(self, numbers: Sequence[Mapping[str, Tensor]]) -> None:
         """Write what :meth:`next_numbers` has returned."""
         with_scalars = [layout for layout in self.layouts if layout.rule.scalars]
         for layout, values in zip(with_scalars, numbers, strict=True):
@@ -281,97 +280,9 @@ class Layout:
             counters.advance(steps)
 
 
-@dataclass
-class _Member:
-    """A parameter that steps, while the layout is being made."""
-
-    group: int
-    place: int
-    p: Tensor
-    rule: Rule
-    kept: dict[str, Any] = field(default_factory=dict)
-    begun: tuple[str, ...] = ()
-    """The names of its state that begin with this update."""
-    number: Place | None = None
-    """Where its count and other numbers are kept; None where its rule does not count."""
-
-    @property
-    def kind(self) -> int | None:
-        """The group, where numbers beside the count go on as its settings say."""
-        return self.group if self.rule.scalars else None
-
-    @property
-    def cell(self) -> Cell:
-        count = self.number.shared if self.number else Count(None, {})
-        specs = [spec for spec in self.rule.state if not spec.is_weight]
-        first = any(spec.name in self.begun for spec in specs)
-        return Cell(self.group, count.step, first, count.scalars)
-
-
-def _stepping(
-    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
-) -> Iterator[_Member]:
-    """Walk the parameters that have a gradient."""
-    place = -1
-    for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
-        for p in group["params"]:
-            place += 1
-            if grads[place] is not None:
-                yield _Member(i, place, p, rule.suited(p))
-
-
-def _gather(members: Sequence[_Member], count_on: Collection[str]) -> None:
-    """Gather the numbers of those whose rule counts."""
-    counting = [member for member in members if member.rule.counts_steps]
-    places = gather(
-        (m.kept, _counts_on(m.p, m.rule, count_on), m.rule.number_names, m.kind) for m in counting
-    )
-    for member, place in zip(counting, places, strict=True):
-        member.number = place
-
-
-def _counts_on(p: Tensor, rule: Rule, count_on: Collection[str]) -> torch.device:
-    """Return where a parameter's updates are counted."""
-    # Only an operator of torch's reads the count where it runs.
-    there = rule.fused_dtypes and p.device.type in count_on
-    return p.device if there else torch.device("cpu")
-
-
 def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:
     """Return for each gradient whether it is sparse; None where there is none."""
     return [None if g is None else g.is_sparse for g in grads]
-
-
-def _forget(p: Tensor, names: Sequence[str], state: State) -> None:
-    for name in names:
-        state[p].pop(name, None)
-    if not state[p]:
-        del state[p]
-
-
-def _ensure_state(
-    p: Tensor, rule: Rule, state: State, hyper: Hyper
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Fill in what the state lacks; return it with the names of what begins with this update."""
-    if not rule.counts_steps and not rule.state:
-        return {}, ()
-    kept, before = state[p], set(state[p])
-    if rule.counts_steps and "step" not in kept:
-        # In float32, as in torch, unless the default is wider.
-        wide = torch.get_default_dtype() == torch.float64
-        # Not zeros(): of a fake tensor only tensor() knows the value.
-        dtype = torch.float64 if wide else torch.float32
-        kept["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
-        for scalar in rule.scalars:
-            kept[scalar.name] = torch.tensor(scalar.first(hyper), dtype=dtype, device="cpu")
-    missing = [spec for spec in rule.state if kept.get(spec.name) is None]
-    for spec in missing:
-        kept[spec.name] = spec.create(p, hyper)
-    for spec in rule.state:
-        # A group may have been given another storage between two steps.
-        if spec.dtype not in (None, kept[spec.name].dtype):
-            kept[spec.name] = kept[spec.name].to(spec.dtype)
-    return kept, tuple({*kept} - before | {spec.name for spec in missing})
 
 
 def _addresses(kept: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.layout import Layout, State
+from optimplug._core.optim.layout import Layout
+from optimplug._core.optim.members import State
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.shards import local

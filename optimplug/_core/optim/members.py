@@ -1,0 +1,106 @@
+"""Who steps, and with what state: the parameters that have a gradient, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from optimplug._core.optim.batch import Cell
+from optimplug._core.optim.counters import Count, Place, gather
+from optimplug._core.optim.rule import Hyper, Rule
+
+__all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "stepping"]
+
+State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
+
+
+@dataclass
+class Member:
+    """A parameter that steps, while the layout is being made."""
+
+    group: int
+    place: int
+    p: Tensor
+    rule: Rule
+    kept: dict[str, Any] = field(default_factory=dict)
+    begun: tuple[str, ...] = ()
+    """The names of its state that begin with this update."""
+    number: Place | None = None
+    """Where its count and other numbers are kept; None where its rule does not count."""
+
+    @property
+    def kind(self) -> int | None:
+        """The group, where numbers beside the count go on as its settings say."""
+        return self.group if self.rule.scalars else None
+
+    @property
+    def cell(self) -> Cell:
+        count = self.number.shared if self.number else Count(None, {})
+        specs = [spec for spec in self.rule.state if not spec.is_weight]
+        first = any(spec.name in self.begun for spec in specs)
+        return Cell(self.group, count.step, first, count.scalars)
+
+
+def stepping(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+) -> Iterator[Member]:
+    """Walk the parameters that have a gradient."""
+    place = -1
+    for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
+        for p in group["params"]:
+            place += 1
+            if grads[place] is not None:
+                yield Member(i, place, p, rule.suited(p))
+
+
+def gather_numbers(members: Sequence[Member], count_on: Collection[str]) -> None:
+    """Gather the numbers of those whose rule counts."""
+    counting = [member for member in members if member.rule.counts_steps]
+    places = gather(
+        (m.kept, _counts_on(m.p, m.rule, count_on), m.rule.number_names, m.kind) for m in counting
+    )
+    for member, place in zip(counting, places, strict=True):
+        member.number = place
+
+
+def _counts_on(p: Tensor, rule: Rule, count_on: Collection[str]) -> torch.device:
+    """Return where a parameter's updates are counted."""
+    # Only an operator of torch's reads the count where it runs.
+    there = rule.fused_dtypes and p.device.type in count_on
+    return p.device if there else torch.device("cpu")
+
+
+def forget(p: Tensor, names: Sequence[str], state: State) -> None:
+    for name in names:
+        state[p].pop(name, None)
+    if not state[p]:
+        del state[p]
+
+
+def ensure_state(
+    p: Tensor, rule: Rule, state: State, hyper: Hyper
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Fill in what the state lacks; return it with the names of what begins with this update."""
+    if not rule.counts_steps and not rule.state:
+        return {}, ()
+    kept, before = state[p], set(state[p])
+    if rule.counts_steps and "step" not in kept:
+        # In float32, as in torch, unless the default is wider.
+        wide = torch.get_default_dtype() == torch.float64
+        # Not zeros(): of a fake tensor only tensor() knows the value.
+        dtype = torch.float64 if wide else torch.float32
+        kept["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
+        for scalar in rule.scalars:
+            kept[scalar.name] = torch.tensor(scalar.first(hyper), dtype=dtype, device="cpu")
+    missing = [spec for spec in rule.state if kept.get(spec.name) is None]
+    for spec in missing:
+        kept[spec.name] = spec.create(p, hyper)
+    for spec in rule.state:
+        # A group may have been given another storage between two steps.
+        if spec.dtype not in (None, kept[spec.name].dtype):
+            kept[spec.name] = kept[spec.name].to(spec.dtype)
+    return kept, tuple({*kept} - before | {spec.name for spec in missing})
