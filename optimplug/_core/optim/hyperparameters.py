@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,12 +14,15 @@ from optimplug.errors import ArgumentError
 
 __all__ = [
     "PartOfRun",
+    "arguments",
     "check_betas",
+    "check_each",
     "check_lengths",
     "check_not_negative",
     "check_one_element",
     "check_rate",
     "length_of",
+    "passed_on",
     "refuse_learnt_rate",
 ]
 
@@ -31,6 +35,46 @@ class PartOfRun:
 
     def __str__(self) -> str:
         return self.text
+
+
+_OF_THE_WHOLE = frozenset(
+    {"max_grad_norm", "skip_nonfinite", "rounding", "rounding_seed", "state_dtype"}
+)
+"""What constructors pass on to :class:`.Optimizer` by name, beside the defaults of groups."""
+
+
+def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor beside ``params``, from its ``locals()``."""
+    return {k: v for k, v in found.items() if k not in ("self", "params", "__class__")}
+
+
+def passed_on(found: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return what a constructor passes on to :class:`.Optimizer`, from its own arguments.
+
+    Args:
+        found: its ``locals()``.
+        more: what the groups have beside them, or in their place.
+
+    Example:
+        >>> passed_on({"self": None, "params": [], "lr": 0.1, "max_grad_norm": None}, k=0)
+        {'max_grad_norm': None, 'defaults': {'lr': 0.1, 'k': 0}}
+    """
+    own = arguments(found)
+    whole = {key: own.pop(key) for key in list(own) if key in _OF_THE_WHOLE}
+    return {**whole, "defaults": {**own, **more}}
+
+
+def check_each(*rows: tuple[bool, str, Any]) -> None:
+    """Raise ArgumentError at the first that does not hold: whether it does, what must, the value.
+
+    Example:
+        >>> check_each((-1 >= 0, "d should be >= 0", -1))
+        Traceback (most recent call last):
+        optimplug.errors.ArgumentError: d should be >= 0 but is: -1
+    """
+    for holds, must, value in rows:
+        if not holds:
+            raise ArgumentError(f"{must} but is: {value}")
 
 
 def check_rate(hyper: Hyper) -> None:

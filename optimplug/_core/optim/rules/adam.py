@@ -12,7 +12,13 @@ from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    arguments,
+    check_betas,
+    check_not_negative,
+    check_rate,
+    passed_on,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.storage import Rounding, StateDtype
@@ -181,28 +187,7 @@ class Adam(Optimizer):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
-        super().__init__(
-            params,
-            defaults,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> AdamRule:
@@ -292,25 +277,7 @@ class AdamW(Adam):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=True,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **arguments(locals()), decoupled_weight_decay=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

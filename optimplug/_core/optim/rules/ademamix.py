@@ -17,6 +17,7 @@ from optimplug._core.optim.hyperparameters import (
     check_not_negative,
     check_rate,
     length_of,
+    passed_on,
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -192,27 +193,7 @@ class AdEMAMix(Optimizer):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "alpha": alpha,
-            "t_alpha": t_alpha,
-            "t_beta3": t_beta3,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-        }
-        super().__init__(
-            params,
-            defaults,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> AdEMAMixRule:

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from optimplug._core.arguments import as_number
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_not_negative,
+    check_rate,
+    passed_on,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.storage import Rounding, StateDtype
@@ -162,26 +167,7 @@ class ADOPT(Optimizer):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "clip_exp": clip_exp,
-            "weight_decay": weight_decay,
-            "decouple": decouple,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-        }
-        super().__init__(
-            params,
-            defaults,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> ADOPTRule:

@@ -13,6 +13,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_not_negative,
     check_rate,
+    passed_on,
     refuse_learnt_rate,
 )
 from optimplug._core.optim.optimizer import Optimizer
@@ -151,26 +152,7 @@ class ASGD(Optimizer):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "lambd": lambd,
-            "alpha": alpha,
-            "t0": t0,
-            "weight_decay": weight_decay,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            "capturable": capturable,
-        }
-        super().__init__(
-            params,
-            defaults,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> ASGDRule:

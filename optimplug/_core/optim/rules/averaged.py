@@ -18,6 +18,7 @@ from optimplug._core.optim.hyperparameters import (
     check_not_negative,
     check_rate,
     length_of,
+    passed_on,
     refuse_learnt_rate,
 )
 from optimplug._core.optim.optimizer import Optimizer
@@ -245,22 +246,7 @@ class ScheduleFreeAdamW(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            **_COUNTED,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals(), **_COUNTED))
 
     @staticmethod
     def rule(hyper: Hyper) -> ScheduleFreeAdamWRule:
@@ -352,21 +338,7 @@ class ScheduleFreeSGD(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            **_COUNTED,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals(), **_COUNTED))
 
     @staticmethod
     def rule(hyper: Hyper) -> ScheduleFreeSGDRule:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.rules.factored_transformers import scaled_by_factors, wide_type
@@ -201,19 +201,7 @@ class CAME(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "clip_threshold": clip_threshold,
-            "eps1": eps1,
-            "eps2": eps2,
-            "maximize": maximize,
-            "foreach": foreach,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> CAMERule:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_one_element
+from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug.errors import ArgumentError
 
 __all__ = ["Adafactor", "AdafactorRule"]
 
@@ -164,18 +163,7 @@ class Adafactor(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "beta2_decay": beta2_decay,
-            "eps": eps,
-            "d": d,
-            "weight_decay": weight_decay,
-            "foreach": foreach,
-            "maximize": maximize,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> AdafactorRule:
@@ -186,13 +174,11 @@ class Adafactor(Optimizer):
     def check(hyper: Hyper) -> None:
         check_one_element(hyper)
         eps1, eps2 = hyper["eps"]
-        for holds, words, given in (
+        check_each(
             (hyper["lr"] >= 0.0, "Learning rate should be >= 0", hyper["lr"]),
             (hyper["beta2_decay"] <= 0.0, "beta2_decay should be <= 0", hyper["beta2_decay"]),
             (eps1 is None or eps1 >= 0.0, "epsilon1 should be >= 0", eps1),
             (eps2 >= 0.0, "epsilon2 should be >= 0", eps2),
             (hyper["d"] >= 1.0, "Clipping threshold d should be >= 1", hyper["d"]),
             (hyper["weight_decay"] >= 0.0, "weight_decay should be >= 0", hyper["weight_decay"]),
-        ):
-            if not holds:
-                raise ArgumentError(f"{words} but is: {given}")
+        )

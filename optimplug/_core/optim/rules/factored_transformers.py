@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -216,22 +216,10 @@ class TransformersAdafactor(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            # Then each group must have one.
-            "lr": required if lr is None and not (relative_step or warmup_init) else lr,
-            "eps": eps,
-            "clip_threshold": clip_threshold,
-            "decay_rate": decay_rate,
-            "beta1": beta1,
-            "weight_decay": weight_decay,
-            "scale_parameter": scale_parameter,
-            "relative_step": relative_step,
-            "warmup_init": warmup_init,
-            "foreach": foreach,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        given = passed_on(locals())
+        if lr is None and not (relative_step or warmup_init):
+            given["defaults"]["lr"] = required  # then each group must have one
+        super().__init__(params, **given)
 
     @staticmethod
     def rule(hyper: Hyper) -> TransformersAdafactorRule:

@@ -13,7 +13,7 @@ from optimplug._core.arguments import require_count
 from optimplug._core.internals import is_flattened, outside_graphs
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import clip_coefficient
-from optimplug._core.optim.hyperparameters import check_rate
+from optimplug._core.optim.hyperparameters import check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule
 from optimplug._core.optim.rules.curvature import Memory
@@ -135,18 +135,7 @@ class LBFGS(Optimizer):
     ) -> None:
         if max_eval is None:
             max_eval = require_count("max_iter", max_iter, 1) * 5 // 4
-        defaults = {
-            "lr": lr,
-            "max_iter": max_iter,
-            "max_eval": max_eval,
-            "tolerance_grad": tolerance_grad,
-            "tolerance_change": tolerance_change,
-            "history_size": history_size,
-            "line_search_fn": line_search_fn,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> LBFGSRule:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optimplug._core.optim.executions.numbers import Numbers
 from optimplug._core.optim.facts import Facts, Rates
-from optimplug._core.optim.hyperparameters import check_one_element
+from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -246,23 +246,7 @@ class Muon(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-            "split": split,
-            "flatten": flatten,
-            "transposed": transposed,
-            "foreach": foreach,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> MuonRule:
@@ -281,7 +265,7 @@ class Muon(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_one_element(hyper)
-        for holds, words, given in (
+        check_each(
             (hyper["lr"] >= 0.0, "Learning rate should be >= 0", hyper["lr"]),
             (hyper["momentum"] >= 0.0, "momentum should be >= 0", hyper["momentum"]),
             (hyper["weight_decay"] >= 0.0, "weight decay should be >= 0", hyper["weight_decay"]),
@@ -292,9 +276,7 @@ class Muon(Optimizer):
                 hyper["ns_coefficients"],
             ),
             (_can_split(hyper["split"]), "split should be counts of 1 or more", hyper["split"]),
-        ):
-            if not holds:
-                raise ArgumentError(f"{words} but is: {given}")
+        )
         if hyper["adjust_lr_fn"] not in (None, *_SCALES):
             raise ArgumentError(
                 f"Adjust learning rate function {hyper['adjust_lr_fn']} is not supported; it must "

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts, Rates
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_not_negative,
+    check_rate,
+    passed_on,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -223,27 +228,7 @@ class Prodigy(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "beta3": beta3,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "d": d0,
-            "d0": d0,
-            "d_max": d0,
-            "d_numerator": 0.0,
-            "d_coef": d_coef,
-            "k": 0,
-            "growth_rate": growth_rate,
-            "use_bias_correction": use_bias_correction,
-            "decouple": decouple,
-            "safeguard_warmup": safeguard_warmup,
-            "foreach": foreach,
-        }
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals(), d=d0, d_max=d0, d_numerator=0.0, k=0))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; with a ``d0`` of its own, it begins there.

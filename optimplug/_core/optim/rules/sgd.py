@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optimplug._core.internals import fused_sgd
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.storage import Rounding, StateDtype
@@ -164,26 +164,7 @@ class SGD(Optimizer):
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-            "fused": fused,
-        }
-        super().__init__(
-            params,
-            defaults,
-            max_grad_norm=max_grad_norm,
-            skip_nonfinite=skip_nonfinite,
-            rounding=rounding,
-            rounding_seed=rounding_seed,
-            state_dtype=state_dtype,
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> SGDRule:

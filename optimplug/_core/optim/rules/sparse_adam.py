@@ -10,7 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_betas, check_not_negative, check_rate
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_not_negative,
+    check_rate,
+    passed_on,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -121,10 +126,7 @@ class SparseAdam(Optimizer):
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize}
-        super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
-        )
+        super().__init__(params, **passed_on(locals()))
 
     @staticmethod
     def rule(hyper: Hyper) -> SparseAdamRule:
