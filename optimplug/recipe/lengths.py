@@ -9,7 +9,7 @@ import torch
 
 from optimplug import optim
 from optimplug._core.optim.hyperparameters import PartOfRun
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import Problem
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.written import within
 
@@ -67,13 +67,20 @@ def length_problems(path: str, given: Mapping[str, Any], horizon: Horizon) -> It
 def settle_lengths(optimizer: torch.optim.Optimizer, horizon: Horizon) -> None:
     """Give an optimizer the numbers of updates that its lengths are in a run with this horizon.
 
-    Raises:
-        RecipeError: one needs what the horizon lacks.
+    What was written stays in the group with what came of it, as ``written_t_alpha``, say, so that
+    another horizon has its own number. One that somebody has set since stays.
+
+    Args:
+        optimizer: the recipe's.
+        horizon: one that has what the lengths need: see :func:`length_problems`.
     """
     for settings in (optimizer.defaults, *optimizer.param_groups):
-        for name, value in settings.items():
+        for name in LENGTHS & settings.keys():
+            value = settings[name]
+            written, settled = settings.get(f"written_{name}", (None, None))
             if isinstance(value, PartOfRun):
-                try:
-                    settings[name] = Duration.parse(value.text).steps(horizon)
-                except ValueError as error:
-                    raise RecipeError.at(within("optimizer", name), str(error)) from None
+                written = value.text
+            elif written is None or value != settled:
+                continue
+            settings[name] = Duration.parse(written).steps(horizon)
+            settings[f"written_{name}"] = (written, settings[name])

@@ -1,5 +1,7 @@
 """Lengths of an optimizer's own ramps, written in a recipe as parts of the run."""
 
+import copy
+
 import pytest
 import torch
 from support.labels import label
@@ -72,6 +74,47 @@ def test_where_the_horizon_comes_later_no_step_is_done_before_it():
     found.build_scheduler(optimizer, HORIZON)
     optimizer.step()
     assert optimizer.param_groups[0]["t_alpha"] == 600
+
+
+def test_a_later_horizon_has_a_length_of_its_own():
+    rules = [{"match": "bias", "t_alpha": "10%"}, {"match": "bias", "t_beta3": 7}]
+    run = recipe("50%", "2 epochs", groups=rules).start(torch.nn.Linear(2, 2), HORIZON)
+
+    def lengths():
+        return [(group["t_alpha"], group["t_beta3"]) for group in run.optimizer.param_groups]
+
+    assert lengths() == [(500, 100), (100, 7)]
+    run.schedule_over(Horizon(total_steps=100, steps_per_epoch=5))
+    assert lengths() == [(50, 10), (10, 7)]
+    assert run.optimizer.defaults["t_alpha"] == 50
+    with pytest.raises(RecipeError, match=r"optimizer\.t_beta3: epochs need to know"):
+        run.schedule_over(Horizon(total_steps=1000))
+    assert lengths() == [(50, 10), (10, 7)]
+
+
+def test_so_it_has_after_a_state_and_in_a_copy():
+    def start():
+        return recipe("50%").start(torch.nn.Linear(2, 2), HORIZON)
+
+    run, state = start(), start().state_dict()
+    run.load_state_dict(state)
+    copied = copy.deepcopy(run.optimizer)
+    run.schedule_over(Horizon(total_steps=10))
+    assert run.optimizer.param_groups[0]["t_alpha"] == 5
+    run.recipe.build_scheduler(copied, Horizon(total_steps=20))
+    assert copied.param_groups[0]["t_alpha"] == 10
+
+
+def test_so_has_a_group_that_was_added_but_not_one_with_a_number_of_its_own():
+    run = recipe("50%").start(torch.nn.Linear(2, 2), HORIZON)
+    for own in ({}, {"t_alpha": 7}):
+        added = {"params": [torch.zeros(1, requires_grad=True)], "param_names": [f"added {own}"]}
+        run.optimizer.add_param_group({**added, **own})
+    run.schedule_over(Horizon(total_steps=10))
+    assert [group["t_alpha"] for group in run.optimizer.param_groups] == [5, 5, 7]
+    run.optimizer.param_groups[0]["t_alpha"] = 3
+    run.schedule_over(HORIZON)
+    assert [group["t_alpha"] for group in run.optimizer.param_groups] == [3, 500, 7]
 
 
 @pytest.mark.parametrize(
