@@ -50,7 +50,8 @@ def _decay(group: Group) -> float:
     decays = settings.get("weight_decay") and settings["rounding"] == "nearest"
     if not decays or not _narrow(group):
         return 0.0
-    weights = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    # Whatever torch's defaults are: on another device, or in bfloat16, nothing could be told.
+    weights = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float32, device="cpu"))
     weights.grad = torch.zeros_like(weights)
     apart = (*_OF_EXECUTION, *cls.lengths)  # the length of a run is no matter here
     own = {k: v for k, v in settings.items() if k in choice.known and k not in apart}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -157,10 +157,11 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
+        found = self._schedule_warnings(run_schedule, horizon)
         optimizer = self._optimizer(grouping, model)
         settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
-        self._tell(self._schedule_warnings(run_schedule, horizon))
+        self._tell(found)
         return optimizer, scheduler
 
     def start(self, model: nn.Module, horizon: Horizon) -> Run:
@@ -192,9 +193,10 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             run_schedule = fit_to_horizon(self._checked, horizon)
-            settle_lengths(optimizer, horizon)
+        found = self._schedule_warnings(run_schedule, horizon)
+        settle_lengths(optimizer, horizon)
         scheduler = RecipeScheduler(optimizer, run_schedule)
-        self._tell(self._schedule_warnings(run_schedule, horizon))
+        self._tell(found)
         return scheduler
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -215,8 +217,9 @@ class Recipe:
             [('weight', 0.01), ('bias', 0)]
         """
         grouping = self._group(model)
+        found = self._rule_warnings(model, grouping)
         freeze(model, grouping.frozen.values())
-        self._tell(self._rule_warnings(model, grouping))
+        self._tell(found)
         # Of several optimizers, each group has its own settings already.
         settings = {} if self._checked.optimizers.are_several else self._checked.settings
         shared = {name: settings[name] for name in settable_per_group(settings)}
@@ -250,12 +253,13 @@ class Recipe:
 
     def _optimizer(self, grouping: Grouping, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = self._construct(grouping)
+        found = self._rule_warnings(model, grouping)
         # Only now, when nothing can fail any more: a model is not left half prepared.
         freeze(model, grouping.frozen.values())
-        self._tell(self._rule_warnings(model, grouping))
+        self._tell(found)
         return optimizer
 
-    def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> Iterator[Problem]:
+    def _rule_warnings(self, model: nn.Module, grouping: Grouping) -> list[Problem]:
         optimizers = self._checked.optimizers
         found = [
             *rate_warnings(optimizers),
@@ -263,11 +267,11 @@ class Recipe:
             *lost_decay_warnings(grouping),
             *rule_warnings(self.spec, optimizers, without_wrappers(model), grouping),
         ]
-        return (self._written.problem(path, text) for path, text in found)
+        return [self._written.problem(path, text) for path, text in found]
 
-    def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> Iterator[Problem]:
+    def _schedule_warnings(self, schedule: RunSchedule, horizon: Horizon) -> list[Problem]:
         found = schedule_warnings(self.spec, schedule, horizon)
-        return (self._written.problem(path, text) for path, text in found)
+        return [self._written.problem(path, text) for path, text in found]
 
     def _tell(self, found: Iterable[Problem]) -> None:
         """Say what is new of it: each of a recipe's warnings is said once, in however many runs."""

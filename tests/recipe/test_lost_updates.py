@@ -1,5 +1,7 @@
 """What bfloat16 weights do not take, and what a recipe says about it."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from support.labels import label
@@ -67,3 +69,39 @@ def test_a_rounding_that_there_is_not_is_an_error_that_names_the_line():
         plan(rounding="up")
     with pytest.raises(RecipeError, match=r"groups\[0\].state_dtype: state_dtype must be float32"):
         plan({"match": "0.*", "state_dtype": "8bit"})
+
+
+@contextmanager
+def bfloat16_by_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("defaults", [lambda: torch.device("meta"), bfloat16_by_default])
+def test_it_says_so_whatever_torchs_defaults_are(defaults, caplog):
+    recipe = Recipe.load({"optimizer": {"name": "AdamW", "lr": 1e-3}})
+    with defaults():
+        recipe.build(model(), RUN)
+    assert any("takes 1e-05 of a weight" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("module", ["rule_warnings", "schedule_warnings"])
+def test_a_model_is_as_it_was_where_a_warning_cannot_be_told(module, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(f"optimplug.recipe.recipe.{module}", fails)
+    recipe = Recipe.load(
+        {
+            "optimizer": {"name": "AdamW", "lr": 1e-3},
+            "groups": [{"match": "0.*", "freeze": True}],
+        }
+    )
+    whole = model()
+    with pytest.raises(RuntimeError, match="no"):
+        recipe.build(whole, RUN)
+    assert all(p.requires_grad for p in whole.parameters())
