@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -49,12 +50,19 @@ def takes(cls: type[torch.optim.Optimizer], key: str) -> bool:
         >>> [key for key in ("width", "momentum", "rate", "wdith") if takes(Padded, key)]
         ['width', 'momentum', 'rate']
     """
+    return _taking(cls, key)
+
+
+def _takes(cls: type[torch.optim.Optimizer], key: str) -> bool:
     if key in keywords_of(cls):
         return key not in NOT_SET
     return _takes_any(cls) and any(
         _documents(part, key) or _has_in_code(part, key) for part in _own_classes(cls)
     )
 
+
+# To look takes long, and for most parameters the same is asked.
+_taking: Callable[[Any, str], bool] = lru_cache(maxsize=4096)(_takes)
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -132,3 +132,16 @@ def test_a_recipe_may_say_what_is_read():
     optimizer = recipe.build_optimizer(torch.nn.Linear(1, 1))
     assert [group.get("scale") for group in optimizer.param_groups] == [2.0, None]
     assert optimizer.defaults["width"] == 3
+
+
+def test_a_class_is_looked_into_once(monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "optimplug.recipe.keywords.keywords_of", lambda cls: looked.append(cls) or ["width"]
+    )
+
+    class Fresh(torch.optim.SGD):
+        pass
+
+    assert [takes(Fresh, key) for key in ("width", "width", "width")] == [True] * 3
+    assert looked == [Fresh]

@@ -317,6 +317,24 @@ def test_a_hyperparameter_that_the_optimizer_of_a_parameter_lacks_names_both():
     Recipe({"optimizer": ADAMW, "groups": rules}).plan(nn.Linear(2, 2), RUN)
 
 
+@pytest.mark.parametrize("phases", [1, 2])
+def test_so_does_a_rules_schedule_of_what_the_optimizer_of_a_parameter_lacks(phases):
+    of_eps = {"preset": "linear", "of": "eps"}
+    schedule = [{"preset": "linear"}, of_eps][-phases:]
+    rules = [{"match": "*bias", "optimizer": "Lion"}, {"schedule": schedule}]
+    recipe = Recipe({"optimizer": ADAMW, "groups": rules})
+    for attempt in (recipe.plan, recipe.build):
+        with pytest.raises(RecipeError) as error:
+            attempt(nn.Linear(2, 2), RUN)
+        assert str(error.value) == (
+            f"groups[1].schedule[{phases - 1}].of: Lion has no 'eps', and is the optimizer of "
+            "bias; let the rule match only parameters whose optimizer has it"
+        )
+    rules[1]["match"] = "*weight"
+    Recipe({"optimizer": ADAMW, "groups": rules}).plan(nn.Linear(2, 2), RUN)
+    Recipe({"optimizer": ADAMW, "groups": rules[:1], "schedule": of_eps}).plan(nn.Linear(2, 2), RUN)
+
+
 def test_no_decay_says_nothing_of_what_has_none():
     rules = [{"match": "*bias", "optimizer": "Rprop"}, {"no_decay": "bias"}]
     optimizer, _ = Recipe({"optimizer": ADAMW, "groups": rules}).build(nn.Linear(2, 2), RUN)

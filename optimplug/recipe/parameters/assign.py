@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from optimplug.errors import Problem
 from optimplug.recipe.keywords import takes
-from optimplug.recipe.parameters.votes import ParameterVotes
+from optimplug.recipe.parameters.votes import ParameterVotes, Vote
 from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.text.problems import Problems
+from optimplug.recipe.text.schema import RuleSpec
 from optimplug.recipe.text.written import within
 
 __all__ = ["NO_HYPERPARAMETERS", "assign", "listed"]
@@ -22,12 +22,20 @@ NO_HYPERPARAMETERS = ("schedule", "freeze", "layer_decay", "lr_scale", "optimize
 _SHOWN = 30  # of a list in a message
 
 
-def assign(parameters: Mapping[str, ParameterVotes], optimizers: Optimizers) -> dict[str, Choice]:
+def assign(
+    parameters: Mapping[str, ParameterVotes], optimizers: Optimizers, rules: Sequence[RuleSpec]
+) -> dict[str, Choice]:
     """Return the optimizer of each parameter that is trained, by its name.
+
+    Args:
+        parameters: those that are trained, by their names.
+        optimizers: of the recipe.
+        rules: the recipe's rules, in order.
 
     Raises:
         RecipeError: an optimizer is not made for some of its parameters and has nothing to fall
-            back to, or a rule sets a hyperparameter that the optimizer of some parameter lacks.
+            back to, or a rule sets or schedules a hyperparameter that the optimizer of some
+            parameter lacks.
     """
     found: dict[str, Choice] = {}
     unfit: dict[str, tuple[Choice, list[str]]] = {}
@@ -41,7 +49,7 @@ def assign(parameters: Mapping[str, ParameterVotes], optimizers: Optimizers) -> 
     wrong = Problems()
     wrong.extend(_unfit_problem(choice, names) for choice, names in unfit.values())
     wrong.raise_if_any()
-    wrong.extend(_lacking(parameters, found) if optimizers.are_several else ())
+    wrong.extend(_lacking(parameters, found, rules) if optimizers.are_several else ())
     wrong.raise_if_any()
     return found
 
@@ -56,25 +64,34 @@ def _unfit_problem(choice: Choice, names: Sequence[str]) -> Problem:
 
 
 def _lacking(
-    parameters: Mapping[str, ParameterVotes], chosen: Mapping[str, Choice]
+    parameters: Mapping[str, ParameterVotes],
+    chosen: Mapping[str, Choice],
+    rules: Sequence[RuleSpec],
 ) -> Iterator[Problem]:
     """Find hyperparameters of rules that the optimizer of some parameter does not have."""
-    found: dict[tuple[int, str, str], list[str]] = defaultdict(list)
-    # To look takes long, and most parameters are asked the same.
-    has: Callable[[Any, str], bool] = cache(takes)
+    found: dict[tuple[int, str, str, str], list[str]] = defaultdict(list)
     for name, choice in chosen.items():
-        for key, votes in parameters[name].votes.items():
-            if key in NO_HYPERPARAMETERS or has(choice.optimizer_class, key):
-                continue
-            for vote in votes:
-                if vote.by == key:  # that of no_decay holds where there is no decay
-                    found[vote.rule, key, choice.name].append(name)
-    for (rule, key, optimizer), names in sorted(found.items()):
+        for vote in itertools.chain.from_iterable(parameters[name].votes.values()):
+            for path, key in _hyperparameters(vote, rules[vote.rule]):
+                if not takes(choice.optimizer_class, key):
+                    found[vote.rule, path, key, choice.name].append(name)
+    for (_, path, key, optimizer), names in sorted(found.items()):
         message = (
             f"{optimizer} has no {key!r}, and is the optimizer of {listed(names)}; let the rule "
             "match only parameters whose optimizer has it"
         )
-        yield Problem(within(f"groups[{rule}]", key), message)
+        yield Problem(path, message)
+
+
+def _hyperparameters(vote: Vote, rule: RuleSpec) -> Iterator[tuple[str, str]]:
+    """Return which hyperparameters a vote of a rule is about, each with where that stands."""
+    path = f"groups[{vote.rule}]"
+    if vote.by == "schedule":
+        for i, phase in enumerate(rule.schedule or ()):
+            if phase.of is not None:
+                yield f"{path}.schedule[{i}].of", phase.of
+    elif vote.by not in ("no_decay", *NO_HYPERPARAMETERS):  # there may be no decay to begin with
+        yield within(path, vote.by), vote.by
 
 
 def listed(names: Sequence[str]) -> str:

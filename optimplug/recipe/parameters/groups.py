@@ -131,7 +131,7 @@ def group_parameters(
     parameters = {each.names[0]: each for each in all_votes}
     frozen = {name: each.parameter for name, each in parameters.items() if each.is_frozen}
     trained = {name: each for name, each in parameters.items() if name not in frozen}
-    chosen = assign(trained, optimizers)
+    chosen = assign(trained, optimizers, rules)
     # Groups come in the order of their first parameters: a dict keeps the order of its keys.
     drafts: dict[str, _Draft] = {}
     misshapen = ShapeProblems()
