@@ -14,7 +14,7 @@ from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
-from optimplug.recipe.resolve import Optimizers
+from optimplug.recipe.resolve import Optimizers, settable_per_group
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
@@ -163,11 +163,14 @@ def _paths(
 
 
 def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Problem]:
-    """Find optimizers beside the recipe's that move nothing, and what rules override of them."""
-    for choice in list(optimizers)[1:]:
+    """Find which of several optimizers move nothing, and what rules override of them."""
+    for choice in optimizers if optimizers.are_several else ():
         own = [group for group in grouping.groups if group.optimizer is choice]
         if not own:
-            yield Problem(choice.path, "has no effect: it has no parameters to train")
+            whole = choice.settings.keys() - settable_per_group(choice.settings)
+            beside = f" beside {' and '.join(sorted(whole))}" if whole else ""
+            message = f"has no effect{beside}: it has no parameters to train"
+            yield Problem(choice.path, message)
             continue
         votes = [grouping.parameters[name].votes for group in own for name in group.parameters]
         for key in choice.settings:

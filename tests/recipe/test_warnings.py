@@ -219,6 +219,44 @@ def test_phases(phases, expected):
     assert [f"{w['path']}: {w['message']}" for w in plan.to_dict()["warnings"]] == expected
 
 
+OF_ALL = {"match": "*", "optimizer": "Lion"}
+MOVES_NOTHING = "it has no parameters to train"
+OF_SEVERAL = {
+    "the recipe's own moves nothing": (
+        {},
+        [OF_ALL],
+        [f"optimizer: has no effect: {MOVES_NOTHING}"],
+    ),
+    "but says what is for all": (
+        {"max_grad_norm": 1.0, "foreach": False},
+        [OF_ALL],
+        [f"optimizer: has no effect beside foreach and max_grad_norm: {MOVES_NOTHING}"],
+    ),
+    "no parameter has a setting of the recipe's own": (
+        {"weight_decay": 0.1, "max_grad_norm": 1.0},
+        [{"match": "0.*", "optimizer": "Lion"}, {"weight_decay": 0.2}],
+        [
+            "optimizer.weight_decay: is overridden for all its parameters by groups[1]; "
+            "remove one of them"
+        ],
+    ),
+    "some have": (
+        {"weight_decay": 0.1},
+        [{"match": "0.*", "optimizer": "Lion"}, {"match": "1.*", "weight_decay": 0.2}],
+        [],
+    ),
+    "one alone may be overridden": ({"weight_decay": 0.1}, [{"weight_decay": 0.2}], []),
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rules", "expected"), OF_SEVERAL.values(), ids=OF_SEVERAL
+)
+def test_settings_of_the_recipes_own_optimizer(settings, rules, expected):
+    plan = recipe_of(*rules, **settings).plan(model(), Horizon(total_steps=100))
+    assert [str(warning) for warning in plan.warnings] == expected
+
+
 FREE = {"name": "ScheduleFreeAdamW", "lr": 1e-3, "warmup_steps": 10}
 VAIN = (
     "schedule: ScheduleFreeAdamW is schedule-free: its average does what a falling rate is for; "
