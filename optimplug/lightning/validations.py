@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from optimplug._core.metrics import name_among
+from optimplug._core.metrics import name_among, require_metric
+from optimplug.errors import ArgumentError
 from optimplug.lightning.internals import (
     loaded_checkpoint,
     run_validation,
@@ -86,7 +87,7 @@ class TellsValidations(CompletesValidations):
         # Stochastic weight averaging and the learning rate finder put a scheduler of theirs there.
         followed = any(config.scheduler is scheduler for config in trainer.lr_scheduler_configs)
         if in_fit(trainer) and followed:
-            self.run.validated(agreed(trainer, scheduler.monitors))
+            self.run.validated(agreed(trainer, scheduler.monitors, scheduler.awaited))
 
 
 def require_validations(trainer: Trainer, error: Callable[[str], Exception]) -> None:
@@ -110,11 +111,34 @@ def in_fit(trainer: Trainer) -> bool:
     return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
-def agreed(trainer: Trainer, followed: Set[str]) -> dict[str, Any]:
-    """Return the metrics of a validation, those that are followed as their mean over processes."""
+def agreed(trainer: Trainer, followed: Set[str], awaited: Set[str] = frozenset()) -> dict[str, Any]:
+    """Return the metrics of a validation, those that are followed as their mean over processes.
+
+    Args:
+        trainer: at the end of a validation.
+        followed: the metrics that are of interest.
+        awaited: those among them that must be there.
+
+    Raises:
+        ArgumentError: one that must is not there; it says if somebody else has logged it.
+    """
     metrics = validated_metrics(trainer)
     found = {found for name in followed if (found := name_among(name, metrics))}
     for name in sorted(found) if trainer.world_size > 1 else ():
         own = torch.as_tensor(metrics[name]).detach().clone()
         metrics[name] = trainer.strategy.reduce(own, reduce_op="mean")
+    for name in sorted(awaited):
+        _require(name, metrics, name_among(name, trainer.callback_metrics))
     return metrics
+
+
+def _require(name: str, metrics: Mapping[str, Any], elsewhere: str | None) -> None:
+    try:
+        require_metric(name, metrics)
+    except ArgumentError as error:
+        if elsewhere is None:
+            raise
+        raise ArgumentError(
+            f"{error}; {elsewhere!r} is of the training, or of an earlier validation, and only "
+            "what a validation has logged itself counts: log it in validation_step"
+        ) from None

@@ -47,10 +47,8 @@ def optimizer_class(name: str, path: str = "optimizer") -> type[torch.optim.Opti
     if name in known:
         return getattr(optim, name)  # type: ignore[no-any-return]
     if name == _SEVERAL:
-        message = "name one of them here, and give the others to rules under 'groups'"
-        raise RecipeError.at(
-            "optimizer.name", f"{name} is what a recipe of several makes; {message}"
-        )
+        message = "name one of them here, and the others in rules under 'groups'"
+        raise RecipeError.at(f"{path}.name", f"{name} is what a recipe of several makes; {message}")
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
         message = f"no optimizer {name!r}{did_you_mean(name, known)}"

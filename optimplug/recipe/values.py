@@ -81,8 +81,10 @@ def _rate_problems(choice: Choice) -> Iterator[Problem]:
     rate = choice.hyperparameters.get("lr")
     # Three ways to say that there is no default: None, torch's marker, and none in the signature.
     if rate is None or rate is required or rate is inspect.Parameter.empty:
-        name = choice.optimizer_class.__name__
-        yield Problem(f"{choice.path}.lr", f"is required: {name} has no default for it")
+        message = f"is required: {choice.optimizer_class.__name__} has no default for it"
+        if choice.hyperparameters.get("relative_step"):  # of the Adafactor of transformers
+            message += ", and takes one only beside relative_step: false"
+        yield Problem(f"{choice.path}.lr", message)
 
 
 def no_decay_problems(optimizers: Optimizers, no_decay: Iterable[object]) -> Iterator[Problem]:

@@ -39,6 +39,13 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
     ),
     (
         {"optimizer": {"name": "TransformersAdafactor", "relative_step": True}},
+        [
+            "optimizer.lr: is required: TransformersAdafactor has no default for it, and takes one "
+            "only beside relative_step: false"
+        ],
+    ),
+    (
+        {"optimizer": {"name": "TransformersAdafactor", "relative_step": False}},
         ["optimizer.lr: is required: TransformersAdafactor has no default for it"],
     ),
     (
@@ -125,7 +132,10 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
     ),
     (
         {"optimizer": {"name": "transformers.Adafactor"}},
-        ["optimizer.lr: is required: Adafactor has no default for it"],
+        [
+            "optimizer.lr: is required: Adafactor has no default for it, and takes one only beside "
+            "relative_step: false"
+        ],
     ),
     (
         {"optimizer": {"name": "torch.optim.Adam", "betas": [0.9]}},

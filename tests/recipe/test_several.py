@@ -276,6 +276,14 @@ BAD = {
         {"optimizer": {"name": "MultiOptimizer"}},
         "optimizer.name: MultiOptimizer is what a recipe of several makes",
     ),
+    "several in one of a rule": (
+        rule("MultiOptimizer"),
+        "groups[0].optimizer: MultiOptimizer is what a recipe of several makes",
+    ),
+    "several in one of a fallback": (
+        {"optimizer": {"name": HIDDEN, "lr": 1, "fallback": {"name": "MultiOptimizer"}}},
+        "optimizer.fallback.name: MultiOptimizer is what a recipe of several makes",
+    ),
     "a key that none has": (
         rule("Lion", momentum=0.9),
         "groups[0].momentum: unknown key",

@@ -249,9 +249,7 @@ OF_SEVERAL = {
 }
 
 
-@pytest.mark.parametrize(
-    ("settings", "rules", "expected"), OF_SEVERAL.values(), ids=OF_SEVERAL
-)
+@pytest.mark.parametrize(("settings", "rules", "expected"), OF_SEVERAL.values(), ids=OF_SEVERAL)
 def test_settings_of_the_recipes_own_optimizer(settings, rules, expected):
     plan = recipe_of(*rules, **settings).plan(model(), Horizon(total_steps=100))
     assert [str(warning) for warning in plan.warnings] == expected

@@ -77,4 +77,4 @@ class MetricCallback(CompletesValidations):
         for config in trainer.lr_scheduler_configs:
             scheduler = config.scheduler
             if isinstance(scheduler, RecipeScheduler) and scheduler not in told:
-                scheduler.step_metric(agreed(trainer, scheduler.monitors))
+                scheduler.step_metric(agreed(trainer, scheduler.monitors, scheduler.awaited))
