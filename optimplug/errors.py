@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RecipeError",
     "StateError",
     "did_you_mean",
+    "listed",
     "nearest",
 ]
 
@@ -131,6 +132,17 @@ _ALSO_CALLED = {
     "warmup_steps": "warmup",
     "metric": "monitor",
 }
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Return names in a row, the first ones of many.
+
+    Example:
+        >>> listed(["head", "body", "tail"], most=2)
+        'head, body, and 1 more'
+    """
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def did_you_mean(word: object, choices: Iterable[str]) -> str:

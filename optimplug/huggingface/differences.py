@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optimplug._core.arguments import owner_of
+from optimplug.errors import listed
 from optimplug.recipe.clipped import class_of
 from optimplug.recipe.keywords import NOT_SET, keywords_of
 
@@ -45,9 +46,8 @@ def tell_differences(ours: Settings, saved: Settings, checkpoint: str) -> None:
         if key in saved.get(name, {}) and saved[name][key] != value
     ]
     if found:
-        shown = ", ".join(found[:5]) + (f", and {len(found) - 5} more" if found[5:] else "")
         warnings.warn(
-            f"{checkpoint} was saved with other settings, which apply: {shown}",
+            f"{checkpoint} was saved with other settings, which apply: {listed(found, most=5)}",
             UserWarning,
             stacklevel=3,
         )

@@ -9,6 +9,7 @@ import torch
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.groups import Group, Grouping
+from optimplug.recipe.resolve import settable_per_group
 
 __all__ = ["lost_decay_warnings"]
 
@@ -53,15 +54,12 @@ def _decay(group: Group) -> float:
     # Whatever torch's defaults are: on another device, or in bfloat16, nothing could be told.
     weights = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float32, device="cpu"))
     weights.grad = torch.zeros_like(weights)
-    apart = (*_OF_EXECUTION, *cls.lengths)  # the length of a run is no matter here
-    own = {k: v for k, v in settings.items() if k in choice.known and k not in apart}
+    apart = settings.keys() - choice.known.keys() | {*cls.lengths}  # the run's length is no matter
+    own = {key: settings[key] for key in settable_per_group(settings) if key not in apart}
     own["foreach"] = False  # nothing is compiled for it
     cls([weights], **own).step()
     one, two = 1.0 - weights[0].item(), 1.0 - weights[1].item() / 2
     return one if abs(one - two) <= 0.1 * one else 0.0
-
-
-_OF_EXECUTION = ("fused", "capturable", "foreach", "differentiable", "max_grad_norm")
 
 
 def _narrow(group: Group) -> int:

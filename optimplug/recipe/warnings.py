@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import nn
 
-from optimplug.errors import Problem
+from optimplug.errors import Problem, listed
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
@@ -28,7 +28,6 @@ _logger = logging.getLogger("optimplug")
 
 # In the name of a metric, these tell that a plateau ought to look for a maximum.
 _THE_MORE_THE_BETTER = ("acc", "f1", "auc", "bleu")
-_SHOWN = 8  # of a list in a message
 
 
 def rule_warnings(
@@ -95,10 +94,9 @@ def _kind_warnings(spec: RecipeSpec, model: nn.Module) -> Iterator[Problem]:
     asking = [i for i, rule in enumerate(spec.groups) if asks_norm(rule)]
     unknown = list(unknown_kinds(model)) if asking else []
     if unknown:
-        more = f", and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         message = (
-            f"kinds that could not be told: {', '.join(unknown[:_SHOWN])}{more}; they are treated "
-            "as weights, so name them if they are norms"
+            f"kinds that could not be told: {listed(unknown, most=8)}; they are treated as "
+            "weights, so name them if they are norms"
         )
         yield Problem(f"groups[{asking[0]}]", message)
 

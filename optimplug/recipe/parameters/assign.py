@@ -6,7 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from optimplug.errors import Problem
+from optimplug.errors import Problem, listed
 from optimplug.recipe.keywords import takes
 from optimplug.recipe.parameters.votes import ParameterVotes, Vote
 from optimplug.recipe.resolve import Choice, Optimizers
@@ -14,12 +14,10 @@ from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.schema import RuleSpec
 from optimplug.recipe.text.written import within
 
-__all__ = ["NO_HYPERPARAMETERS", "assign", "listed"]
+__all__ = ["NO_HYPERPARAMETERS", "assign"]
 
 NO_HYPERPARAMETERS = ("schedule", "freeze", "layer_decay", "lr_scale", "optimizer")
 """What rules set besides hyperparameters of an optimizer."""
-
-_SHOWN = 30  # of a list in a message
 
 
 def assign(
@@ -92,9 +90,3 @@ def _hyperparameters(vote: Vote, rule: RuleSpec) -> Iterator[tuple[str, str]]:
                 yield f"{path}.schedule[{i}].of", phase.of
     elif vote.by not in ("no_decay", *NO_HYPERPARAMETERS):  # there may be no decay to begin with
         yield within(path, vote.by), vote.by
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names in a row, the first ones of many."""
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from optimplug import optim
-from optimplug.errors import Problem
-from optimplug.recipe.parameters.assign import listed
+from optimplug.errors import Problem, listed
 from optimplug.recipe.parameters.votes import ParameterVotes
 from optimplug.recipe.resolve import Choice
 from optimplug.recipe.text.written import within
