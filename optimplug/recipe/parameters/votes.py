@@ -179,17 +179,16 @@ def _layout(
     if asking or layers is not None:
         with wrong.caught(asking[0] if asking else "layers"):
             return find_layout(model, layers)
-    for path, name in optimizers.items():
-        try:
-            return find_layout(model)
-        except ValueError as error:
-            reason = str(error).partition(";")[0]
-            wrong.add(
-                path,
-                f"{name} needs to know what is in layers, but {reason}; say what they "
-                "are under 'layers'",
-            )
-    return None
+    if not optimizers:
+        return None
+    try:
+        return find_layout(model)
+    except ValueError as error:
+        names, reason = dict.fromkeys(optimizers.values()), str(error).partition(";")[0]
+        verb = "needs" if len(names) == 1 else "need"
+        message = f"{' and '.join(names)} {verb} to know what is in layers, but {reason}"
+        wrong.add(next(iter(optimizers)), f"{message}; say what they are under 'layers'")
+        return None
 
 
 def _clauses(
