@@ -150,3 +150,14 @@ def test_autograd_flows_through_clipping():
         return p.square().sum()
 
     assert torch.autograd.gradcheck(loss, (start.requires_grad_(), rate.requires_grad_()))
+
+
+def test_a_step_without_gradients_has_no_norm_and_skips_nothing():
+    p = nn.Parameter(torch.ones(2))
+    ours = AdamW([p], skip_nonfinite=True)
+    p.grad = torch.full((2,), torch.inf)
+    ours.step()
+    p.grad = None
+    ours.step()
+    assert ours.skipped_steps == 1
+    assert ours.grad_norm == 0

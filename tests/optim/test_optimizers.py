@@ -439,3 +439,24 @@ def test_a_derivative_by_the_rate_that_would_be_wrong_is_refused(cls):
     with pytest.raises(ArgumentError, match="lr must not require grad with differentiable=True"):
         cls(parameters(), lr=rate, differentiable=True)
     cls(parameters(), lr=rate.detach(), differentiable=True)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "error"),
+    [
+        (Rprop, {"step_sizes": (50, 1e-6)}, "must be the smallest and the largest"),
+        (Rprop, {"step_sizes": (50,)}, "must be the smallest and the largest"),
+        (AdamW, {"rounding_seed": float("inf")}, "rounding_seed must be an int >= 0"),
+        (AdamW, {"state_dtype": [1]}, "state_dtype, if not None, must be one of float32, bfloat16"),
+        (AdamW, {"rounding": "up"}, "rounding must be one of nearest"),
+    ],
+    ids=label,
+)
+def test_values_that_would_fail_or_do_nothing_later_are_refused(cls, options, error):
+    with pytest.raises(ArgumentError, match=error):
+        cls(parameters(), **options)
+
+
+def test_a_captured_step_cannot_decide_to_be_left_out():
+    with pytest.raises(ArgumentError, match="capturable=True does not support skip_nonfinite"):
+        AdamW(parameters(), capturable=True, skip_nonfinite=True)

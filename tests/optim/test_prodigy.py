@@ -179,3 +179,15 @@ def test_groups_alike_share_their_scale_although_one_misses_a_gradient():
     found, expected = ([(g["d"], g["k"]) for g in o.param_groups] for o in (ours, theirs))
     assert found[0] == found[1]
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
+
+
+def test_rates_that_are_nearly_the_same_are_not():
+    def groups(*rates):
+        params = parameters(((3,), (4,)), torch.float64)
+        return [{"params": [p], "lr": lr} for p, lr in zip(params, rates, strict=True)]
+
+    tensors = [torch.tensor(r, dtype=torch.float64) for r in (1.00001, 1.00002)]
+    for rates in ((1.00001, 1.00002), tensors):
+        ours = Prodigy(groups(*rates))
+        run(ours, 10)
+        assert ours.param_groups[0]["d"] != ours.param_groups[1]["d"]

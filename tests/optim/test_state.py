@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tensors import descend, parameters, same_bits
 
-from optimplug.optim import Adagrad, AdamW
+from optimplug.optim import ADOPT, LAMB, Adagrad, AdamW, MultiOptimizer
 
 
 def flat(optimizer):
@@ -171,3 +171,17 @@ class TestLoading:
         for i in theirs:
             assert ours[i].keys() == theirs[i].keys()
             assert all(same_bits(ours[i][key], theirs[i][key]) for key in ours[i])
+
+
+SETTINGS = [(LAMB, "trust_clip", True), (ADOPT, "decouple", True), (AdamW, "eps", 0.5)]
+
+
+@pytest.mark.parametrize(("cls", "key", "value"), SETTINGS)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_setting_that_a_state_lacks_stays_as_the_group_has_it(cls, key, value, several):
+    group = {"params": [torch.nn.Parameter(torch.ones(2))], key: value}
+    ours = MultiOptimizer([{**group, "optimizer": cls.__name__}]) if several else cls([group])
+    state = ours.state_dict()
+    del state["param_groups"][0][key]
+    ours.load_state_dict(state)
+    assert ours.param_groups[0][key] == value

@@ -356,8 +356,12 @@ def test_one_of_several_optimizers_has_its_own():
 
 REFUSED = [
     (AdamW, {"rounding": "up"}, "rounding must be one of nearest, stochastic, kahan, exact"),
-    (AdamW, {"state_dtype": "float64"}, "state_dtype must be float32, bfloat16 or None"),
-    (AdamW, {"rounding_seed": -1, "rounding": "stochastic"}, "must be a whole number >= 0"),
+    (
+        AdamW,
+        {"state_dtype": "float64"},
+        "state_dtype, if not None, must be one of float32, bfloat16",
+    ),
+    (AdamW, {"rounding_seed": -1, "rounding": "stochastic"}, "rounding_seed must be an int >= 0"),
     (AdamW, {"rounding": "exact", "differentiable": True}, "does not support differentiable"),
     (AdamW, {"state_dtype": "bfloat16", "fused": True}, "state_dtype does not support fused"),
 ]

@@ -1,7 +1,6 @@
 """Rules that look at whole tensors or matrices, where every process has only parts of them."""
 
 import itertools
-from inspect import signature
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ import torch.distributed.checkpoint as dcp
 from support.labels import label
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-from torch.optim.optimizer import required
 
 from optimplug import ArgumentError, optim
 from optimplug._core.optim.group_checks import StandIn
@@ -27,8 +25,6 @@ def whole_classes():
 
 
 def rule_of(cls, **options):
-    if signature(cls).parameters["lr"].default is required:
-        options.setdefault("lr", 0.1)
     optimizer = cls([StandIn(torch.zeros(1, 1))], **options)
     return optimizer.rule(optimizer.param_groups[0])
 

@@ -38,8 +38,6 @@ class Row(NamedTuple):
     """One optimizer that torch has as well."""
 
     options: list[dict[str, Any]]
-    required: dict[str, Any] = {}
-    """What torch's table of inputs leaves out although it must be given."""
     fused: bool = False
     """Whether torch has a fused operator for it, and it an argument ``fused``."""
     foreach_rtol: float = 2e-7

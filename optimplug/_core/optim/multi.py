@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from functools import lru_cache
 from typing import Any
 
@@ -151,6 +151,9 @@ class MultiOptimizer(Optimizer):
         except ValueError as error:
             reason = str(error).removeprefix(self._place_of(group, 0)).removeprefix(": ")
             raise ArgumentError(f"{where}: {cls.__name__}: {reason}") from None
+
+    def _settings_of(self, own: Hyper) -> Set[str]:
+        return _defaults_of(optimizer_named(own["optimizer"])).keys() - {*CHOICES}
 
     def _checked_rule(self, group: Hyper, own: Hyper) -> Rule:
         if "optimizer" not in group:

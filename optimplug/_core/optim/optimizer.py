@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -47,6 +47,7 @@ from optimplug._core.optim.storage import (
     stored,
 )
 from optimplug._core.optim.totals import totals
+from optimplug.errors import ArgumentError
 
 __all__ = ["Optimizer", "required"]
 
@@ -96,6 +97,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
         state_dtype: StateDtype | None = None,
     ) -> None:
         check_clipping(max_grad_norm, skip_nonfinite)
+        if skip_nonfinite and defaults.get("capturable"):
+            raise ArgumentError(
+                "capturable=True does not support skip_nonfinite=True: to decide waits for the "
+                "device, which a captured graph cannot do; leave one of them out"
+            )
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.grad_norm: Tensor | None = None
@@ -221,7 +227,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
-        if not (self._needs_norm and batches):
+        if not self._needs_norm:
+            return scale
+        if not batches:
+            self.grad_norm = torch.zeros(())
             return scale
         norm = prepared_norm(ready, batches)
         if norm is None:
@@ -283,7 +292,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this package or of ``torch.optim``.
 
-        Every tensor keeps its dtype. Hyperparameters that an older state lacks keep their defaults,
+        Every tensor keeps its dtype. Hyperparameters that an older state lacks stay as they are,
         and how a step is executed stays as it is. So does the storage (``rounding``,
         ``state_dtype``): a state saved under another is converted, which is logged.
 
@@ -294,7 +303,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for pre_hook in load_pre_hooks(self):
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        state, groups = checked_state(state_dict, self.param_groups, self._checked_storage)
+        state, groups = checked_state(
+            state_dict, self.param_groups, self._checked_storage, self._settings_of
+        )
         self.__setstate__({"state": state, "param_groups": groups})
         for post_hook in load_post_hooks(self):
             post_hook(self)
@@ -304,6 +315,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
         rule = self._checked_rule(group, own)
         check_storage(rule, group, type(self).__name__)
         return stored(rule, group)
+
+    def _settings_of(self, own: Hyper) -> Set[str]:
+        """Return the names of a group's hyperparameters."""
+        return self.defaults.keys()
 
     def _checked_rule(self, group: Hyper, own: Hyper) -> Rule:
         """Return the rule of a loaded group, which may lack what came after it was saved.

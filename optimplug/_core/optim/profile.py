@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.optimizer import required
 
 from optimplug._core.optim.executions.choice import is_compiled
 from optimplug._core.optim.facts import Facts
@@ -69,8 +68,6 @@ def profile_of(cls: type[Optimizer]) -> Profile:
 
 def _over(cls: type[Optimizer], shape: tuple[int, ...], **options: Any) -> Optimizer:
     """Return an optimizer of that class over one parameter, which takes no memory."""
-    if inspect.signature(cls).parameters["lr"].default is required:
-        options["lr"] = 1e-3
     return cls([torch.nn.Parameter(torch.empty(shape, device="meta"))], **options)
 
 

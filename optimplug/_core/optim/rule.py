@@ -147,9 +147,6 @@ class Rule(ABC):
     """The names of what :meth:`update` returns: for each tensor numbers, whose sums over the group
     :meth:`next_settings` is given."""
 
-    as_one: ClassVar[bool] = False
-    """Whether its optimizer updates all parameters as one vector; :meth:`update` is then no way."""
-
     takes_complex: ClassVar[bool] = True
     """Whether parameters may be complex; they are then pairs of real numbers to it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -22,14 +22,11 @@ __all__ = ["checked_state"]
 _OF_STORAGE = (*STORAGE, "rounding_step")
 
 
-_OF_PARAMETERS = frozenset({"split", "flatten", "transposed"})
-"""Settings that say what a parameter is: a state that lacks them, as torch's, changes none."""
-
-
 def checked_state(
     state_dict: Mapping[str, Any],
     groups: Sequence[dict[str, Any]],
     rule_of: Callable[[Mapping[str, Any], Mapping[str, Any]], Rule],
+    settings_of: Callable[[Mapping[str, Any]], Set[str]],
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]]]:
     """Return the state by parameter and the groups that a state dict gives to these parameters.
 
@@ -41,6 +38,8 @@ def checked_state(
         groups: the optimizer's own.
         rule_of: returns the rule that a loaded group asks for, given also the optimizer's own that
             it is for, or raises ArgumentError.
+        settings_of: returns the names of a group's hyperparameters; those that a saved group lacks
+            stay as they are.
 
     Raises:
         StateError: something does not fit; it says where and what is expected.
@@ -81,7 +80,9 @@ def checked_state(
         for theirs, ours in zip(saved, groups, strict=True)
         for number, p in zip(theirs["params"], ours["params"], strict=True)
     }
-    loaded = [_group(theirs, ours) for theirs, ours in zip(saved, groups, strict=True)]
+    loaded = [
+        _group(theirs, ours, settings_of(ours)) for theirs, ours in zip(saved, groups, strict=True)
+    ]
     rules = _rules(loaded, groups, rule_of)
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
     for number, kept in state_dict["state"].items():
@@ -185,14 +186,18 @@ def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> T
     return value.contiguous() if expanded else value
 
 
-def _group(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+def _group(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], settings: Set[str]
+) -> dict[str, Any]:
     group = copy.deepcopy({key: value for key, value in theirs.items() if key != "params"})
     if "param_names" in ours:
         group.setdefault("param_names", ours["param_names"])
     group = {key: value for key, value in group.items() if key not in _OF_STORAGE}
     group.update(own_storage(theirs, ours))
-    for key in _OF_PARAMETERS & ours.keys():
-        group.setdefault(key, ours[key])
+    for key in settings & ours.keys():
+        group.setdefault(
+            key, ours[key]
+        )  # an older state, or torch's, lacks what it knows nothing of
     group["params"] = ours["params"]
     # In the order of the optimizer's own, so that what is saved next has its keys where they were.
     return {key: group[key] for key in {**ours, **group} if key in group}

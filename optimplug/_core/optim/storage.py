@@ -51,7 +51,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, cast
@@ -59,7 +59,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from optimplug._core.arguments import as_number
+from optimplug._core.arguments import require_count, require_one_of
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
@@ -176,20 +176,15 @@ class StoredRule(Rule):
     def _next_step(self, hyper: Hyper) -> dict[str, Any]:
         return {"rounding_step": hyper.get("rounding_step", 0) + 1}
 
-    def pools(self, hypers: Sequence[Hyper]) -> list[list[int]]:
-        return self.inner.pools(hypers)
-
-    def mixing(self, hyper: Hyper) -> float | Tensor | None:
-        return self.inner.mixing(hyper)
-
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
-    ) -> Any:
+    ) -> None:
         if self.rounding == "nearest":
-            return self.inner.update(p, g, state, k)
+            self.inner.update(p, g, state, k)
+            return
         exact = self.rounding == "exact"
         weight = apply("joined", p, state["remainder"]) if exact else p.mul(1.0)  # a copy
-        measured = self.inner.update(weight, g, state, k)
+        self.inner.update(weight, g, state, k)
         if exact:
             state["remainder"].copy_(apply("hidden", weight))
             p.copy_(apply("visible", weight))
@@ -197,7 +192,6 @@ class StoredRule(Rule):
             p.copy_(apply("drawn", weight, state["random"]))
         else:
             _compensate(p, weight, state["compensation"], k["dither"])
-        return measured
 
 
 def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any) -> None:
@@ -239,14 +233,11 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
     if given and (rule.scope != "element" or rule.only_sparse or rule.mixing(hyper) is not None):
         raise ArgumentError(f"{name} has no {given[0]}: it keeps weights and states as torch does")
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
-    if rounding not in _ROUNDINGS:
-        raise ArgumentError(f"rounding must be one of {', '.join(_ROUNDINGS)} (got {rounding!r})")
-    if not (dtype is None or dtype in _DTYPES):
-        raise ArgumentError(f"state_dtype must be float32, bfloat16 or None (got {dtype!r})")
+    require_one_of("rounding", rounding, _ROUNDINGS)
+    if dtype is not None:
+        require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
     for key in ("rounding_seed", "rounding_step"):
-        number = as_number(hyper.get(key, 0))
-        if number is None or number != int(number) or number < 0:
-            raise ArgumentError(f"{key} must be a whole number >= 0 (got {hyper[key]!r})")
+        require_count(key, hyper.get(key, 0))
     stored_apart = rounding != "nearest" or dtype is not None
     for choice, why in _APART.items():
         if stored_apart and hyper.get(choice):

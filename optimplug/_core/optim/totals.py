@@ -29,16 +29,19 @@ def joined(parts: Sequence[Measured]) -> Measured | None:
 def totals(batches: Sequence[Batch], measured: Sequence[Measured | None]) -> dict[int, Totals]:
     """Return the sums of each group that has measured something, by the group's position.
 
-    The numbers of all groups are read at once, so that a GPU is waited for once.
+    The numbers of all groups are read at once, so that a GPU is waited for once a batch.
     """
-    sums: dict[tuple[int, str], Tensor] = {}
-    for batch, found in zip(batches, measured, strict=True):
-        for cell in batch.cells if found is not None else ():
-            for name, values in (found or {}).items():
-                key = (cell.group, name)
-                sums[key] = sums.get(key, 0.0) + values[cell.part].sum().cpu()
-    numbers = torch.stack(list(sums.values())).tolist() if sums else []
     result: dict[int, dict[str, float]] = {}
-    for (group, name), number in zip(sums, numbers, strict=True):
-        result.setdefault(group, {})[name] = number
+    for batch, found in zip(batches, measured, strict=True):
+        if found is None:
+            continue
+        groups = sorted({cell.group for cell in batch.cells})
+        rows = [groups.index(c.group) for c in batch.cells for _ in batch.params[c.part]]
+        sums = torch.zeros(len(groups), len(found), dtype=torch.float64)
+        columns = torch.stack([values.double() for values in found.values()], 1)
+        sums = sums.to(columns.device).index_add_(0, torch.tensor(rows).to(columns.device), columns)
+        for group, row in zip(groups, sums.tolist(), strict=True):
+            own = result.setdefault(group, dict.fromkeys(found, 0.0))
+            for name, number in zip(found, row, strict=True):
+                own[name] += number
     return dict(result)

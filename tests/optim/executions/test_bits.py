@@ -92,7 +92,7 @@ def numbers(seed=0, step=0, place=0, size=SIZE):
     batch = Batch(
         *(None, [cell], [hyper], [p], [p], {}, [], False, {}, [p], Form.of(p)), places=[place]
     )
-    (found,) = draws.draw(batch, [p], [0])
+    (found,) = draws.draw(batch, draws.draw_keys(batch), [p], [0])
     return found
 
 

@@ -77,7 +77,7 @@ class TestTorchsOwnTable:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=label)
     def test_inputs(self, cls, dtype, choice):
         for row in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
-            options = {**TABLE[cls].required, **row.kwargs, **choice}
+            options = {**row.kwargs, **choice}
             if (
                 choice.get("foreach")
                 and isinstance(options.get("lr"), torch.Tensor)
@@ -96,7 +96,7 @@ class TestTorchsOwnTable:
         for error in found:
             row = error.optimizer_error_input
             params = [torch.nn.Parameter(torch.randn(2, 3))] if row.params is None else row.params
-            options = {**(TABLE | ALONE)[cls].required, **row.kwargs}
+            options = dict(row.kwargs)
             if issubclass(error.error_type, Warning):
                 with pytest.warns(error.error_type, match=error.error_regex):
                     cls(params, **options)

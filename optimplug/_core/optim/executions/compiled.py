@@ -80,7 +80,7 @@ class Compiled:
 
     def compiles(self, rule: Rule) -> bool:
         """Tell whether this rule is compiled, where tensors and machine allow it."""
-        return rule.scope == self.scope and not (rule.only_sparse or rule.as_one)
+        return rule.scope == self.scope and not rule.only_sparse
 
     def prepare(self, batch: Batch) -> ReadyCompiled | None:
         """Compile the rule where that is still to be done, and find every tensor's address."""

@@ -29,14 +29,15 @@ def draw_keys(batch: Batch) -> Tensor:
     They are int64, in a row for each; ``draw`` in :mod:`.c_source` reads them too.
     """
     numbers = torch.tensor(batch.places, dtype=torch.int64)
-    found = torch.empty(len(numbers), 3, dtype=torch.int64)
-    for cell, hyper in zip(batch.cells, batch.hypers, strict=True):
-        first, second = _keys(hyper.get("rounding_seed", 0), hyper.get("rounding_step", 0))
-        found[cell.part, 0] = _mixed(numbers[cell.part] ^ first)
-        found[cell.part, 1] = _mixed((numbers[cell.part] + second) & _LOW)
+    of_cells = [
+        _keys(hyper.get("rounding_seed", 0), hyper.get("rounding_step", 0))
+        for hyper in batch.hypers
+    ]
+    sizes = torch.tensor([cell.part.stop - cell.part.start for cell in batch.cells])
+    first, second = torch.tensor(of_cells, dtype=torch.int64).repeat_interleave(sizes, 0).unbind(1)
     starts = [_start(p)[0] if is_sharded(p) else 0 for p in batch.owners]
-    found[:, 2] = torch.tensor(starts, dtype=torch.int64)
-    return found
+    columns = _mixed(numbers ^ first), _mixed((numbers + second) & _LOW), torch.tensor(starts)
+    return torch.stack(columns, 1)
 
 
 def are_in_order(batch: Batch) -> bool:
@@ -44,17 +45,20 @@ def are_in_order(batch: Batch) -> bool:
     return all(_start(p)[1] for p in batch.owners if is_sharded(p))
 
 
-def draw(batch: Batch, pieces: Sequence[Tensor], owners: Sequence[int]) -> list[Tensor]:
+def draw(
+    batch: Batch, keys: Tensor, pieces: Sequence[Tensor], owners: Sequence[int]
+) -> list[Tensor]:
     """Return a whole number from 0 to 65535 for each element, as float32.
 
     Args:
         batch: what the pieces belong to.
+        keys: what :func:`draw_keys` has returned for it.
         pieces: parameters of the batch, or parts of such that were cut in order.
         owners: where the parameter of each stands in the batch.
     """
     device = pieces[0].device
     sizes = [piece.numel() for piece in pieces]
-    rows = draw_keys(batch)[list(owners)]
+    rows = keys[list(owners)]
     first = [
         piece.storage_offset() - batch.params[i].storage_offset()
         for piece, i in zip(pieces, owners, strict=True)

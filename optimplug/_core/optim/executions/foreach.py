@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.draws import are_in_order, draw
+from optimplug._core.optim.executions.draws import are_in_order, draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.loop import in_one_type
 from optimplug._core.optim.executions.operands import TensorList
@@ -51,6 +51,9 @@ class ReadyForeach:
     numbers: list[dict[str, float]]
     """The scalars of each cell."""
 
+    def __post_init__(self) -> None:
+        self.keys = draw_keys(self.batch) if self.batch.rule.draws else None
+
     def squares(self) -> None:
         """Leave the norm to torch's operators."""
 
@@ -70,7 +73,7 @@ class ReadyForeach:
                 for name, same in shared.items()
             }
             with in_one_type(pieces, batch.rule.widens) as columns:
-                drawn = [draw(batch, pieces[0], owners)] if batch.rule.draws else []
+                drawn = [] if self.keys is None else [draw(batch, self.keys, pieces[0], owners)]
                 params, grads, *states = self._operands([*columns, *drawn], owners)
                 if scale is not None:
                     grads = grads.scaled(scale.to(grads.tensors[0].device))

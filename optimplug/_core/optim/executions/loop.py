@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.draws import draw
+from optimplug._core.optim.executions.draws import draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
@@ -36,6 +36,9 @@ class ReadyLoop:
     batch: Batch
     numbers: list[dict[str, float]]
     """The scalars of each cell."""
+
+    def __post_init__(self) -> None:
+        self.keys = draw_keys(self.batch) if self.batch.rule.draws else None
 
     def squares(self) -> None:
         """Leave the norm to torch's operators."""
@@ -75,7 +78,7 @@ class ReadyLoop:
         with in_one_type(own, rule.widens) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
-            drawn = [draw(self.batch, [p], [i])] if rule.draws else []
+            drawn = [] if self.keys is None else [draw(self.batch, self.keys, [p], [i])]
             value, grad, *kept = self._operands([*columns, *drawn], i)
             return rule.update(value, grad, dict(zip(rule.operand_names, kept, strict=True)), k)
 

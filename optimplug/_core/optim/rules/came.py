@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.facts import Facts
-from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
+from optimplug._core.optim.hyperparameters import (
+    check_betas,
+    check_not_negative,
+    check_rate,
+    passed_on,
+)
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.rules.factored_transformers import scaled_by_factors, wide_type
+from optimplug._core.optim.rules.factored_transformers import over_root_of_squares, wide_type
 from optimplug.errors import ArgumentError
 
 __all__ = ["CAME", "CAMERule"]
@@ -73,41 +78,17 @@ class CAMERule(Rule):
             g = g.neg()
         if self.decays:
             p.mul_(k["decay"])
-        step = self._direction(g, state, k)
+        change = k["beta2"], k["one_minus_beta2"], k["eps1"]
+        step = over_root_of_squares(g, g, self.factored, state, change)
         step.mul_((step.rms() / k["clip_threshold"]).clamp_min(1.0).reciprocal())
         mean = state["exp_avg"].lerp_(step, k["one_minus_beta1"])
         if self.factored:
             change = k["beta3"], k["one_minus_beta3"], k["eps2"]
-            step = _over_root(mean, step.add_(mean, alpha=-1.0), "res", state, *change)
+            rest = step.add_(mean, alpha=-1.0)
+            step = over_root_of_squares(mean, rest, True, state, change, "res")
         else:
             step = mean
         p.add_(step, alpha=k["minus_lr"])
-
-    def _direction(self, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]) -> Operand:
-        """Bring the means of the squares up to date, and divide the gradient by their root."""
-        if self.factored:
-            change = k["beta2"], k["one_minus_beta2"], k["eps1"]
-            return _over_root(g, g, "sq", state, *change)
-        squares = g.mul(g).add_(k["eps1"])
-        v = state["exp_avg_sq"].mul_(k["beta2"]).add_(squares, alpha=k["one_minus_beta2"])
-        return v.rsqrt().mul_(g)
-
-
-def _over_root(
-    x: Operand,
-    of: Operand,
-    kind: str,
-    state: Mapping[str, Operand],
-    beta: Any,
-    one_minus_beta: Any,
-    eps: Any,
-) -> Operand:
-    """Bring the factored means of the squares of ``of`` up to date; divide ``x`` by their root."""
-    rows = state[f"exp_avg_{kind}_row"].unsqueeze(-1).mul_(beta)
-    cols = state[f"exp_avg_{kind}_col"].unsqueeze(-2).mul_(beta)
-    rows.add_(of.mean_of_squares(-1).add_(eps), alpha=one_minus_beta)
-    cols.add_(of.mean_of_squares(-2).add_(eps), alpha=one_minus_beta)
-    return scaled_by_factors(x, rows, cols)
 
 
 _rule = lru_cache(CAMERule)  # asked for at every step, for every group
@@ -210,9 +191,7 @@ class CAME(Optimizer):
     @staticmethod
     def check(hyper: Hyper) -> None:
         check_rate(hyper)
-        betas = hyper["betas"]
-        if len(betas) != 3 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ArgumentError(f"Invalid betas: {betas}; must be three numbers in [0, 1)")
+        check_betas(hyper, 3)
         if not hyper["clip_threshold"] > 0.0:
             raise ArgumentError(f"Invalid clip_threshold: {hyper['clip_threshold']}; must be > 0")
         check_not_negative(

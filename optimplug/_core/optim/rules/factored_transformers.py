@@ -16,7 +16,12 @@ from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug.errors import ArgumentError
 
-__all__ = ["TransformersAdafactor", "TransformersAdafactorRule", "scaled_by_factors", "wide_type"]
+__all__ = [
+    "TransformersAdafactor",
+    "TransformersAdafactorRule",
+    "over_root_of_squares",
+    "wide_type",
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class TransformersAdafactorRule(Rule):
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
     ) -> None:
-        step = self._direction(g, state, k)
+        change = k["beta2"], k["one_minus_beta2"], k["eps"]
+        step = over_root_of_squares(g, g, self.factored, state, change)
         rate, minus_decay = k["rate"], k["minus_decay"]
         if self.scales:
             size = p.rms().clamp_min(k["least_size"])
@@ -82,21 +88,33 @@ class TransformersAdafactorRule(Rule):
             p.add_(p, alpha=minus_decay)
         p.add_(step, alpha=-rate)
 
-    def _direction(self, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]) -> Operand:
-        """Bring the means of the squares up to date, and divide the gradient by their root."""
-        if not self.factored:
-            squares = g.mul(g).add_(k["eps"])
-            v = state["exp_avg_sq"].mul_(k["beta2"]).add_(squares, alpha=k["one_minus_beta2"])
-            return v.rsqrt().mul_(g)
-        rows = state["exp_avg_sq_row"].unsqueeze(-1).mul_(k["beta2"])
-        cols = state["exp_avg_sq_col"].unsqueeze(-2).mul_(k["beta2"])
-        rows.add_(g.mean_of_squares(-1).add_(k["eps"]), alpha=k["one_minus_beta2"])
-        cols.add_(g.mean_of_squares(-2).add_(k["eps"]), alpha=k["one_minus_beta2"])
-        return scaled_by_factors(g, rows, cols)
 
+def over_root_of_squares(
+    x: Operand,
+    of: Operand,
+    factored: bool,
+    state: Mapping[str, Operand],
+    change: tuple[Any, Any, Any],
+    kind: str = "sq",
+) -> Operand:
+    """Bring the means of the squares of ``of`` up to date, and return ``x`` over their root.
 
-def scaled_by_factors(x: Operand, rows: Operand, cols: Operand) -> Operand:
-    """Return ``x`` over the root of squares that are known by their means over rows and columns."""
+    Args:
+        x: what is divided.
+        of: whose squares are kept.
+        factored: whether they are kept by rows and columns.
+        state: with ``exp_avg_sq``, or ``exp_avg_sq_row`` and ``exp_avg_sq_col``.
+        change: how much of the means stays, how much is new, and what is added to each square.
+        kind: what stands for ``sq`` in the names.
+    """
+    beta, one_minus_beta, eps = change
+    if not factored:
+        v = state[f"exp_avg_{kind}"].mul_(beta).add_(of.mul(of).add_(eps), alpha=one_minus_beta)
+        return v.rsqrt().mul_(x)
+    rows = state[f"exp_avg_{kind}_row"].unsqueeze(-1).mul_(beta)
+    cols = state[f"exp_avg_{kind}_col"].unsqueeze(-2).mul_(beta)
+    rows.add_(of.mean_of_squares(-1).add_(eps), alpha=one_minus_beta)
+    cols.add_(of.mean_of_squares(-2).add_(eps), alpha=one_minus_beta)
     return x.mul(rows.div(rows.mean(-2)).rsqrt_()).mul_(cols.rsqrt())
 
 

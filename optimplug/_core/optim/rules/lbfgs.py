@@ -29,8 +29,7 @@ __all__ = ["LBFGS", "LBFGSRule"]
 class LBFGSRule(Rule):
     """What there is of :class:`LBFGS` for a parameter by itself: nothing, all go together."""
 
-    scope: ClassVar = "tensor"
-    as_one: ClassVar = True
+    scope: ClassVar = "matrix"  # or more: nothing can be done to a part of it
     counts_steps: ClassVar = False
     state: ClassVar = ()
 
@@ -227,7 +226,7 @@ class LBFGS(Optimizer):
         least = group["tolerance_change"]
         evaluations = 1
         for iteration in range(1, int(group["max_iter"]) + 1):
-            d = memory.turn(grad, group["history_size"])
+            d = memory.turn(grad, int(group["history_size"]))
             memory.prev_loss = loss
             memory.t = t = _first_length(group["lr"], grad, memory.n_iter)
             slope = grad.dot(d)

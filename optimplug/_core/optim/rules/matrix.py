@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.arguments import as_number
 from optimplug._core.optim.executions.numbers import Numbers
 from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
@@ -269,7 +270,16 @@ class Muon(Optimizer):
             (hyper["lr"] >= 0.0, "Learning rate should be >= 0", hyper["lr"]),
             (hyper["momentum"] >= 0.0, "momentum should be >= 0", hyper["momentum"]),
             (hyper["weight_decay"] >= 0.0, "weight decay should be >= 0", hyper["weight_decay"]),
-            (0 <= hyper["ns_steps"] < 100, "ns_steps should be >= 0 and < 100", hyper["ns_steps"]),
+            (
+                isinstance(hyper["ns_steps"], int) and 0 <= hyper["ns_steps"] < 100,
+                "ns_steps should be an int >= 0 and < 100",
+                hyper["ns_steps"],
+            ),
+            (
+                (as_number(hyper["eps"]) or -1.0) > 0.0,
+                "eps should be a number > 0",
+                hyper["eps"],
+            ),
             (
                 len(hyper["ns_coefficients"]) == 3,
                 "ns_coefficients should be three numbers",

@@ -109,12 +109,14 @@ class ProdigyRule(Rule):
         # nothing by which it is found.
         pools: dict[Any, list[int]] = {}
         for i, hyper in enumerate(hypers):
-            pools.setdefault(tuple(map(str, map(hyper.get, _SHARED))), []).append(i)
+            betas = tuple(map(float, hyper["betas"]))
+            settings = tuple(None if hyper[key] is None else float(hyper[key]) for key in _SHARED)
+            pools.setdefault((betas, settings), []).append(i)
         return list(pools.values())
 
 
 _SHARED = (
-    *("lr", "betas", "beta3", "d", "d0", "d_max", "d_numerator", "d_coef", "growth_rate"),
+    *("lr", "beta3", "d", "d0", "d_max", "d_numerator", "d_coef", "growth_rate"),
     *("use_bias_correction", "safeguard_warmup"),
 )
 """What groups have in common whose scale is one."""

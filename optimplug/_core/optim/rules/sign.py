@@ -282,3 +282,8 @@ class Rprop(Optimizer):
                 f"Invalid eta values: {hyper['etas'][0]}, {hyper['etas'][1]}; "
                 "must be in (0, 1) and > 1"
             )
+        sizes = hyper["step_sizes"]
+        if len(sizes) != 2 or not 0.0 <= sizes[0] <= sizes[1]:
+            raise ArgumentError(
+                f"Invalid step_sizes: {sizes}; must be the smallest and the largest, each >= 0"
+            )
