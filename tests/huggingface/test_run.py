@@ -75,6 +75,21 @@ def test_a_second_train_goes_on_with_the_run(tmp_path):
     assert len(hooks(optimizer)) <= count
 
 
+def test_a_second_train_of_another_length_has_lengths_of_its_own(tmp_path):
+    trainer = RecipeTrainer(
+        Lines(),
+        arguments(tmp_path, max_steps=4),
+        train_dataset=points(),
+        recipe={"optimizer": {"name": "AdEMAMix", "lr": 0.1, "t_alpha": "50%"}},
+    )
+    found = []
+    for steps in (4, 10):
+        trainer.args.max_steps = steps
+        trainer.train()
+        found += [group["t_alpha"] for group in trainer.run.optimizer.param_groups]
+    assert found == [2, 5]
+
+
 def test_a_train_after_the_run_was_closed_begins_another(tmp_path):
     trainer = trainer_of(tmp_path, groups=FREEZING)
     trainer.train()

@@ -165,6 +165,11 @@ def test_layers_that_are_not_found_are_asked_for():
     recipe = {"optimizer": {"name": HIDDEN, "lr": 0.1, "fallback": "AdamW"}}
     with pytest.raises(RecipeError, match=r"^optimizer: Muon needs to know what is in layers"):
         Recipe(recipe).plan(Plain(), RUN)
+    rules = [{"match": f"{name}.weight", "optimizer": HIDDEN} for name in ("one", "two")]
+    with pytest.raises(RecipeError) as error:
+        Recipe({"optimizer": ADAMW, "groups": rules}).plan(Plain(), RUN)
+    (said,) = str(error.value).splitlines()
+    assert said.startswith("groups[0].optimizer: Muon needs to know what is in layers")
     plan = Recipe({**recipe, "layers": ["one", "two"]}).plan(Plain(), RUN)
     assert [str(w) for w in plan.warnings] == []
     found = {n: g.optimizer.name for g in plan.groups for n in g.parameters if "weight" in n}
