@@ -67,7 +67,9 @@ def test_a_rule_gives_some_weights_a_rounding_of_their_own():
 def test_a_rounding_that_there_is_not_is_an_error_that_names_the_line():
     with pytest.raises(RecipeError, match=r"optimizer.rounding: rounding must be one of nearest"):
         plan(rounding="up")
-    with pytest.raises(RecipeError, match=r"groups\[0\].state_dtype: state_dtype must be float32"):
+    with pytest.raises(
+        RecipeError, match=r"groups\[0\].state_dtype: state_dtype, if not None, must be"
+    ):
         plan({"match": "0.*", "state_dtype": "8bit"})
 
 
