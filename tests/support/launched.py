@@ -129,4 +129,7 @@ if __name__ == "__main__":
     batch = 4 // int(os.environ["WORLD_SIZE"])
     trainer, rates = WAYS[way](Path(folder), batch, *checkpoint)
     torch.save(result(trainer, rates), Path(folder, f"{trainer.args.process_index}.pt"))
-    PartialState().destroy_process_group()  # or its threads may abort the process as it ends
+    PartialState().destroy_process_group()
+    # The wrapped model still holds the group, whose threads may abort a process that Python takes
+    # apart at its end: what is asked is saved, so leave at once.
+    os._exit(0)
