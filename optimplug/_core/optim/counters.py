@@ -83,6 +83,10 @@ class Counters:
         for counts in {id(c): c for c in (self._all["step"], self._expected["step"])}.values():
             counts += steps if isinstance(steps, float | int) else steps.to(counts.device)
 
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: self._all[name][torch.tensor(places)] for name in names}
+
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
         at = torch.tensor(places)
@@ -119,6 +123,10 @@ class SingleCounters:
         """Count ``steps`` updates for every parameter."""
         for numbers in self._all:
             numbers["step"] += steps
+
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: torch.stack([self._all[i][name] for i in places]) for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""

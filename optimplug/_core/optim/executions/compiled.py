@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ctypes import c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 # What writes programs is imported where one is written: who only wants the names of optimplug.optim
 # does not wait for it.
 
-__all__ = ["TURN", "Compiled", "Memory", "ReadyCompiled", "address"]
+__all__ = [
+    "TURN",
+    "Compiled",
+    "Memory",
+    "ReadyCompiled",
+    "address",
+    "current_memory",
+    "program_of",
+]
 
 _bytes = attrgetter("nbytes")
 
@@ -89,13 +97,15 @@ class Compiled:
         if not self._takes(batch) or in_dispatch_mode() or compiler() is None:
             batch.memo.clear()
             return None
-        memory = _current_memory(batch)
+        from optimplug._core.optim.executions.c_source import C_TYPES
+
+        memory = current_memory(batch, C_TYPES)
         if memory is None or not self._reads(batch, memory):
             return None
         scalars = batch.coefficients(ahead=1)
         columns = (batch.params, batch.grads, *batch.states.values())
         dtypes = tuple(column[0].dtype for column in columns)
-        library = self._library(_program(batch.rule, scalars, dtypes), batch.rule, dtypes)
+        library = self._library(program_of(batch.rule, scalars, dtypes), batch.rule, dtypes)
         if library is None:
             return None
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
@@ -181,13 +191,16 @@ class ReadyCompiled:
         return sum(sums)
 
 
-def _current_memory(batch: Batch) -> Memory | None:
-    """Return what is known of the batch's memory, looked at again where something has changed."""
+def current_memory(batch: Batch, types: Collection[torch.dtype]) -> Memory | None:
+    """Return what is known of the batch's memory, looked at again where something has changed.
+
+    None where a kernel could not read it, of tensors of these types on one device.
+    """
     kept = _kept(batch)
     spans = [[list(map(of, column)) for of in (Tensor.data_ptr, _bytes, id)] for column in kept]
     memory: Memory | None = batch.memo.get("memory")
     if memory is None or memory.spans != spans or not _still_valid(batch, memory):
-        memory = batch.memo["memory"] = _inspect(batch, spans)
+        memory = batch.memo["memory"] = _inspect(batch, spans, types)
     return memory
 
 
@@ -195,13 +208,16 @@ def _kept(batch: Batch) -> list[list[Tensor]]:
     return [batch.params, *batch.states.values()]
 
 
-def _inspect(batch: Batch, spans: list[list[list[int]]]) -> Memory | None:
+def _inspect(
+    batch: Batch, spans: list[list[list[int]]], types: Collection[torch.dtype]
+) -> Memory | None:
     """Look at every tensor of a batch; None where a library could not read them."""
     kept = _kept(batch)
     sizes = [p.numel() for p in batch.params]
     sizes_of = [_sizes(batch.params, spec, sizes) for spec in batch.rule.state]
     columns = zip((*kept, batch.grads), (sizes, *sizes_of, sizes), strict=True)
-    readable = all(_uniform(column, own) for column, own in columns)
+    device = batch.params[0].device
+    readable = all(_uniform(column, own, types, device) for column, own in columns)
     if not readable or not same_strides(batch) or overlap(kept):
         return None
     return Memory(
@@ -239,12 +255,15 @@ def _sizes(params: Sequence[Tensor], spec: StateSpec, full: list[int]) -> list[i
     return full if spec.over is None else [math.prod(spec.shape_for(p)) for p in params]
 
 
-def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
+def _uniform(
+    column: Sequence[Tensor],
+    sizes: list[int],
+    types: Collection[torch.dtype],
+    device: torch.device,
+) -> bool:
     """Tell whether these are tensors of one known type and these sizes, none of them a wrapper."""
-    from optimplug._core.optim.executions.c_source import C_TYPES
-
     dtype = column[0].dtype
-    alike = dtype in C_TYPES and all(t.dtype is dtype and t.is_cpu for t in column)
+    alike = dtype in types and all(t.dtype is dtype and t.device == device for t in column)
     return alike and are_plain(column) and [t.numel() for t in column] == sizes
 
 
@@ -257,7 +276,7 @@ _programs: dict[tuple[Rule, torch.dtype], list[Program]] = {}
 """Those of each rule and type, one for every set of branches that it has taken so far."""
 
 
-def _program(
+def program_of(
     rule: Rule, numbers: Sequence[Mapping[str, float]], dtypes: Sequence[torch.dtype]
 ) -> Program:
     wide = reduce(torch.promote_types, dtypes)
