@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -82,9 +83,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
             tensor; None before the first step, and where neither of the two above asks for it.
-        skipped_steps: how many steps ``skip_nonfinite`` has left out. On a GPU, to read it waits
-            for the last step; until then, or until the next step or ``state_dict()``, the counts in
-            ``state`` include a step that was left out.
+        skipped_steps: how many steps ``skip_nonfinite`` has left out. On a GPU that decides by
+            itself, to read it, or ``state``, waits for the last step; what groups count themselves
+            (``k``, ``rounding_step``) leaves out a skipped step from the next step on.
     """
 
     facts: ClassVar[Facts]
@@ -248,6 +249,15 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
         vars(self)["skipped_steps"] = count
+
+    @property
+    def state(self) -> defaultdict[Tensor, Any]:
+        self._settle()
+        return cast("defaultdict[Tensor, Any]", vars(self)["state"])
+
+    @state.setter
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
+        vars(self)["state"] = state
 
     def _prepared(
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ class _NormTables:
         if limit != self.limit:
             self.limit, self.limit_there = limit, None
             if limit is not None:
-                host = torch.tensor(float(limit), dtype=torch.float64)
+                host = torch.tensor(float(limit), dtype=torch.float64, device="cpu")
                 self.limit_there = upload(host, self.sizes.device)
         return self.limit_there
 
@@ -126,7 +127,8 @@ def _differ(some: Tables, others: Tables) -> bool:
 
 
 def _new_tables(of: tuple[Tables, ...], device: torch.device) -> _NormTables:
-    sizes = torch.tensor([size for each in of for size in each.memory.sizes], dtype=torch.int64)
+    every = list(chain.from_iterable(tables.memory.sizes for tables in of))
+    sizes = torch.tensor(every, dtype=torch.int64, device="cpu")
     chunks = chunks_of(sizes, _BLOCK)
     programs = min(_PROGRAMS, 1 << max(0, len(chunks) - 1).bit_length())
     return _NormTables(

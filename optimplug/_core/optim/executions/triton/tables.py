@@ -31,7 +31,7 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
 def as_tensor(numbers: array[Any]) -> Tensor:
     """Return these numbers as a tensor on the host, in the same memory."""
     if not numbers:
-        return torch.empty(0, dtype=_CODES[numbers.typecode])
+        return torch.empty(0, dtype=_CODES[numbers.typecode], device="cpu")
     return torch.frombuffer(numbers, dtype=_CODES[numbers.typecode])
 
 
@@ -41,7 +41,7 @@ class Addresses:
 
     device: torch.device
     known: array[int] = field(default_factory=lambda: array("Q"))
-    there: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    there: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def uploaded(self, addresses: array[int]) -> Tensor:
         """Return these addresses on the device."""
@@ -63,7 +63,7 @@ class Tables:
 
 def tables_of(memory: Memory, device: torch.device, block: int) -> Tables:
     """Make the tables of a batch, whose tensors are updated in blocks of so many elements."""
-    sizes = torch.tensor(memory.sizes, dtype=torch.int64)
+    sizes = torch.tensor(memory.sizes, dtype=torch.int64, device="cpu")
     columns = [sizes, as_tensor(memory.cells), *map(as_tensor, memory.pointers)]
     rows = upload(torch.stack(columns, 1), device)
     return Tables(memory, rows, upload(chunks_of(sizes, block), device), Addresses(device))
@@ -78,9 +78,9 @@ def chunks_of(sizes: Tensor, block: int) -> Tensor:
     """
     counts = (sizes + block - 1) // block
     total = int(counts.sum())
-    tensors = torch.arange(len(sizes)).repeat_interleave(counts, output_size=total)
+    tensors = torch.arange(len(sizes), device="cpu").repeat_interleave(counts, output_size=total)
     before = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
-    return torch.stack([tensors, torch.arange(total) - before], 1).to(torch.int32)
+    return torch.stack([tensors, torch.arange(total, device="cpu") - before], 1).to(torch.int32)
 
 
 def joined_addresses(every: Sequence[array[int]]) -> array[int]:
