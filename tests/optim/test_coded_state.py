@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from optimplug import ArgumentError, StateError
 from optimplug._core.optim.codes import BLOCK
