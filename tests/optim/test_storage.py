@@ -403,6 +403,12 @@ OF_GROUPS = [
     (LBFGS, {"rounding": "exact"}, "LBFGS has no rounding: it looks for its way by losses"),
     (LBFGS, {"state_dtype": "float32"}, "LBFGS has no state_dtype"),
     (Muon, {"rounding": "up"}, "rounding must be one of nearest"),
+    (
+        SparseAdam,
+        {"state_dtype": "8bit"},
+        "SparseAdam has no state_dtype='8bit': it updates single",
+    ),
+    (ScheduleFreeSGD, {"state_dtype": "8bit"}, "has nothing to keep in 8 bits: z must be exact"),
     (ScheduleFreeAdamW, {"rounding": "exact", "differentiable": True}, "is a choice for all"),
 ]
 

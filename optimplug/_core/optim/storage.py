@@ -34,16 +34,22 @@ Infinities and NaN stay what they are. Parameters of float32 and wider take upda
 that one setting serves models of several types; for float16, only ``"nearest"`` is there.
 
 ``state_dtype`` says how the moments that a rule keeps of a parameter's size are kept:
-``"float32"``, ``"bfloat16"``, or None: as the parameter, as in torch; but under a rounding other
-than ``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16 stops to
-change, like a weight. Where it is given, or such a rounding, the math is in float32 at least, and
-what is no moment of a parameter's size is float32 for narrow parameters: means over rows and over
-columns, and points among the weights (``z`` of the schedule-free optimizers, ``p0`` of Prodigy,
-``ax`` of ASGD).
+``"float32"``, ``"bfloat16"``, ``"8bit"``, or None: as the parameter, as in torch; but under a
+rounding other than ``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16
+stops to change, like a weight. Where it is given, or such a rounding, the math is in float32 at
+least, and what is no moment of a parameter's size is float32 for narrow parameters: means over rows
+and over columns, and points among the weights (``z`` of the schedule-free optimizers, ``p0`` of
+Prodigy, ``ax`` of ASGD).
 
 Where a schedule-free optimizer changes its mode, the weights that it puts in place go the way of
 an update: ``remainder`` and ``compensation`` are those of the weights that are in place, and
 ``rounding_step`` counts the change.
+
+``"8bit"`` keeps a byte for each number and a scale for each 128 of them, see :mod:`.codes`, in the
+states ``NAME_codes`` and ``NAME_scales``. Parameters with fewer than 4,096 elements, and states
+that are no moments (schedule-free's ``z``, say), have float32 instead. State dicts hold float32
+under torch's names, which becomes the same codes again when it is loaded; with ``compact_state``
+they hold codes and scales.
 
 Example:
     >>> import torch
@@ -68,8 +74,16 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_count, require_one_of
+from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, wide_type
+from optimplug._core.optim.rule import (
+    Hyper,
+    Operand,
+    Rule,
+    StateSpec,
+    coded_names,
+    wide_type,
+)
 from optimplug.errors import ArgumentError
 
 __all__ = [
@@ -84,13 +98,14 @@ __all__ = [
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
-StateDtype: TypeAlias = Literal["float32", "bfloat16"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
 STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
 """The arguments, and what each is where a group does not have it."""
 
 _ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
+"""What each is in where it is not in codes."""
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
@@ -113,11 +128,11 @@ class StoredRule(Rule):
 
     inner: Rule
     rounding: Rounding = "nearest"
-    dtype: torch.dtype | None = None
-    """Of the moments that the rule keeps; None: as it says itself."""
+    kept: StateDtype | None = None
+    """How are kept the moments that the rule keeps; None: as it says itself."""
     wide: torch.dtype | None = None
-    """Of what else it keeps: means over rows and columns, which are small, and points among the
-    weights; None: as it says itself."""
+    """The type of what else it keeps: means over rows and columns, which are small, and points
+    among the weights; None: as it says itself."""
 
     fused_dtypes: ClassVar = ()  # torch's operators know of none of it
     widens: ClassVar = True
@@ -130,22 +145,39 @@ class StoredRule(Rule):
             "temporaries": self.inner.temporaries + _TEMPORARIES[self.rounding],
             "draws": self.rounding == "stochastic",
             "counts_in_groups": self.inner.counts_in_groups or self._counts,
+            "codes": self._codes(),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
     @property
     def _counts(self) -> bool:
-        """Whether the rounding depends on the number of the step."""
-        return self.rounding in ("stochastic", "kahan")
+        """Whether the rounding depends on the number of the step, where the rule has no count."""
+        coded = self.kept == "8bit" and not self.inner.counts_steps
+        return coded or self.rounding in ("stochastic", "kahan")
+
+    def _codes(self) -> Mapping[str, CodeName]:
+        if self.kept != "8bit":
+            return {}
+        specs = [spec for spec in self.inner.state if spec.over is None and not spec.is_weight]
+        return {spec.name: spec.code for spec in specs if spec.code is not None}
+
+    @cached_property
+    def saved(self) -> tuple[StateSpec, ...]:
+        specs = map(self._saved, self.inner.state)
+        return (*specs, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
-        kept = map(self._kept, self.inner.state)
-        return (*kept, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
+        return tuple(
+            column
+            for spec in self.saved
+            for column in (_columns(spec) if spec.name in self.codes else [spec])
+        )
 
-    def _kept(self, spec: StateSpec) -> StateSpec:
-        dtype = self.wide if spec.is_point or spec.over is not None else self.dtype
+    def _saved(self, spec: StateSpec) -> StateSpec:
+        apart = spec.is_point or spec.over is not None
+        dtype = self.wide if apart or self.kept is None else _DTYPES[self.kept]
         return spec if dtype is None else spec._replace(dtype=dtype)
 
     @property
@@ -158,7 +190,7 @@ class StoredRule(Rule):
                 f"rounding={self.rounding!r} is for bfloat16, without effect on wider parameters, "
                 "but one is float16; use rounding='nearest', or bfloat16 or float32"
             )
-        if self.dtype is not None and p.is_complex():
+        if self.kept is not None and p.is_complex():
             return "state_dtype is for real parameters, but one is complex; leave it out for it"
         return self.inner.refusal(p)
 
@@ -172,15 +204,21 @@ class StoredRule(Rule):
         if problem is not None:
             raise ArgumentError(problem)
         inner = self.inner.suited(p)
+        small = self.kept == "8bit" and p.numel() < SMALLEST
+        kept: StateDtype | None = "float32" if small else self.kept
         if self.rounding == "nearest" or p.dtype != torch.bfloat16:
-            wide = self.dtype and wide_type(p)
-            return inner if self.dtype is None else _stored(inner, "nearest", self.dtype, wide)
-        return _stored(inner, self.rounding, self.dtype or torch.float32, torch.float32)
+            wide = wide_type(p)
+            return inner if kept is None else _stored(inner, "nearest", kept, wide)
+        return _stored(inner, self.rounding, kept or "float32", torch.float32)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         found = self.inner.coefficients(hyper, t)
         if self.rounding == "kahan":
             found["dither"] = int(hyper.get("rounding_step", 0) * _GOLDEN % 1 * 65536)
+        if self.codes:
+            found["offset"] = offset(
+                t if self.inner.counts_steps else hyper.get("rounding_step", 0)
+            )
         return found
 
     def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -236,6 +274,18 @@ def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any)
     p.copy_(moved)
 
 
+def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
+    """Return the codes of a state and their scales; both begin with what it begins with."""
+    assert spec.code is not None
+    code, (codes, scales) = CODES[spec.code], coded_names(spec.name)
+    value = spec.value
+    levels = None if value is None else lambda hyper: code.levels if value(hyper) else 0
+    return (
+        StateSpec(codes, dtype=code.dtype, late=spec.late, value=levels),
+        StateSpec(scales, dtype=torch.float32, late=spec.late, value=value, per_block=True),
+    )
+
+
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
 
 
@@ -244,7 +294,7 @@ def stored(rule: Rule, hyper: Hyper) -> Rule:
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     if rounding == "nearest" and dtype is None:
         return rule
-    return _stored(rule, cast("Rounding", rounding), None if dtype is None else _DTYPES[dtype])
+    return _stored(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
 
 
 def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
@@ -268,6 +318,17 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
     require_one_of("rounding", rounding, _ROUNDINGS)
     if dtype is not None:
         require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
+    if dtype == "8bit" and rule.only_sparse:
+        raise ArgumentError(
+            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
+            "whole blocks; take 'float32' or 'bfloat16'"
+        )
+    kept = {spec.name for spec in rule.state}
+    if dtype == "8bit" and kept and not any(spec.code for spec in rule.state):
+        raise ArgumentError(
+            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(kept))} must be exact; "
+            "take state_dtype='float32', or leave it out"
+        )
     for key in ("rounding_seed", "rounding_step"):
         require_count(key, hyper.get(key, 0))
     stored_apart = rounding != "nearest" or dtype is not None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +12,12 @@ from torch import Tensor
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.draws import draw, draw_keys, draw_some
 from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.lending import lent
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.totals import Measured, joined
 
-__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 
 
 class Loop:
@@ -75,7 +74,7 @@ class ReadyLoop:
     ) -> Any:
         rule = self.batch.rule
         own = [[p], [g], *([kept] for kept in state.values())]
-        with in_one_type(own, rule.widens) as columns:
+        with lent(rule, own, k) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
             random = [] if drawn is None else [[drawn]]
@@ -99,11 +98,11 @@ class ReadyLoop:
         # Where no dimension is sparse, all that is given is the whole: an element of one more.
         where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
         wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
-        lent = [whole[where] for whole in wholes]
+        found = [whole[where] for whole in wholes]
         drawn = None if self.keys is None else draw_some(self.keys[i], where, wholes[0])
-        kept = dict(zip(state, lent[1:], strict=True))
-        self._update(i, lent[0], g.values(), kept, k, scale, drawn)
-        for whole, part in zip(wholes, lent, strict=True):
+        kept = dict(zip(state, found[1:], strict=True))
+        self._update(i, found[0], g.values(), kept, k, scale, drawn)
+        for whole, part in zip(wholes, found, strict=True):
             whole[where] = part
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
@@ -145,29 +144,6 @@ class ReadyDifferentiable:
                 p.copy_(value.tensor)
                 for name, tensors in batch.states.items():
                     tensors[i].copy_(state[name].tensor)
-
-
-@contextmanager
-def in_one_type(
-    columns: Sequence[Sequence[Tensor]], widens: bool = False
-) -> Iterator[list[list[Tensor]]]:
-    """Lend copies of the widest type where the types differ, and write them back after.
-
-    Args:
-        columns: parameters, gradients, then the states; gradients are not written back.
-        widens: whether the type is float32 at least.
-    """
-    types = {tensor.dtype for column in columns for tensor in column}
-    types |= {torch.float32} if widens else set()
-    if len(types) == 1:
-        yield [list(column) for column in columns]
-        return
-    wide = functools.reduce(torch.promote_types, types)
-    copies = [[tensor.to(wide) for tensor in column] for column in columns]
-    yield copies
-    for i, (lent, own) in enumerate(zip(copies, columns, strict=True)):
-        for copy, tensor in zip(lent, own, strict=True) if i != 1 else ():
-            tensor.copy_(copy)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:
