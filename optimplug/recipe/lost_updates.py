@@ -42,6 +42,7 @@ def _decay(group: Group) -> float:
 
     It is tried on two weights of float32: what an optimizer does with ``weight_decay`` is its own.
     Where both lose the same, decay is a step like any other, as in Adam, and no part of the weight.
+    One that finds its rate by itself, as Prodigy, does not tell it beforehand.
     """
     choice = group.optimizer
     cls = choice.optimizer_class
@@ -52,13 +53,18 @@ def _decay(group: Group) -> float:
     if not decays or not _narrow(group):
         return 0.0
     # Whatever torch's defaults are: on another device, or in bfloat16, nothing could be told.
-    weights = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float32, device="cpu"))
+    weights = torch.nn.Parameter(torch.tensor([[1.0, 2.0]], dtype=torch.float32, device="cpu"))
     weights.grad = torch.zeros_like(weights)
-    apart = settings.keys() - choice.known.keys() | {*cls.lengths}  # the run's length is no matter
+    # How long the run is, and how a matrix is cut, is no matter.
+    apart = settings.keys() - choice.known.keys() | {*cls.lengths, "split"}
     own = {key: settings[key] for key in settable_per_group(settings) if key not in apart}
     own["foreach"] = False  # nothing is compiled for it
-    cls([weights], **own).step()
-    one, two = 1.0 - weights[0].item(), 1.0 - weights[1].item() / 2
+    optimizer = cls([weights], **own)
+    if cls.rule(optimizer.param_groups[0]).measures:
+        return 0.0
+    optimizer.train()
+    optimizer.step()
+    one, two = 1.0 - weights[0, 0].item(), 1.0 - weights[0, 1].item() / 2
     return one if abs(one - two) <= 0.1 * one else 0.0
 
 

@@ -29,6 +29,8 @@ SAID = [
     ({"name": "Lion", "lr": 1e-4, "weight_decay": 0.1}, "for 100% of the weights: set rounding to"),
     ({"name": "AdEMAMix", "t_alpha": "60%"}, "takes 1e-05 of a weight"),
     ({"name": "SGD", "lr": 0.01, "weight_decay": 0.1}, "in bfloat16 (under 1/512)"),
+    ({"name": "Adafactor", "lr": 0.01, "weight_decay": 0.1}, "takes 0.001 of a weight"),
+    ({"name": "ScheduleFreeAdamW", "lr": 1e-3, "weight_decay": 0.1}, "takes 0.0001 of a weight"),
 ]
 SILENT = [
     {"rounding": "exact"},
@@ -37,7 +39,7 @@ SILENT = [
     {"weight_decay": 10.0},
     {"dtype": torch.float32},
     {"name": "Adam", "weight_decay": 0.1},  # its decay is a step like any other
-    {"name": "Adafactor", "lr": 0.01, "weight_decay": 0.1},  # it has no rounding
+    {"name": "Prodigy", "weight_decay": 0.1},  # it does not know its rate yet
     {"name": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1},
 ]
 
@@ -51,6 +53,17 @@ def test_a_plan_tells_of_weight_decay_that_rounds_to_nothing(options, message):
 @pytest.mark.parametrize("options", SILENT, ids=label)
 def test_it_is_silent_where_nothing_is_lost_or_nothing_helps(options):
     assert lost(**options) == []
+
+
+def test_it_is_said_of_matrices_that_are_cut():
+    (said,) = lost(
+        name="Muon",
+        weight_decay=0.1,
+        split=4,
+        fallback={"name": "AdamW", "lr": 1e-3, "rounding": "exact"},
+    )
+    assert "takes 0.0001 of a weight" in said
+    assert "for 50% of the weights" in said
 
 
 def test_a_rule_gives_some_weights_a_rounding_of_their_own():
@@ -70,7 +83,7 @@ def test_a_rounding_that_there_is_not_is_an_error_that_names_the_line():
     with pytest.raises(
         RecipeError, match=r"groups\[0\].state_dtype: state_dtype, if not None, must be"
     ):
-        plan({"match": "0.*", "state_dtype": "8bit"})
+        plan({"match": "0.*", "state_dtype": "4bit"})
 
 
 @contextmanager
