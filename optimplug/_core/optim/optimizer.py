@@ -40,13 +40,8 @@ from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_m
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
-from optimplug._core.optim.storage import (
-    Rounding,
-    StateDtype,
-    check_storage,
-    storage_settings,
-    stored,
-)
+from optimplug._core.optim.storage import Rounding, StateDtype, storage_settings, stored
+from optimplug._core.optim.storage_checks import check_storage
 from optimplug._core.optim.totals import totals
 from optimplug.errors import ArgumentError
 
