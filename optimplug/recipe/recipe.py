@@ -18,7 +18,7 @@ from optimplug.recipe.clipped import construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
-from optimplug.recipe.lost_updates import lost_decay_warnings
+from optimplug.recipe.lost_updates import lost_update_warnings
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
@@ -264,7 +264,7 @@ class Recipe:
         found = [
             *rate_warnings(optimizers),
             *lr_schedule_warnings(self.spec, optimizers),
-            *lost_decay_warnings(grouping),
+            *lost_update_warnings(grouping),
             *rule_warnings(self.spec, optimizers, without_wrappers(model), grouping),
         ]
         return [self._written.problem(path, text) for path, text in found]
