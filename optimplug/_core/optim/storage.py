@@ -33,9 +33,15 @@ Infinities and NaN stay what they are. Parameters of float32 and wider take upda
 that one setting serves models of several types; for float16, only ``"nearest"`` is there.
 
 ``state_dtype`` says how what a rule keeps of a parameter's size is kept: ``"float32"``,
-``"bfloat16"``, or None: as the parameter, as in torch; but under a rounding other than
+``"bfloat16"``, ``"8bit"``, or None: as the parameter, as in torch; but under a rounding other than
 ``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16 stops to change,
 like a weight. The math is in float32 at least wherever it is given.
+
+``"8bit"`` keeps a byte for each number and a scale for each 128 of them, see :mod:`.codes`, in the
+states ``NAME_codes`` and ``NAME_scales``. Parameters with fewer than 4,096 elements, and states
+that are no moments (schedule-free's ``z``, say), have float32 instead. State dicts hold float32
+under torch's names, which becomes the same codes again when it is loaded; with ``compact_state``
+they hold codes and scales.
 
 Example:
     >>> import torch
@@ -60,8 +66,9 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_count, require_one_of
+from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, coded_names
 from optimplug.errors import ArgumentError
 
 __all__ = [
@@ -76,13 +83,14 @@ __all__ = [
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
-StateDtype: TypeAlias = Literal["float32", "bfloat16"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
 STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
 """The arguments, and what each is where a group does not have it."""
 
 _ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
+"""What each is in where it is not in codes."""
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
@@ -105,8 +113,8 @@ class StoredRule(Rule):
 
     inner: Rule
     rounding: Rounding = "nearest"
-    dtype: torch.dtype | None = None
-    """Of what the rule keeps; None: as it says itself."""
+    kept: StateDtype | None = None
+    """How is kept what the rule keeps; None: as it says itself."""
 
     fused_dtypes: ClassVar = ()  # torch's operators know of none of it
     widens: ClassVar = True
@@ -119,22 +127,39 @@ class StoredRule(Rule):
             "temporaries": self.inner.temporaries + _TEMPORARIES[self.rounding],
             "draws": self.rounding == "stochastic",
             "counts_in_groups": self.inner.counts_in_groups or self._counts,
+            "codes": self._codes(),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
     @property
     def _counts(self) -> bool:
-        """Whether the rounding depends on the number of the step."""
-        return self.rounding in ("stochastic", "kahan")
+        """Whether the rounding depends on the number of the step, where the rule has no count."""
+        coded = self.kept == "8bit" and not self.inner.counts_steps
+        return coded or self.rounding in ("stochastic", "kahan")
+
+    def _codes(self) -> Mapping[str, CodeName]:
+        if self.kept != "8bit":
+            return {}
+        specs = [spec for spec in self.inner.state if spec.over is None and not spec.is_weight]
+        return {spec.name: spec.code for spec in specs if spec.code is not None}
+
+    @cached_property
+    def saved(self) -> tuple[StateSpec, ...]:
+        dtype = None if self.kept is None else _DTYPES[self.kept]
+        specs = [
+            spec._replace(dtype=dtype) if spec.dtype is None or spec.name in self.codes else spec
+            for spec in self.inner.state
+        ]
+        return (*specs, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
-        kept = [
-            spec._replace(dtype=self.dtype) if spec.dtype is None else spec
-            for spec in self.inner.state
-        ]
-        return (*kept, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
+        return tuple(
+            column
+            for spec in self.saved
+            for column in (_columns(spec) if spec.name in self.codes else [spec])
+        )
 
     def refusal(self, p: Tensor) -> str | None:
         if self.rounding != "nearest" and p.dtype == torch.float16:
@@ -142,7 +167,7 @@ class StoredRule(Rule):
                 f"rounding={self.rounding!r} is for bfloat16, without effect on wider parameters, "
                 "but one is float16; use rounding='nearest', or bfloat16 or float32"
             )
-        if self.dtype is not None and p.is_complex():
+        if self.kept is not None and p.is_complex():
             return "state_dtype is for real parameters, but one is complex; leave it out for it"
         return self.inner.refusal(p)
 
@@ -156,14 +181,20 @@ class StoredRule(Rule):
         if problem is not None:
             raise ArgumentError(problem)
         inner = self.inner.suited(p)
+        small = self.kept == "8bit" and p.numel() < SMALLEST
+        kept: StateDtype | None = "float32" if small else self.kept
         if self.rounding == "nearest" or p.dtype != torch.bfloat16:
-            return inner if self.dtype is None else _stored(inner, "nearest", self.dtype)
-        return _stored(inner, self.rounding, self.dtype or torch.float32)
+            return inner if kept is None else _stored(inner, "nearest", kept)
+        return _stored(inner, self.rounding, kept or "float32")
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         found = self.inner.coefficients(hyper, t)
         if self.rounding == "kahan":
             found["dither"] = int(hyper.get("rounding_step", 0) * _GOLDEN % 1 * 65536)
+        if self.codes:
+            found["offset"] = offset(
+                t if self.inner.counts_steps else hyper.get("rounding_step", 0)
+            )
         return found
 
     def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -204,6 +235,18 @@ def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any)
     p.copy_(moved)
 
 
+def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
+    """Return the codes of a state and their scales; both begin with what it begins with."""
+    assert spec.code is not None
+    code, (codes, scales) = CODES[spec.code], coded_names(spec.name)
+    value = spec.value
+    levels = None if value is None else lambda hyper: code.levels if value(hyper) else 0
+    return (
+        StateSpec(codes, dtype=code.dtype, late=spec.late, value=levels),
+        StateSpec(scales, dtype=torch.float32, late=spec.late, value=value, per_block=True),
+    )
+
+
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
 
 
@@ -212,7 +255,7 @@ def stored(rule: Rule, hyper: Hyper) -> Rule:
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     if rounding == "nearest" and dtype is None:
         return rule
-    return _stored(rule, cast("Rounding", rounding), None if dtype is None else _DTYPES[dtype])
+    return _stored(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
 
 
 def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
@@ -236,6 +279,12 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
     require_one_of("rounding", rounding, _ROUNDINGS)
     if dtype is not None:
         require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
+    kept = {spec.name for spec in rule.state}
+    if dtype == "8bit" and kept and not any(spec.code for spec in rule.state):
+        raise ArgumentError(
+            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(kept))} must be exact; "
+            "take state_dtype='float32', or leave it out"
+        )
     for key in ("rounding_seed", "rounding_step"):
         require_count(key, hyper.get(key, 0))
     stored_apart = rounding != "nearest" or dtype is not None

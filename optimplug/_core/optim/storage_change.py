@@ -40,9 +40,9 @@ def converted(kept: Mapping[str, Any], p: Tensor, rule: Rule) -> dict[str, Any]:
 
     What another rounding kept beside the weight is left out: less than the weight can show.
     """
-    gone = {spec.name for spec in LOW_BITS.values()} - set(rule.state_names)
+    gone = {spec.name for spec in LOW_BITS.values()} - {spec.name for spec in rule.saved}
     found = {key: value for key, value in kept.items() if key not in gone}
-    for spec in rule.state:
+    for spec in rule.saved:
         if spec.dtype is None and isinstance(found.get(spec.name), Tensor):
             found[spec.name] = found[spec.name].to(p.dtype)
     return found

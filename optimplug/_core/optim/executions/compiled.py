@@ -110,6 +110,8 @@ class Compiled:
 
     def _reads(self, batch: Batch, memory: Memory) -> bool:
         """Tell whether a library can read the elements in their order."""
+        if batch.rule.codes and not memory.contiguous:
+            return False  # blocks follow the order of the elements in the shape
         return not batch.rule.draws or (memory.contiguous and are_in_order(batch))
 
     def _library(
@@ -236,7 +238,8 @@ def _still_valid(batch: Batch, memory: Memory) -> bool:
 
 def _sizes(params: Sequence[Tensor], spec: StateSpec, full: list[int]) -> list[int]:
     """Return how many elements a state should have for each parameter."""
-    return full if spec.over is None else [math.prod(spec.shape_for(p)) for p in params]
+    reduced = spec.per_block or spec.over is not None
+    return [math.prod(spec.shape_for(p)) for p in params] if reduced else full
 
 
 def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
@@ -277,7 +280,8 @@ def _update_library(
 ) -> ctypes.CDLL | None:
     from optimplug._core.optim.executions.c_source import update_source
 
-    library = compile_library(update_source(program, dtypes, ("p", "g", *rule.operand_names)))
+    names = ("p", "g", *rule.state_names, *(["random"] if rule.draws else []))
+    library = compile_library(update_source(program, dict(zip(names, dtypes, strict=True)), rule))
     if library is not None:
         library.update.argtypes = [c_int64, *[c_void_p] * 4, c_double, c_int]
         library.update.restype = None

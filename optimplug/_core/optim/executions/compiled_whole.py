@@ -37,6 +37,9 @@ class CompiledWhole(Compiled):
 
     scope: ClassVar = "tensor"
 
+    def compiles(self, rule: Rule) -> bool:
+        return super().compiles(rule) and not rule.codes
+
     def _takes(self, batch: Batch) -> bool:
         # Of what is sharded, norms and means are those of other processes too.
         return super()._takes(batch) and not batch.is_sharded

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.draws import draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.lending import lent
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.totals import Measured, joined
 
-__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 
 
 class Loop:
@@ -75,7 +74,7 @@ class ReadyLoop:
     ) -> Any:
         rule = self.batch.rule
         own = [[p], [g], *([kept] for kept in state.values())]
-        with in_one_type(own, rule.widens) as columns:
+        with lent(rule, own, k) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
             drawn = [] if self.keys is None else [draw(self.batch, self.keys, [p], [i])]
@@ -136,29 +135,6 @@ def _where_given(
     yield lent[0], g.values(), dict(zip(state, lent[1:], strict=True))
     for whole, part in zip(wholes, lent, strict=True):
         whole[where] = part
-
-
-@contextmanager
-def in_one_type(
-    columns: Sequence[Sequence[Tensor]], widens: bool = False
-) -> Iterator[list[list[Tensor]]]:
-    """Lend copies of the widest type where the types differ, and write them back after.
-
-    Args:
-        columns: parameters, gradients, then the states; gradients are not written back.
-        widens: whether the type is float32 at least.
-    """
-    types = {tensor.dtype for column in columns for tensor in column}
-    types |= {torch.float32} if widens else set()
-    if len(types) == 1:
-        yield [list(column) for column in columns]
-        return
-    wide = functools.reduce(torch.promote_types, types)
-    copies = [[tensor.to(wide) for tensor in column] for column in columns]
-    yield copies
-    for i, (lent, own) in enumerate(zip(copies, columns, strict=True)):
-        for copy, tensor in zip(lent, own, strict=True) if i != 1 else ():
-            tensor.copy_(copy)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

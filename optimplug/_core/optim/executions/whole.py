@@ -178,7 +178,7 @@ def whole_operands(
     """
     shards = Shards.of([batch.owners[i] for i in places])
     gone = [frozenset[int]()] * 2
-    gone += [frozenset([spec.over] if spec.over else []) for spec in batch.rule.state]
+    gone += [frozenset([spec.over] if spec.over else []) for spec in batch.rule.saved]
     return [WholeTensors(c, shards, g) for c, g in zip(columns, gone, strict=True)]
 
 

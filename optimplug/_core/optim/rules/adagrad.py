@@ -34,7 +34,7 @@ class AdagradRule(Rule):
 
     takes_sparse: ClassVar = True
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    state: ClassVar = (StateSpec("sum", value=_initial),)
+    state: ClassVar = (StateSpec("sum", code="unsigned", value=_initial),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         return {
@@ -152,6 +152,7 @@ class Adagrad(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
         self.begin_state()

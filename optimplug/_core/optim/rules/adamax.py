@@ -32,7 +32,7 @@ class AdamaxRule(Rule):
     """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
@@ -135,6 +135,7 @@ class Adamax(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

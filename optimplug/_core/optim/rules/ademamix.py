@@ -33,7 +33,11 @@ class AdEMAMixRule(Rule):
     maximize: bool = False
 
     temporaries: ClassVar = 4
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"), StateSpec("exp_avg_slow"))
+    state: ClassVar = (
+        StateSpec("exp_avg"),
+        StateSpec("exp_avg_sq", code="unsigned"),
+        StateSpec("exp_avg_slow"),
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2, beta3) = hyper["lr"], hyper["betas"]
@@ -193,6 +197,7 @@ class AdEMAMix(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

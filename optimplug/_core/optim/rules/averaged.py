@@ -33,7 +33,7 @@ __all__ = [
     "ScheduleFreeSGDRule",
 ]
 
-_Z = StateSpec("z", partial(torch.clone, memory_format=torch.preserve_format))
+_Z = StateSpec("z", partial(torch.clone, memory_format=torch.preserve_format), code=None)
 # What a group counts by itself, as the reference does, beside its hyperparameters.
 _COUNTED = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
 
@@ -95,7 +95,7 @@ def _weighed(hyper: Hyper) -> tuple[Any, Any, Any]:
 class ScheduleFreeAdamWRule(ScheduleFreeRule):
     """The math of :class:`ScheduleFreeAdamW`."""
 
-    state: ClassVar = (_Z, StateSpec("exp_avg_sq"))
+    state: ClassVar = (_Z, StateSpec("exp_avg_sq", code="unsigned"))
 
     def mixing(self, hyper: Hyper) -> Any:
         return hyper["betas"][0]

@@ -47,7 +47,10 @@ class CAMERule(Rule):
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
         if not self.factored:
-            return (StateSpec("exp_avg"), StateSpec("exp_avg_sq", dtype=self.dtype))
+            return (
+                StateSpec("exp_avg"),
+                StateSpec("exp_avg_sq", code="unsigned", dtype=self.dtype),
+            )
         kinds = [(f"exp_avg_{kind}_row", f"exp_avg_{kind}_col") for kind in ("sq", "res")]
         factors = [
             StateSpec(name, over=axis, keeps_axis=False, dtype=self.dtype)

@@ -35,7 +35,7 @@ class AdafactorRule(Rule):
 
     @property
     def state(self) -> tuple[StateSpec, ...]:
-        return _FACTORS if self.factored else (StateSpec("variance"),)
+        return _FACTORS if self.factored else (StateSpec("variance", code="unsigned"),)
 
     def suited(self, p: Tensor) -> AdafactorRule:
         return _matrix_rule(self) if p.dim() > 1 else self

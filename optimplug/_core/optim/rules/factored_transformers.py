@@ -50,7 +50,7 @@ class TransformersAdafactorRule(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         mean = (StateSpec("exp_avg", dtype=self.dtype),) if self.has_mean else ()
         if not self.factored:
-            return (*mean, StateSpec("exp_avg_sq", dtype=self.dtype))
+            return (*mean, StateSpec("exp_avg_sq", code="unsigned", dtype=self.dtype))
         rows = StateSpec("exp_avg_sq_row", over=-1, keeps_axis=False, dtype=self.dtype)
         cols = StateSpec("exp_avg_sq_col", over=-2, keeps_axis=False, dtype=self.dtype)
         return (*mean, rows, cols)

@@ -42,10 +42,10 @@ class ProdigyRule(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         momentum = (StateSpec("exp_avg"),) if self.has_momentum else ()
         return (
-            StateSpec("s", may_be_flat=True),
-            StateSpec("p0", init=torch.clone, may_be_flat=True),
+            StateSpec("s", code=None, may_be_flat=True),
+            StateSpec("p0", code=None, init=torch.clone, may_be_flat=True),
             *momentum,
-            StateSpec("exp_avg_sq"),
+            StateSpec("exp_avg_sq", code="unsigned"),
         )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RAdamRule(Rule):
     """Whether it goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 4
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -168,6 +168,7 @@ class RAdam(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

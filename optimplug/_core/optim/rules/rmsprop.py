@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.codes import CodeName
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -33,10 +34,12 @@ class RMSpropRule(Rule):
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
+        # Of the centered kind little is left of two large numbers: less than codes are off by.
+        code: CodeName | None = None if self.centered else "unsigned"
         return (
-            StateSpec("square_avg"),
+            StateSpec("square_avg", code=code),
             *((StateSpec("momentum_buffer", late=True),) if self.momentum else ()),
-            *((StateSpec("grad_avg", late=True),) if self.centered else ()),
+            *((StateSpec("grad_avg", late=True, code=None),) if self.centered else ()),
         )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -158,6 +161,7 @@ class RMSprop(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -137,6 +137,7 @@ class Lion(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 
@@ -162,7 +163,10 @@ class RpropRule(Rule):
     maximize: bool = False
 
     temporaries: ClassVar = 6
-    state: ClassVar = (StateSpec("prev"), StateSpec("step_size", value=_first_size))
+    state: ClassVar = (
+        StateSpec("prev", code=None),
+        StateSpec("step_size", code=None, value=_first_size),
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         (eta_minus, eta_plus), (least, most) = hyper["etas"], hyper["step_sizes"]
@@ -267,6 +271,7 @@ class Rprop(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -32,7 +32,7 @@ class SparseAdamRule(Rule):
     takes_sparse: ClassVar = True
     only_sparse: ClassVar = True
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]

@@ -32,7 +32,7 @@ class StableAdamWRule(Rule):
     scope: ClassVar = "tensor"
     takes_complex: ClassVar = False
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = (_debiased(beta, t) for beta in hyper["betas"])
