@@ -217,7 +217,7 @@ def test_a_rounding_that_there_is_not_is_an_error_that_names_the_line():
     with pytest.raises(
         RecipeError, match=r"groups\[0\].state_dtype: state_dtype, if not None, must be"
     ):
-        plan({"match": "0.*", "state_dtype": "8bit"})
+        plan({"match": "0.*", "state_dtype": "4bit"})
 
 
 @contextmanager

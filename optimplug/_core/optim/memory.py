@@ -84,9 +84,10 @@ def state_bytes_of_groups(optimizer: Optimizer) -> list[int]:
     grads = [p for group in groups for p in group["params"]]
     rules = [optimizer.stored_rule(group) for group in groups]
     Layout(groups, grads, rules, state, count_on=())
-    kept = {id(p): sum(tensor.nbytes for tensor in own.values()) for p, own in state.items()}
+    kept = {id(p): sum(local(t).nbytes for t in own.values()) for p, own in state.items()}
     return [sum(kept.get(id(p), 0) for p in group["params"]) for group in groups]
 
 
 def _stand_in(p: Tensor) -> Tensor:
-    return torch.empty_like(local(p), device="meta")
+    # Of a DTensor one that is cut as it is: what is kept may depend on the size of the whole.
+    return torch.empty_like(p, device="meta")
