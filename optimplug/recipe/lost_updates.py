@@ -141,13 +141,15 @@ def _decay(group: Group) -> float:
         return 0.0
     parts: list[float] = []
     for size, gradient in ((1.0, 0.0), (1.0, 1.0), (10.0, 1.0)):
-        decayed, plain = (_tried(group, [gradient], size, **own)[0] for own in ({}, _NO_DECAY))
+        plain, _ = _tried(group, [gradient], size, **_without_decay(group))
+        decayed, _ = _tried(group, [gradient], size)
         start = torch.tensor([size, 2 * size], dtype=torch.float64, device="cpu")
         parts += ((plain - decayed) / start).tolist()
     return parts[0] if max(parts) - min(parts) <= 0.1 * abs(parts[0]) else 0.0
 
 
-_NO_DECAY = {"weight_decay": 0.0}
+def _without_decay(group: Group) -> dict[str, float]:
+    return {"weight_decay": 0.0} if "weight_decay" in group.optimizer.known else {}
 
 
 def _lost_steps(group: Group) -> _Lost | None:
@@ -189,15 +191,19 @@ def _slow_means(group: Group) -> dict[str, float]:
     """Return which of a rule's states fall slowly: by name, how much of them a step leaves."""
     if _finds_its_rate(group):
         return {}
-    (_, before), (_, after) = (_tried(group, [1.0, 1.0, *rest], 1.0) for rest in ((), (0.0,)))
+    (_, before), (_, after) = (
+        _tried(group, [1.0, 1.0, *rest], 1.0, **_without_decay(group)) for rest in ((), (0.0,))
+    )
     left = {name: (after[name] / before[name]).max().item() for name in before}
     return {name: part for name, part in left.items() if _SLOW < part < 1}
 
 
 def _in_bfloat16(rule: Rule, p: Tensor) -> Iterator[str]:
-    """Give the names of what a rule keeps of a parameter in bfloat16, but for parts of weights."""
+    """Give the names of the moments that a rule keeps of a parameter in bfloat16."""
     for spec in rule.state:
-        if not spec.is_weight and (spec.dtype or p.dtype) == torch.bfloat16:
+        # What has no code is no moment, but a point among the weights, say.
+        is_moment = spec.code is not None and not spec.is_weight
+        if is_moment and (spec.dtype or p.dtype) == torch.bfloat16:
             yield spec.name
 
 
@@ -218,11 +224,21 @@ def _tried(
     with torch.device("cpu"):  # the default may be one without values
         start = torch.tensor([[size, 2 * size]], dtype=torch.float64)
         optimizer = _built(group, start, **storage, **changed)
-        (weights,) = optimizer.param_groups[0]["params"]
+        (hyper,) = optimizer.param_groups
+        (weights,) = hyper["params"]
+        optimizer.train()
         for gradient in gradients:
             weights.grad = torch.full_like(weights, gradient)
+            if optimizer.rule(hyper).only_sparse:
+                weights.grad = _as_row(weights.grad)
             optimizer.step()
     return weights.detach().view(-1), dict(optimizer.state[weights])
+
+
+def _as_row(gradient: Tensor) -> Tensor:
+    """Return a gradient of one row as a sparse one that holds it, zeros too."""
+    row = torch.zeros(1, 1, dtype=torch.int64)
+    return torch.sparse_coo_tensor(row, gradient, gradient.shape, check_invariants=True)
 
 
 def _built(group: Group, start: Tensor | None = None, **changed: Any) -> Optimizer:
@@ -230,9 +246,11 @@ def _built(group: Group, start: Tensor | None = None, **changed: Any) -> Optimiz
     choice = group.optimizer
     settings = {**_settings(group), **changed}
     cls: type[Any] = choice.optimizer_class
-    apart = settings.keys() - choice.known.keys() | {*cls.lengths}  # the run's length is no matter
+    # How long the run is, and how a matrix is cut, is no matter.
+    apart = settings.keys() - choice.known.keys() | {*cls.lengths, "split"}
     own = {key: settings[key] for key in settable_per_group(settings) if key not in apart}
-    own["foreach"] = False  # nothing is compiled for it
+    if "foreach" in choice.known:
+        own["foreach"] = False  # nothing is compiled for it
     if start is None:
         start = torch.zeros(1, 1, device="cpu")
     built: Optimizer = cls([torch.nn.Parameter(start)], **own)

@@ -32,6 +32,8 @@ SAID = [
     ({"name": "Lion", "lr": 1e-4, "weight_decay": 0.1}, "for 100% of the weights: set rounding to"),
     ({"name": "AdEMAMix", "t_alpha": "60%"}, "takes 1e-05 of a weight"),
     ({"name": "SGD", "lr": 0.01, "weight_decay": 0.1}, "in bfloat16 (under 1/512)"),
+    ({"name": "Adafactor", "lr": 0.01, "weight_decay": 0.1}, "takes 0.001 of a weight"),
+    ({"name": "ScheduleFreeAdamW", "lr": 1e-3, "weight_decay": 0.1}, "takes 0.0001 of a weight"),
 ]
 SILENT = [
     {"rounding": "exact"},
@@ -40,7 +42,7 @@ SILENT = [
     {"weight_decay": 10.0},
     {"dtype": torch.float32},
     {"name": "Adam", "weight_decay": 0.1},  # its decay is a step like any other
-    {"name": "Adafactor", "lr": 0.01, "weight_decay": 0.1},  # it has no rounding
+    {"name": "Prodigy", "weight_decay": 0.1},  # it does not know its rate yet
     {"name": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1},
 ]
 
@@ -54,6 +56,17 @@ def test_a_plan_tells_of_weight_decay_that_rounds_to_nothing(options, message):
 @pytest.mark.parametrize("options", SILENT, ids=label)
 def test_it_is_silent_where_nothing_is_lost_or_nothing_helps(options):
     assert lost(**options) == []
+
+
+def test_it_is_said_of_matrices_that_are_cut():
+    (said,) = lost(
+        name="Muon",
+        weight_decay=0.1,
+        split=4,
+        fallback={"name": "AdamW", "lr": 1e-3, "rounding": "exact"},
+    )
+    assert "takes 0.0001 of a weight" in said
+    assert "for 50% of the weights" in said
 
 
 def test_a_rule_gives_some_weights_a_rounding_of_their_own():
@@ -86,6 +99,9 @@ STAYS = [
     ({"name": "Lion", "lr": 2**-11}, [0.5, 0.0], "50%"),
     ({"name": "RMSprop", "lr": 2**-12, "momentum": 0.5}, [0.5], "100%"),
     ({"name": "Adagrad", "lr": 2**-11}, [0.5, 0.001], "50%"),
+    ({"name": "StableAdamW", "lr": 2**-11}, [0.5, 0.001], "50%"),
+    ({"name": "Adafactor", "lr": 2**-10}, [0.5, 0.5], "100%"),  # of the parameter's own size
+    ({"name": "LAMB", "lr": 2**-10, "weight_decay": 0.1}, [0.5, 0.5], "100%"),
 ]
 MOVES = [
     ({"lr": 2**-8}, [0.5]),
@@ -99,6 +115,10 @@ MOVES = [
     ({"name": "AdEMAMix", "lr": 2**-11}, [0.5]),  # its slow mean may add five times as much
     ({"name": "SGD", "lr": 2**-11, "momentum": 0.9}, [0.5]),  # its step is the gradient's
     ({"name": "Rprop", "lr": 2**-11}, [0.5]),
+    ({"name": "Adafactor", "lr": 2**-7}, [0.5]),
+    ({"name": "Prodigy", "lr": 2**-11}, [0.5]),
+    ({"name": "CAME", "lr": 2**-11}, [0.5]),
+    ({"name": "ScheduleFreeAdamW", "lr": 2**-11}, [0.5]),
     ({"name": "torch.optim.AdamW", "lr": 2**-11}, [0.5]),
 ]
 
@@ -169,6 +189,8 @@ MEANS = [
     ({"name": "Adamax"}, "keeps exp_inf in bfloat16"),
     ({"name": "AdEMAMix"}, "keeps exp_avg_sq and exp_avg_slow in bfloat16"),
     ({"name": "RMSprop", "alpha": 0.999}, "keeps square_avg in bfloat16"),
+    ({"name": "SparseAdam"}, "keeps exp_avg_sq in bfloat16"),
+    ({"name": "ScheduleFreeAdamW", "weight_decay": 0.1}, "keeps exp_avg_sq in bfloat16"),
 ]
 GOOD_MEANS = [
     {"betas": [0.9, 0.99]},
@@ -179,6 +201,9 @@ GOOD_MEANS = [
     {"name": "SGD", "momentum": 0.9},
     {"name": "Adagrad"},
     {"name": "Prodigy"},
+    {"name": "ASGD", "lambd": 0.1},  # what it averages is weights
+    {"name": "ScheduleFreeSGD", "weight_decay": 0.1},
+    {"name": "Adafactor"},
 ]
 
 

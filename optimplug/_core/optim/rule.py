@@ -20,7 +20,16 @@ from torch import Tensor
 from optimplug._core.optim.codes import BLOCK, CodeName
 from optimplug._core.optim.shards import local, reduced_zeros
 
-__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "ScalarSpec", "StateSpec", "coded_names"]
+__all__ = [
+    "FusedCall",
+    "Hyper",
+    "Operand",
+    "Rule",
+    "ScalarSpec",
+    "StateSpec",
+    "coded_names",
+    "wide_type",
+]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
@@ -31,6 +40,11 @@ Operand: TypeAlias = Any
 
 def _zeros_like(p: Tensor) -> Tensor:
     return torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def wide_type(p: Tensor) -> torch.dtype | None:
+    """Return float32 for a parameter of a narrow type; None for another, whose own is enough."""
+    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else None
 
 
 class StateSpec(NamedTuple):
@@ -64,6 +78,9 @@ class StateSpec(NamedTuple):
     parameter has stepped."""
     may_be_flat: bool = False
     """Whether it may be loaded in one dimension, or as one number for all."""
+    is_point: bool = False
+    """Whether it stands where weights do, and is no moment: it is never kept narrower than in
+    float32 unless the weights are, as it would stop to move like them."""
     code: CodeName | None = "signed"
     """The code that it may be kept in, see :mod:`.codes`; None where it must not be. What a rule
     divides by, or what is never negative, is ``"unsigned"``."""
@@ -186,12 +203,19 @@ class Rule(ABC):
     """Whether :meth:`update` finds random numbers under ``random`` among the states: for each
     element a whole number from 0 to 65535, which is kept nowhere."""
 
+    storage_refusal: ClassVar[str | None] = None
+    """Why its weights and states can not be stored in a way of their own; None where they can."""
     codes: Mapping[str, CodeName] = MappingProxyType({})
     """The states that are kept in eight bits, and the code of each. They are numbers to
     :meth:`update`; among :attr:`state` each is two, which :func:`coded_names` names."""
 
     fused_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
     """For which types :meth:`fused` is right; none where the rule has no such operator."""
+
+    @property
+    def kind(self) -> type[Rule]:
+        """Whose math it is, however weights and states are stored."""
+        return type(self)
 
     @property
     @abstractmethod

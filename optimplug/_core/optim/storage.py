@@ -17,10 +17,11 @@ update of less than about 1/500 of a weight rounds to nothing, at every step.
     tells that it was rounded away from zero. Whatever is beyond the largest bfloat16 is infinite.
 ``"kahan"``
     The state ``compensation`` (bfloat16) is what the last rounding has left out, and goes into the
-    next update: :math:`u = k + \Delta,\; p' = p + u,\; k' = u + (p - p')`, where :math:`\Delta` is
-    all that the rule changes, its weight decay too. It has 8 bits as well, and is rounded up at
-    some steps and down at others, in proportion (the fractions of multiples of the golden ratio);
-    rounded to nearest it would lose or gain a sixth of small updates.
+    next update: the rule is given :math:`p + k` and makes :math:`w` of it, its weight decay
+    included, then :math:`p' = p + (w - p),\; k' = (w - p) + (p - p')`, each sum rounded. The
+    compensation has 8 bits as well, and is rounded up at some steps and down at others, in
+    proportion (the fractions of multiples of the golden ratio); rounded to nearest it would lose or
+    gain a sixth of small updates.
 ``"stochastic"``
     Nothing is kept: the bfloat16 below or above is drawn, the nearer the likelier, so that the mean
     is right. What is drawn depends on the group's ``rounding_seed``, the number of the step (the
@@ -32,10 +33,17 @@ update of less than about 1/500 of a weight rounds to nothing, at every step.
 Infinities and NaN stay what they are. Parameters of float32 and wider take updates as they are, so
 that one setting serves models of several types; for float16, only ``"nearest"`` is there.
 
-``state_dtype`` says how what a rule keeps of a parameter's size is kept: ``"float32"``,
-``"bfloat16"``, ``"8bit"``, or None: as the parameter, as in torch; but under a rounding other than
-``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16 stops to change,
-like a weight. The math is in float32 at least wherever it is given.
+``state_dtype`` says how the moments that a rule keeps of a parameter's size are kept:
+``"float32"``, ``"bfloat16"``, ``"8bit"``, or None: as the parameter, as in torch; but under a
+rounding other than ``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16
+stops to change, like a weight. Where it is given, or such a rounding, the math is in float32 at
+least, and what is no moment of a parameter's size is float32 for narrow parameters: means over rows
+and over columns, and points among the weights (``z`` of the schedule-free optimizers, ``p0`` of
+Prodigy, ``ax`` of ASGD).
+
+Where a schedule-free optimizer changes its mode, the weights that it puts in place go the way of
+an update: ``remainder`` and ``compensation`` are those of the weights that are in place, and
+``rounding_step`` counts the change.
 
 ``"8bit"`` keeps a byte for each number and a scale for each 128 of them, see :mod:`.codes`, in the
 states ``NAME_codes`` and ``NAME_scales``. Parameters with fewer than 4,096 elements, and states
@@ -57,7 +65,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, cast
@@ -68,7 +76,14 @@ from torch import Tensor
 from optimplug._core.arguments import require_count, require_one_of
 from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, coded_names
+from optimplug._core.optim.rule import (
+    Hyper,
+    Operand,
+    Rule,
+    StateSpec,
+    coded_names,
+    wide_type,
+)
 from optimplug.errors import ArgumentError
 
 __all__ = [
@@ -114,7 +129,10 @@ class StoredRule(Rule):
     inner: Rule
     rounding: Rounding = "nearest"
     kept: StateDtype | None = None
-    """How is kept what the rule keeps; None: as it says itself."""
+    """How are kept the moments that the rule keeps; None: as it says itself."""
+    wide: torch.dtype | None = None
+    """The type of what else it keeps: means over rows and columns, which are small, and points
+    among the weights; None: as it says itself."""
 
     fused_dtypes: ClassVar = ()  # torch's operators know of none of it
     widens: ClassVar = True
@@ -146,11 +164,7 @@ class StoredRule(Rule):
 
     @cached_property
     def saved(self) -> tuple[StateSpec, ...]:
-        dtype = None if self.kept is None else _DTYPES[self.kept]
-        specs = [
-            spec._replace(dtype=dtype) if spec.dtype is None or spec.name in self.codes else spec
-            for spec in self.inner.state
-        ]
+        specs = map(self._saved, self.inner.state)
         return (*specs, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
 
     @cached_property
@@ -160,6 +174,15 @@ class StoredRule(Rule):
             for spec in self.saved
             for column in (_columns(spec) if spec.name in self.codes else [spec])
         )
+
+    def _saved(self, spec: StateSpec) -> StateSpec:
+        apart = spec.is_point or spec.over is not None
+        dtype = self.wide if apart or self.kept is None else _DTYPES[self.kept]
+        return spec if dtype is None else spec._replace(dtype=dtype)
+
+    @property
+    def kind(self) -> type[Rule]:
+        return self.inner.kind
 
     def refusal(self, p: Tensor) -> str | None:
         if self.rounding != "nearest" and p.dtype == torch.float16:
@@ -184,8 +207,9 @@ class StoredRule(Rule):
         small = self.kept == "8bit" and p.numel() < SMALLEST
         kept: StateDtype | None = "float32" if small else self.kept
         if self.rounding == "nearest" or p.dtype != torch.bfloat16:
-            return inner if kept is None else _stored(inner, "nearest", kept)
-        return _stored(inner, self.rounding, kept or "float32")
+            wide = wide_type(p)
+            return inner if kept is None else _stored(inner, "nearest", kept, wide)
+        return _stored(inner, self.rounding, kept or "float32", torch.float32)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         found = self.inner.coefficients(hyper, t)
@@ -204,30 +228,45 @@ class StoredRule(Rule):
         found = self.inner.next_settings(hyper, totals)
         return {**found, **self._next_step(hyper)} if self._counts else found
 
+    def pools(self, hypers: Sequence[Hyper]) -> list[list[int]]:
+        return self.inner.pools(hypers)
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        return self.inner.mixing(hyper)
+
     def _next_step(self, hyper: Hyper) -> dict[str, Any]:
         return {"rounding_step": hyper.get("rounding_step", 0) + 1}
 
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
-    ) -> None:
+    ) -> Any:
         if self.rounding == "nearest":
-            self.inner.update(p, g, state, k)
-            return
-        exact = self.rounding == "exact"
-        weight = apply("joined", p, state["remainder"]) if exact else p.mul(1.0)  # a copy
-        self.inner.update(weight, g, state, k)
-        if exact:
+            return self.inner.update(p, g, state, k)
+        weight = self._weight(p, state)
+        found = self.inner.update(weight, g, state, k)
+        if self.rounding == "exact":
             state["remainder"].copy_(apply("hidden", weight))
             p.copy_(apply("visible", weight))
         elif self.rounding == "stochastic":
             p.copy_(apply("drawn", weight, state["random"]))
         else:
             _compensate(p, weight, state["compensation"], k["dither"])
+        return found
+
+    def _weight(self, p: Operand, state: Mapping[str, Operand]) -> Operand:
+        """Return the weight that ``p`` stands for, apart from it."""
+        match self.rounding:
+            case "exact":
+                return apply("joined", p, state["remainder"])
+            case "kahan":
+                return p.add(state["compensation"])
+            case _:
+                return p.mul(1.0)
 
 
 def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any) -> None:
-    """Move ``p`` to a new weight, and by what was left out before."""
-    change = weight.add(p, alpha=-1.0).add_(compensation)
+    """Move ``p`` to a new weight, and keep what is left out of it."""
+    change = weight.add(p, alpha=-1.0)
     # Where one of them is not finite, the difference would be NaN.
     moved = apply("narrowed", apply("finite_or", p.add(change), weight))
     left = change.add_(p.add(moved, alpha=-1.0))
@@ -273,12 +312,17 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
         name: of the optimizer.
     """
     given = [key for key in STORAGE if key in hyper]
-    if given and (rule.scope != "element" or rule.only_sparse or rule.mixing(hyper) is not None):
-        raise ArgumentError(f"{name} has no {given[0]}: it keeps weights and states as torch does")
+    if given and rule.storage_refusal is not None:
+        raise ArgumentError(f"{name} has no {given[0]}: {rule.storage_refusal}")
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     require_one_of("rounding", rounding, _ROUNDINGS)
     if dtype is not None:
         require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
+    if dtype == "8bit" and rule.only_sparse:
+        raise ArgumentError(
+            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
+            "whole blocks; take 'float32' or 'bfloat16'"
+        )
     kept = {spec.name for spec in rule.state}
     if dtype == "8bit" and kept and not any(spec.code for spec in rule.state):
         raise ArgumentError(

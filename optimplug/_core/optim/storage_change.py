@@ -24,7 +24,7 @@ def own_storage(theirs: Hyper, ours: Hyper) -> dict[str, Any]:
     random numbers depend on goes on as it was saved.
     """
     found = {key: ours[key] for key in STORAGE if key in ours}
-    if ours.get("rounding") in ("stochastic", "kahan"):
+    if ours.get("rounding") in ("stochastic", "kahan") or ours.get("state_dtype") == "8bit":
         of = theirs if "rounding_step" in theirs else ours
         found.update({key: of[key] for key in ("rounding_seed", "rounding_step") if key in of})
     return found

@@ -20,16 +20,15 @@ static inline int64_t least(int64_t x, int64_t y) {{ return x < y ? x : y; }}
 
 static inline void decode_signed(const small *codes, float scale, float *x, int64_t count) {{
     for (int64_t i = 0; i < count; i++) {{
-        float c = codes[i], share = c * __builtin_fabsf(c) * {signed.unit!r}f;
-        share = share > 1 ? 1 : share;
-        x[i] = (share < -1 ? -1 : share) * scale;
+        float c = codes[i];
+        x[i] = c * __builtin_fabsf(c) * {signed.unit!r}f * scale;
     }}
 }}
 static inline void decode_unsigned(const unsigned_small *codes, float scale, float *x,
                                    int64_t count) {{
     for (int64_t i = 0; i < count; i++) {{
-        float c = codes[i], share = c * c * c * {unsigned.unit!r}f;
-        x[i] = (share > 1 ? 1 : share) * scale;
+        float c = codes[i];
+        x[i] = c * c * c * {unsigned.unit!r}f * scale;
     }}
 }}
 /* The largest magnitude; NaN where one is not finite. */
@@ -46,36 +45,48 @@ static inline float scale_of(const float *x, int64_t count) {{
     memcpy(&scale, &most, 4);
     return scale;
 }}
+/* Whether there is something to encode; branches within the loops would slow them down. */
+static inline int all_alike(float scale) {{ return !(scale > 0 && scale < __builtin_inff()); }}
+
 static inline float encode_signed(const float *x, small *codes, float offset, int64_t count) {{
     const float scale = scale_of(x, count);
+    if (all_alike(scale)) {{
+        memset(codes, 0, count);
+        return scale;
+    }}
+    const float up = scale < 0x1p-60f ? 0x1p60f : 1, inverse = 1 / (scale * up);
     for (int64_t i = 0; i < count; i++) {{
-        float ratio = __builtin_fabsf(x[i]) / scale;
-        float place = __builtin_sqrtf(ratio) * {signed.levels} + offset;
-        place = ratio > 0 ? (place > {signed.levels} ? {signed.levels} : place) : 0;
-        int32_t code = (int32_t)place;
-        codes[i] = (small)(x[i] < 0 ? -code : code);
+        float ratio = __builtin_fabsf(x[i]) * up * inverse;
+        int32_t code = (int32_t)(__builtin_sqrtf(ratio) * {signed.levels} + offset);
+        int32_t sign = -(int32_t)(x[i] < 0);
+        codes[i] = (small)((code ^ sign) - sign);
     }}
     return scale;
 }}
 static inline float cube_root(float x) {{
     int32_t bits;
+    x = x > 1e-30f ? x : 1e-30f;
     memcpy(&bits, &x, 4);
     bits = 1419967488 - (int32_t)((float)bits * (float)(1.0 / 3));
     float y, third = x * (float)(1.0 / 3);
     memcpy(&y, &bits, 4);
-    for (int round = 0; round < 3; round++) y = y * ((float)(4.0 / 3) - third * (y * y * y));
+    y = y * ((float)(4.0 / 3) - third * (y * y * y)); /* in a loop it would not be done for many */
+    y = y * ((float)(4.0 / 3) - third * (y * y * y));
+    y = y * ((float)(4.0 / 3) - third * (y * y * y));
     return x * (y * y);
 }}
 static inline float encode_unsigned(const float *x, unsigned_small *codes, float offset,
                                     int64_t count) {{
     const float scale = scale_of(x, count);
+    if (all_alike(scale)) {{
+        memset(codes, 0, count);
+        return scale;
+    }}
+    const float up = scale < 0x1p-60f ? 0x1p60f : 1, inverse = 1 / (scale * up);
     for (int64_t i = 0; i < count; i++) {{
-        float ratio = __builtin_fabsf(x[i]) / scale;
-        float place = cube_root(ratio) * {unsigned.levels} + offset;
-        place = ratio > 0 ? (place > {unsigned.levels} ? {unsigned.levels} : place) : 0;
-        int32_t code = (int32_t)place;
-        code = code > 1 ? code : 1;
-        codes[i] = (unsigned_small)((x[i] > 0) & (ratio >= 0) ? code : 0);
+        float ratio = __builtin_fabsf(x[i]) * up * inverse;
+        int32_t code = (int32_t)(cube_root(ratio) * {unsigned.levels} + offset);
+        codes[i] = (unsigned_small)((code > 1 ? code : 1) & -(int32_t)(x[i] > 0));
     }}
     return scale;
 }}

@@ -102,7 +102,11 @@ class Compiled:
         if without_memory(batch.grads, grads):
             return None
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        return self._ready(batch, memory, grads, numbers, library)
+        ready = self._ready(batch, memory, grads, numbers, library)
+        if batch.rule.draws:
+            keys = draw_keys(batch)
+            ready.draws = keys, array("Q", [row.data_ptr() for row in keys])
+        return ready
 
     def _takes(self, batch: Batch) -> bool:
         """Tell whether these tensors are of a kind whose elements a library can read."""
@@ -127,11 +131,7 @@ class Compiled:
         numbers: array[float],
         library: ctypes.CDLL,
     ) -> ReadyCompiled:
-        ready = ReadyCompiled(batch, memory, grads, numbers, library)
-        if batch.rule.draws:
-            keys = draw_keys(batch)
-            ready.draws = keys, array("Q", [row.data_ptr() for row in keys])
-        return ready
+        return ReadyCompiled(batch, memory, grads, numbers, library)
 
 
 @dataclass

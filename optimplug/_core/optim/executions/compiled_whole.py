@@ -46,12 +46,13 @@ class CompiledWhole(Compiled):
 
     def _reads(self, batch: Batch, memory: Memory) -> bool:
         # The loop refuses states of a shape that a parameter has no longer.
-        return memory.contiguous and memory.shapes == [p.shape for p in batch.params]
+        shapes = [p.shape for p in batch.params]
+        return super()._reads(batch, memory) and memory.contiguous and memory.shapes == shapes
 
     def _library(
         self, program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]
     ) -> ctypes.CDLL | None:
-        return _whole_library(program, rule, dtypes)
+        return _whole_library(program, rule, (*dtypes, torch.int64) if rule.draws else dtypes)
 
     def _ready(
         self,

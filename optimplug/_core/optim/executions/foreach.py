@@ -95,7 +95,7 @@ def _operands_held(batch: Batch) -> int:
     """Return how many operands as large as the parameters a part of a step holds at once."""
     rule = batch.rule
     held = rule.temporaries + 1  # the scaled gradient
-    if rule.widens:
+    if rule.widens or (rule.scope != "element" and batch.is_mixed):
         # Those, and a copy of each column, in float32.
         copies = len(batch.states) + 2
         held = -(-(held + copies) * 4 // batch.params[0].element_size())

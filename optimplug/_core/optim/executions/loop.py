@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.draws import draw, draw_keys
+from optimplug._core.optim.executions.draws import draw, draw_keys, draw_some
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.lending import lent
 from optimplug._core.optim.executions.operands import Functional
@@ -53,8 +53,7 @@ class ReadyLoop:
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
                 if batch.rule.only_sparse:
-                    with _where_given(p, g, state) as (p, g, state):
-                        self._update(i, p, g, state, k, scale)
+                    self._update_given(i, p, g, state, k, scale)
                     continue
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
@@ -71,15 +70,40 @@ class ReadyLoop:
         state: dict[str, Tensor],
         k: dict[str, float],
         scale: Tensor | None,
+        drawn: Tensor | None = None,
     ) -> Any:
         rule = self.batch.rule
         own = [[p], [g], *([kept] for kept in state.values())]
         with lent(rule, own, k) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
-            drawn = [] if self.keys is None else [draw(self.batch, self.keys, [p], [i])]
-            value, grad, *kept = self._operands([*columns, *drawn], i)
+            random = [] if drawn is None else [[drawn]]
+            if self.keys is not None and drawn is None:
+                random = [draw(self.batch, self.keys, [p], [i])]
+            value, grad, *kept = self._operands([*columns, *random], i)
             return rule.update(value, grad, dict(zip(rule.operand_names, kept, strict=True)), k)
+
+    def _update_given(
+        self,
+        i: int,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        k: dict[str, float],
+        scale: Tensor | None,
+    ) -> None:
+        """Update copies of the elements that a sparse gradient holds, and write them back."""
+        g = g.to(torch.promote_types(g.dtype, torch.float32)) if self.batch.rule.widens else g
+        g = g.coalesce()  # one may stand in it more than once
+        # Where no dimension is sparse, all that is given is the whole: an element of one more.
+        where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
+        wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
+        found = [whole[where] for whole in wholes]
+        drawn = None if self.keys is None else draw_some(self.keys[i], where, wholes[0])
+        kept = dict(zip(state, found[1:], strict=True))
+        self._update(i, found[0], g.values(), kept, k, scale, drawn)
+        for whole, part in zip(wholes, found, strict=True):
+            whole[where] = part
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
         if self.batch.rule.scope == "element":
@@ -120,21 +144,6 @@ class ReadyDifferentiable:
                 p.copy_(value.tensor)
                 for name, tensors in batch.states.items():
                     tensors[i].copy_(state[name].tensor)
-
-
-@contextmanager
-def _where_given(
-    p: Tensor, g: Tensor, state: dict[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Lend copies of the elements that a sparse gradient holds, and write them back after."""
-    g = g.coalesce()  # one may stand in it more than once
-    # Where no dimension is sparse, all that is given is the whole: an element of one more.
-    where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
-    wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
-    lent = [whole[where] for whole in wholes]
-    yield lent[0], g.values(), dict(zip(state, lent[1:], strict=True))
-    for whole, part in zip(wholes, lent, strict=True):
-        whole[where] = part
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

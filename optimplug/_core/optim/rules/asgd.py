@@ -35,7 +35,7 @@ class ASGDRule(Rule):
     decays: bool = False
 
     scalars: ClassVar = (ScalarSpec("eta", _first_rate), ScalarSpec("mu", lambda hyper: 1.0))
-    state: ClassVar = (StateSpec("ax", code=None),)
+    state: ClassVar = (StateSpec("ax", code=None, is_point=True),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         eta = hyper["eta"]

@@ -13,14 +13,14 @@ from torch import Tensor
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer, required
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, wide_type
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = [
     "TransformersAdafactor",
     "TransformersAdafactorRule",
     "over_root_of_squares",
-    "wide_type",
 ]
 
 
@@ -118,11 +118,6 @@ def over_root_of_squares(
     return x.mul(rows.div(rows.mean(-2)).rsqrt_()).mul_(cols.rsqrt())
 
 
-def wide_type(p: Tensor) -> torch.dtype | None:
-    """Return float32 for a parameter of a narrow type; None for another, whose own is enough."""
-    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else None
-
-
 def _rate(hyper: Hyper, t: float) -> Any:
     if not hyper["relative_step"]:
         return hyper["lr"]
@@ -189,6 +184,9 @@ class TransformersAdafactor(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule; at a step, a parameter is complex or a flat shard of
@@ -240,6 +238,9 @@ class TransformersAdafactor(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
     ) -> None:
         given = passed_on(locals())
         if lr is None and not (relative_step or warmup_init):
