@@ -137,15 +137,20 @@ def _decay(group: Group) -> float:
     It is tried, as what an optimizer does with ``weight_decay`` is its own. Where it is not the
     same part of every weight, whatever the gradient, it is a step like any other, as in Adam.
     """
-    if not _settings(group).get("weight_decay") or _finds_its_rate(group):
+    if not _settings(group).get("weight_decay"):
         return 0.0
-    parts: list[float] = []
-    for size, gradient in ((1.0, 0.0), (1.0, 1.0), (10.0, 1.0)):
-        plain, _ = _tried(group, [gradient], size, **_without_decay(group))
-        decayed, _ = _tried(group, [gradient], size)
-        start = torch.tensor([size, 2 * size], dtype=torch.float64, device="cpu")
-        parts += ((plain - decayed) / start).tolist()
-    return parts[0] if max(parts) - min(parts) <= 0.1 * abs(parts[0]) else 0.0
+    sizes, gradients = (1.0, 1.0, 10.0), (0.0, 1.0, 1.0)
+    ends = []
+    for without in (_without_decay(group), {}):
+        trial = _trial(group, sizes, **without)
+        if _finds_its_rate(trial):
+            return 0.0
+        _step(trial, gradients)
+        ends.append(torch.cat([w.detach() for w in _weights(trial)]))
+    starts = torch.cat([_start(size) for size in sizes])
+    parts = ((ends[0] - ends[1]) / starts).flatten()
+    part = parts[0].item()
+    return part if (parts - part).abs().max() <= 0.1 * abs(part) else 0.0
 
 
 def _without_decay(group: Group) -> dict[str, float]:
@@ -153,8 +158,7 @@ def _without_decay(group: Group) -> dict[str, float]:
 
 
 def _lost_steps(group: Group) -> _Lost | None:
-    # Nothing is said of a class that is derived from one of ours.
-    facts: Facts | None = vars(group.optimizer.optimizer_class).get("facts")
+    facts = _facts(group)
     if facts is None or facts.step is None:
         return None
     hyper = _built(group).param_groups[0]
@@ -171,6 +175,12 @@ def _lost_steps(group: Group) -> _Lost | None:
     return _Lost(group, numel, max(sizes)) if numel else None
 
 
+def _facts(group: Group) -> Facts | None:
+    """Return what is said of its optimizer; None of a class that is derived from one of ours."""
+    found: Facts | None = vars(group.optimizer.optimizer_class).get("facts")
+    return found
+
+
 def _share_that_stays(weights: Tensor, step: float) -> float:
     """Return for how many bfloat16 weights a step rounds to nothing, up and down."""
     stays = [(weights + way).bfloat16() == weights for way in (step, -step)]
@@ -178,6 +188,8 @@ def _share_that_stays(weights: Tensor, step: float) -> float:
 
 
 def _stuck_means(group: Group) -> _Lost | None:
+    if _facts(group) is None:
+        return None
     optimizer = _built(group)
     rule = optimizer.stored_rule(optimizer.param_groups[0])
     kept = [(p, list(_in_bfloat16(rule.suited(p), p))) for p in group.parameters.values()]
@@ -189,12 +201,15 @@ def _stuck_means(group: Group) -> _Lost | None:
 
 def _slow_means(group: Group) -> dict[str, float]:
     """Return which of a rule's states fall slowly: by name, how much of them a step leaves."""
-    if _finds_its_rate(group):
+    trial = _trial(group, [1.0], **_without_decay(group))
+    if _finds_its_rate(trial):
         return {}
-    (_, before), (_, after) = (
-        _tried(group, [1.0, 1.0, *rest], 1.0, **_without_decay(group)) for rest in ((), (0.0,))
-    )
-    left = {name: (after[name] / before[name]).max().item() for name in before}
+    _step(trial, [1.0])
+    _step(trial, [1.0])
+    (kept,) = trial.state.values()
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    _step(trial, [0.0])
+    left = {name: (kept[name] / before[name]).max().item() for name in before}
     return {name: part for name, part in left.items() if _SLOW < part < 1}
 
 
@@ -207,32 +222,40 @@ def _in_bfloat16(rule: Rule, p: Tensor) -> Iterator[str]:
             yield spec.name
 
 
-def _finds_its_rate(group: Group) -> bool:
+def _finds_its_rate(optimizer: Optimizer) -> bool:
     """Tell whether its first steps say nothing of later ones, as they search for the rate."""
-    optimizer = _built(group)
     return bool(optimizer.rule(optimizer.param_groups[0]).measures)
 
 
-def _tried(
-    group: Group, gradients: Iterable[float], size: float, **changed: Any
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run a group's optimizer on two weights, of this size and twice it.
+def _trial(group: Group, sizes: Iterable[float], **changed: Any) -> Optimizer:
+    """Return a group's optimizer over parameters of two weights, of each size and twice it.
 
-    They and the state, which are returned, are of float64: nothing is lost there.
+    They and its state are float64: nothing is lost there.
     """
     storage = {"rounding": "nearest", "state_dtype": None}
     with torch.device("cpu"):  # the default may be one without values
-        start = torch.tensor([[size, 2 * size]], dtype=torch.float64)
-        optimizer = _built(group, start, **storage, **changed)
-        (hyper,) = optimizer.param_groups
-        (weights,) = hyper["params"]
+        optimizer = _built(group, [_start(size) for size in sizes], **storage, **changed)
         optimizer.train()
-        for gradient in gradients:
-            weights.grad = torch.full_like(weights, gradient)
-            if optimizer.rule(hyper).only_sparse:
-                weights.grad = _as_row(weights.grad)
-            optimizer.step()
-    return weights.detach().view(-1), dict(optimizer.state[weights])
+    return optimizer
+
+
+def _start(size: float) -> Tensor:
+    return torch.tensor([[size, 2 * size]], dtype=torch.float64, device="cpu")
+
+
+def _weights(optimizer: Optimizer) -> list[Tensor]:
+    found: list[Tensor] = optimizer.param_groups[0]["params"]
+    return found
+
+
+def _step(optimizer: Optimizer, gradients: Iterable[float]) -> None:
+    """Update each parameter by a gradient that is the same in its elements."""
+    with torch.device("cpu"):
+        for p, gradient in zip(_weights(optimizer), gradients, strict=True):
+            p.grad = torch.full_like(p, gradient)
+            if optimizer.rule(optimizer.param_groups[0]).only_sparse:
+                p.grad = _as_row(p.grad)
+        optimizer.step()
 
 
 def _as_row(gradient: Tensor) -> Tensor:
@@ -241,8 +264,8 @@ def _as_row(gradient: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(row, gradient, gradient.shape, check_invariants=True)
 
 
-def _built(group: Group, start: Tensor | None = None, **changed: Any) -> Optimizer:
-    """Return a group's optimizer, with its settings, over one parameter that begins so."""
+def _built(group: Group, starts: Iterable[Tensor] = (), **changed: Any) -> Optimizer:
+    """Return a group's optimizer, with its settings, over parameters that begin so."""
     choice = group.optimizer
     settings = {**_settings(group), **changed}
     cls: type[Any] = choice.optimizer_class
@@ -251,9 +274,8 @@ def _built(group: Group, start: Tensor | None = None, **changed: Any) -> Optimiz
     own = {key: settings[key] for key in settable_per_group(settings) if key not in apart}
     if "foreach" in choice.known:
         own["foreach"] = False  # nothing is compiled for it
-    if start is None:
-        start = torch.zeros(1, 1, device="cpu")
-    built: Optimizer = cls([torch.nn.Parameter(start)], **own)
+    params = list(map(torch.nn.Parameter, starts)) or [torch.nn.Parameter(_start(0.0))]
+    built: Optimizer = cls(params, **own)
     return built
 
 

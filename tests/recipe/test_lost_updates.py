@@ -1,6 +1,7 @@
 """What bfloat16 weights do not take, and what a recipe says about it."""
 
 import re
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -179,6 +180,20 @@ def test_of_weights_that_are_not_there_no_steps_are_told():
 def test_of_fakes_nothing_is_told():
     with FakeTensorMode():
         assert plan().warnings == ()
+
+
+class Derived(AdamW):
+    """What a derived class does is its own affair."""
+
+    def step(self, closure=None):
+        raise RuntimeError("not to be tried")
+
+
+def test_of_a_class_that_is_derived_from_one_of_ours_no_steps_and_means_are_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "recipe.test_lost_updates", sys.modules[__name__])
+    name = "recipe.test_lost_updates.Derived"
+    found = recipe_of(name=name, lr=2**-11, weight_decay=0.0).plan(weights(0.5), RUN)
+    assert found.warnings == ()
 
 
 MEANS = [
