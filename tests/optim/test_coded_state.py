@@ -29,14 +29,15 @@ from optimplug.optim import (
     MultiOptimizer,
     RMSprop,
     Rprop,
+    SparseAdam,
 )
 
 NARROW = torch.bfloat16
 CHOICES = [{}, {"foreach": True}, {"foreach": False}]
 SHAPES = ((70, 61), (5000,), (64, 128), (10,), (4097,))
 """Whole blocks and a rest, whole blocks alone, too small, one element more than blocks."""
-EXACT = {"Rprop", "ASGD"}
-"""Those that keep nothing a code is good for."""
+EXACT = {"Rprop", "ASGD", "ScheduleFreeSGD", "SparseAdam"}
+"""Those that keep nothing a code is good for, or update single rows."""
 NAMES = [
     cls.__name__
     for cls in public()
@@ -46,8 +47,11 @@ CLASSES = {cls.__name__: cls for cls in public()}
 
 
 def build(name, params=None, **options):
-    params = parameters(SHAPES) if params is None else params
-    return CLASSES[name](params, **{**ROWS[name].options, "state_dtype": "8bit", **options})
+    shapes = [shape for shape in SHAPES if name != "Muon" or len(shape) == 2]
+    params = parameters(shapes) if params is None else params
+    ours = CLASSES[name](params, **{**ROWS[name].options, "state_dtype": "8bit", **options})
+    ours.train()  # for those that have modes
+    return ours
 
 
 def coded(kept):
@@ -223,6 +227,7 @@ def test_state_bytes(options, size):
 
 REFUSED = [
     (Rprop, {}, "Rprop has nothing to keep in 8 bits: prev, step_size must be exact"),
+    (SparseAdam, {}, "SparseAdam has no state_dtype='8bit': it updates single rows"),
     (AdamW, {"compact_state": 1}, "compact_state must be True or False"),
     (AdamW, {"fused": True}, "state_dtype does not support fused=True"),
     (AdamW, {"differentiable": True}, "state_dtype does not support differentiable=True"),

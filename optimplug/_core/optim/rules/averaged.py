@@ -254,6 +254,7 @@ class ScheduleFreeAdamW(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), **_COUNTED))
 
@@ -352,6 +353,7 @@ class ScheduleFreeSGD(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), **_COUNTED))
 

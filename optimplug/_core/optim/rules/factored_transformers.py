@@ -241,6 +241,7 @@ class TransformersAdafactor(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         given = passed_on(locals())
         if lr is None and not (relative_step or warmup_init):

@@ -236,6 +236,7 @@ class Prodigy(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), d=d0, d_max=d0, d_numerator=0.0, k=0))
 
