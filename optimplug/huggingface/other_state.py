@@ -139,7 +139,8 @@ def _check_alike(
     """Refuse the state of another kind of optimizer; whether it is whole is for this one to say."""
     if isinstance(owner, optim.Optimizer):
         rules = [owner.stored_rule({**owner.defaults, **group}) for group in owner.param_groups]
-        kept = {"step"}.union(*((*rule.state_names, *rule.variant_state) for rule in rules))
+        names = ((*(spec.name for spec in rule.saved), *rule.variant_state) for rule in rules)
+        kept = {"step"}.union(*names)
         alike = all(state.keys() <= kept for state in by_name.values())
     else:  # what others keep is known from their hyperparameters alone
         own = owner.defaults.keys() - {"differentiable"}  # torch adds it as a state is loaded

@@ -27,6 +27,18 @@ def local(p: Any) -> Tensor:
     return p.to_local() if is_sharded(p) else p  # type: ignore[no-any-return]
 
 
+def shard_like(part: Tensor, whole: Any) -> Tensor:
+    """Return what is here of a tensor as one that is sharded like another of its shape."""
+    if not is_sharded(whole):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    form = whole.device_mesh, whole.placements
+    return DTensor.from_local(
+        part, *form, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
 def reduced_zeros(p: Any, shape: Sequence[int], axis: int, dtype: torch.dtype) -> Tensor:
     """Return zeros of a shape in which one axis of ``p`` has gone, or has one element.
 

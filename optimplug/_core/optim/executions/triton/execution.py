@@ -34,7 +34,7 @@ class Triton:
 
     def compiles(self, rule: Rule) -> bool:
         """Tell whether this rule is such a kernel, where tensors and machine allow it."""
-        return rule.scope == "element" and not rule.only_sparse
+        return rule.scope == "element" and not rule.only_sparse and not rule.codes
 
     def prepare(self, batch: Batch) -> ReadyTriton | None:
         """Make the kernel where that is still to be done, and the tables that it reads."""
