@@ -7,7 +7,6 @@ nobody else before the copy is done.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from optimplug._core.optim.executions.compiled import Memory
 
-__all__ = ["Addresses", "Tables", "chunks_of", "tables_of", "upload"]
+__all__ = ["Addresses", "Tables", "as_tensor", "chunks_of", "tables_of", "upload"]
 
 _CODES = {"d": torch.float64, "q": torch.int64, "Q": torch.int64}
 
@@ -81,8 +80,3 @@ def chunks_of(sizes: Tensor, block: int) -> Tensor:
     tensors = torch.arange(len(sizes), device="cpu").repeat_interleave(counts, output_size=total)
     before = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
     return torch.stack([tensors, torch.arange(total, device="cpu") - before], 1).to(torch.int32)
-
-
-def joined_addresses(every: Sequence[array[int]]) -> array[int]:
-    """Return several batches' addresses as one list."""
-    return sum(every[1:], every[0])
