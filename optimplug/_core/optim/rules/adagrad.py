@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adagrad
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
@@ -131,6 +131,7 @@ class Adagrad(Optimizer):
         paper="Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
         link="https://jmlr.org/papers/v12/duchi11a.html",
         not_for="long runs of deep networks: its steps only ever shrink",
+        step=a_rate,
     )
 
     def __init__(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     arguments,
     check_betas,
@@ -166,6 +166,7 @@ class Adam(Optimizer):
         link="https://arxiv.org/abs/1412.6980",
         not_for="weight decay, which it scales like a gradient: take AdamW",
         options={"amsgrad": True},
+        step=a_rate,
     )
 
     def __init__(
@@ -258,6 +259,7 @@ class AdamW(Adam):
         paper="Decoupled Weight Decay Regularization",
         link="https://arxiv.org/abs/1711.05101",
         options={"amsgrad": True},
+        step=a_rate,
     )
 
     def __init__(

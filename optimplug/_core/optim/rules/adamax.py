@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -115,6 +115,7 @@ class Adamax(Optimizer):
         rate=(1, 2),
         paper="Adam: A Method for Stochastic Optimization",
         link="https://arxiv.org/abs/1412.6980",
+        step=a_rate,
     )
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_lengths,
@@ -173,6 +173,7 @@ class AdEMAMix(Optimizer):
         paper="The AdEMAMix Optimizer: Better, Faster, Older",
         link="https://arxiv.org/abs/2409.03137",
         not_for="short runs, whose slow mean has nothing to remember",
+        step=lambda hyper, size: a_rate(hyper, size) * (1 + hyper["alpha"]),
     )
 
     lengths = ("t_alpha", "t_beta3")

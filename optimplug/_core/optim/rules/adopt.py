@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -146,6 +146,7 @@ class ADOPT(Optimizer):
         rate=(1, 1),
         paper="ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate",
         link="https://arxiv.org/abs/2411.02853",
+        step=a_rate,
     )
 
     def __init__(

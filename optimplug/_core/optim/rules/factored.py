@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -151,6 +151,7 @@ class Adafactor(Optimizer):
         paper="Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
         link="https://arxiv.org/abs/1804.04235",
         rate_means="the largest step, relative to the parameter's own size: 1e-2 is usual",
+        step=lambda hyper, size: a_rate(hyper, size) * max(hyper["eps"][1], size),
     )
 
     def __init__(

@@ -134,6 +134,12 @@ def _suited(
     return replace(rule, factored=factored, dtype=dtype)
 
 
+def _step(hyper: Hyper, size: float) -> float:
+    # With relative_step it is the first steps', which get smaller.
+    rate = 1e-2 if hyper["relative_step"] else float(hyper["lr"])
+    return rate * (max(hyper["eps"][1], size) if hyper["scale_parameter"] else 1.0)
+
+
 class TransformersAdafactor(Optimizer):
     r"""Adafactor as transformers has it, which may find its rate by itself.
 
@@ -213,6 +219,7 @@ class TransformersAdafactor(Optimizer):
         link="https://arxiv.org/abs/1804.04235",
         not_for="a schedule, unless relative_step=False and an lr are given",
         options={"beta1": 0.9},
+        step=_step,
     )
 
     def __init__(

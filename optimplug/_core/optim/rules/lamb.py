@@ -77,6 +77,11 @@ class LAMBRule(Rule):
 _rule = lru_cache(LAMBRule)  # asked for at every step, for every group
 
 
+def _step(hyper: Hyper, size: float) -> float:
+    ratio = size if hyper["weight_decay"] or hyper["always_adapt"] else 1.0
+    return float(hyper["lr"]) * (min(1.0, ratio) if hyper["trust_clip"] else ratio)
+
+
 class LAMB(Optimizer):
     r"""LAMB: Adam whose step is, for each tensor, in proportion to the norm of its weights.
 
@@ -145,6 +150,7 @@ class LAMB(Optimizer):
         rate=(1, 10),
         paper="Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
         link="https://arxiv.org/abs/1904.00962",
+        step=_step,
     )
 
     def __init__(

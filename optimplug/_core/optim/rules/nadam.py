@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -141,6 +141,7 @@ class NAdam(Optimizer):
         rate=(1, 2),
         paper="Incorporating Nesterov Momentum into Adam",
         link="https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+        step=a_rate,
     )
 
     def __init__(

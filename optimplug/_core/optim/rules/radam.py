@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -147,6 +147,7 @@ class RAdam(Optimizer):
         rate=(1, 1),
         paper="On the Variance of the Adaptive Learning Rate and Beyond",
         link="https://arxiv.org/abs/1908.03265",
+        step=a_rate,
     )
 
     def __init__(

@@ -74,6 +74,11 @@ class RMSpropRule(Rule):
 _rule = lru_cache(RMSpropRule)  # asked for at every step, for every group
 
 
+def _step(hyper: Hyper, size: float) -> float | None:
+    # The variance that centered divides by is near 0 under a steady gradient.
+    return None if hyper["centered"] else float(hyper["lr"]) / (1 - hyper["momentum"])
+
+
 class RMSprop(Optimizer):
     r"""RMSprop: steps scaled by a running mean of the squared gradient.
 
@@ -134,6 +139,7 @@ class RMSprop(Optimizer):
         paper="Neural Networks for Machine Learning, lecture 6",
         link="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
         options={"momentum": 0.9, "centered": True},
+        step=_step,
     )
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -119,6 +119,7 @@ class Lion(Optimizer):
         paper="Symbolic Discovery of Optimization Algorithms",
         link="https://arxiv.org/abs/2302.06675",
         not_for="small batches, where signs are noise",
+        step=a_rate,
     )
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -133,6 +133,7 @@ class StableAdamW(Optimizer):
         rate=(1, 1),
         paper="Stable and low-precision training for large-scale vision-language models",
         link="https://arxiv.org/abs/2304.13013",
+        step=a_rate,
     )
 
     def __init__(
