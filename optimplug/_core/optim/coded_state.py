@@ -10,10 +10,10 @@ from torch import Tensor
 
 from optimplug._core.optim.codes import BLOCK, CODES
 from optimplug._core.optim.rule import Rule, coded_names
-from optimplug._core.optim.shards import local, shard_like
+from optimplug._core.optim.shards import is_sharded, local, shard_like
 from optimplug.errors import StateError
 
-__all__ = ["with_codes", "with_numbers"]
+__all__ = ["gatherable", "with_codes", "with_numbers"]
 
 _BY_TYPE = {code.dtype: code for code in CODES.values()}
 _CODES, _SCALES = coded_names("")
@@ -42,6 +42,16 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
         elif str(key).removesuffix(_SCALES) not in coded:
             found[key] = value
     return found
+
+
+def gatherable(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose shards can be gathered: no backend of torch's does so with int16."""
+    return {
+        key: value.to(torch.int32)
+        if isinstance(value, Tensor) and is_sharded(value) and value.dtype == torch.int16
+        else value
+        for key, value in kept.items()
+    }
 
 
 def with_codes(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from optimplug._core.internals import (
     outside_graphs,
 )
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.coded_state import with_numbers
+from optimplug._core.optim.coded_state import gatherable, with_numbers
 from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
@@ -40,13 +40,8 @@ from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_m
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
-from optimplug._core.optim.storage import (
-    Rounding,
-    StateDtype,
-    check_storage,
-    storage_settings,
-    stored,
-)
+from optimplug._core.optim.storage import Rounding, StateDtype, storage_settings, stored
+from optimplug._core.optim.storage_checks import check_storage
 from optimplug._core.optim.totals import totals
 from optimplug.errors import ArgumentError
 
@@ -303,7 +298,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _saved(self, kept: Any) -> Any:
         """Return what a state dict has of a parameter's state."""
         kept = with_own_count(kept)
-        return with_numbers(kept) if isinstance(kept, Mapping) and not self.compact_state else kept
+        if not isinstance(kept, Mapping):
+            return kept
+        return gatherable(kept if self.compact_state else with_numbers(kept))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this package or of ``torch.optim``.

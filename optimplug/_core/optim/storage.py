@@ -73,7 +73,6 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from optimplug._core.arguments import require_count, require_one_of
 from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
@@ -87,12 +86,13 @@ from optimplug._core.optim.rule import (
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "DTYPES",
     "LOW_BITS",
+    "ROUNDINGS",
     "STORAGE",
     "Rounding",
     "StateDtype",
     "StoredRule",
-    "check_storage",
     "storage_settings",
     "stored",
 ]
@@ -103,8 +103,8 @@ StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
 """The arguments, and what each is where a group does not have it."""
 
-_ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
+ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
 """What each is in where it is not in codes."""
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
@@ -177,7 +177,7 @@ class StoredRule(Rule):
 
     def _saved(self, spec: StateSpec) -> StateSpec:
         apart = spec.is_point or spec.over is not None
-        dtype = self.wide if apart or self.kept is None else _DTYPES[self.kept]
+        dtype = self.wide if apart or self.kept is None else DTYPES[self.kept]
         return spec if dtype is None else spec._replace(dtype=dtype)
 
     @property
@@ -301,45 +301,3 @@ def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dic
     """Return the arguments that differ from the defaults: groups have no others."""
     given = {"rounding": rounding, "rounding_seed": rounding_seed, "state_dtype": state_dtype}
     return {key: value for key, value in given.items() if value != STORAGE[key]}
-
-
-def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
-    """Raise ArgumentError unless the storage that a group asks for is one that there is for it.
-
-    Args:
-        rule: of the group, without storage.
-        hyper: its hyperparameters.
-        name: of the optimizer.
-    """
-    given = [key for key in STORAGE if key in hyper]
-    if given and rule.storage_refusal is not None:
-        raise ArgumentError(f"{name} has no {given[0]}: {rule.storage_refusal}")
-    rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
-    require_one_of("rounding", rounding, _ROUNDINGS)
-    if dtype is not None:
-        require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
-    if dtype == "8bit" and rule.only_sparse:
-        raise ArgumentError(
-            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
-            "whole blocks; take 'float32' or 'bfloat16'"
-        )
-    kept = {spec.name for spec in rule.state}
-    if dtype == "8bit" and kept and not any(spec.code for spec in rule.state):
-        raise ArgumentError(
-            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(kept))} must be exact; "
-            "take state_dtype='float32', or leave it out"
-        )
-    for key in ("rounding_seed", "rounding_step"):
-        require_count(key, hyper.get(key, 0))
-    stored_apart = rounding != "nearest" or dtype is not None
-    for choice, why in _APART.items():
-        if stored_apart and hyper.get(choice):
-            key = "rounding" if rounding != "nearest" else "state_dtype"
-            raise ArgumentError(f"{key} does not support {choice}=True: {why}; leave one out")
-
-
-_APART = {
-    "differentiable": "no gradient flows through rounding",
-    "fused": "torch's operators write weights and states as they are",
-    "capturable": "torch's operators write weights and states as they are",
-}
