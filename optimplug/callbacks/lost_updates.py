@@ -2,9 +2,11 @@
 
 A weight of bfloat16 or float16 has lost its last update where it was to move, as its gradient was
 not 0 or it decays, and has the bits that it had before. Under ``rounding="exact"`` and ``"kahan"``
-what the state keeps beside a weight belongs to it: where that has moved, nothing is lost. Under
-``"stochastic"`` the draw leaves most weights where they are if updates are small, and moves the
-others by as much more: it counts as it is seen, and is right on the mean.
+what the state keeps beside a weight belongs to it: where that has moved, nothing is lost. (That of
+``"kahan"`` has 8 bits too. By updates too small for these it is moved at some steps, in proportion;
+it counts as it is seen.) Under ``"stochastic"`` the draw leaves most weights where they are if
+updates are small, and moves the others by as much more: that counts as it is seen as well, and is
+right on the mean.
 """
 
 from __future__ import annotations

@@ -187,6 +187,8 @@ def of_two(rank, folder):
             "name": "copied",
         },
         {"params": [nn.Parameter(values[:2].clone())], "name": "plain"},
+        # Of which the second process has nothing.
+        {"params": [nn.Parameter(distribute_tensor(values[:1], mesh, [Shard(0)]))], "name": "row"},
     ]
     found = measured(SGD(groups, lr=LOST))
     torch.save([found.groups, found.together], f"{folder}/{rank}.pt")
@@ -199,5 +201,5 @@ def test_the_share_of_what_is_sharded_is_that_of_the_whole(tmp_path):
     mp.spawn(of_two, (str(tmp_path),), 2)
     for rank in range(2):
         groups, together = torch.load(tmp_path / f"{rank}.pt")
-        assert groups == pytest.approx({"cut": 2 / 3, "copied": 2 / 3, "plain": 1.0})
-        assert together == pytest.approx((8 + 8 + 8) / 32)
+        assert groups == pytest.approx({"cut": 2 / 3, "copied": 2 / 3, "plain": 1.0, "row": 1.0})
+        assert together == pytest.approx((8 + 8 + 8 + 4) / 36)

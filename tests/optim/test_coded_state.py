@@ -6,18 +6,26 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as checkpoint
 from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import ROWS, public, stored
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
+    get_state_dict,
     set_optimizer_state_dict,
+    set_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 from optimplug import ArgumentError, StateError
 from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions import foreach
+from optimplug._core.optim.executions.bits import joined
 from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.memory import state_bytes
 from optimplug.optim import (
@@ -114,18 +122,20 @@ def test_every_execution_does_the_same(cls, options, dtype):
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("rounding", ["nearest", "exact", "kahan", "stochastic"])
 @pytest.mark.parametrize("cls", [AdamW, SGD])
-def test_a_saved_run_goes_on_bit_for_bit(cls, rounding, compact, choice):
+def test_a_run_goes_on_bit_for_bit_from_any_step(cls, rounding, compact, choice):
     options = {"momentum": 0.9, "lr": 0.01} if cls is SGD else {}
     options = {**options, "rounding": rounding, "state_dtype": "8bit", **choice}
-    whole = cls(parameters(SHAPES, NARROW), **options, compact_state=compact)
-    values = descend(whole, 3)
-    resumed = cls([torch.nn.Parameter(value) for value in values], **options)
-    resumed.load_state_dict(stored(whole.state_dict()))
-    pairs = zip(whole.param_groups[0]["params"], resumed.param_groups[0]["params"], strict=True)
-    for p, q in pairs:
-        assert all(same_bits(value, resumed.state[q][key]) for key, value in whole.state[p].items())
-    rest = descend(whole, 4, seed=7), descend(resumed, 4, seed=7)
-    assert all(map(same_bits, *rest))
+    whole = cls(parameters(((4200,), (10,)), NARROW), **options, compact_state=compact)
+    saved = []
+    for step in range(5):
+        values = descend(whole, 1, skip=False, seed=step)
+        saved.append((values, stored(whole.state_dict())))
+    for step, (values, state) in enumerate(saved[:-1], start=1):
+        resumed = cls([torch.nn.Parameter(value) for value in values], **options)
+        resumed.load_state_dict(state)
+        for seed in range(step, 5):
+            found = descend(resumed, 1, skip=False, seed=seed)
+        assert all(map(same_bits, found, saved[-1][0]))
 
 
 def test_a_state_dict_has_torchs_keys_in_float32_and_torch_goes_on():
@@ -344,3 +354,74 @@ def test_elements_in_another_order_are_right():
             ours.step()
         found.append(p.detach().contiguous())
     assert same_bits(*found)
+
+
+def trained(model, optimizer, steps, whole=None, seed=2):
+    """Step with the gradients of one process, of which each takes its shard."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in model.parameters():
+            g = torch.randn(p.shape, generator=generator).to(p.dtype)
+            p.grad = g if whole is None else distribute_tensor(g, whole, p.placements)
+        optimizer.step()
+
+
+def sharded(mesh, state_dtype):
+    torch.manual_seed(0)
+    # 67 rows are no whole number of blocks in either half.
+    model = torch.nn.Sequential(torch.nn.Linear(100, 67), torch.nn.Linear(67, 80)).to(NARROW)
+    if mesh is not None:
+        for part in (*model, model):
+            fully_shard(part, mesh=mesh)
+    return model, AdamW(model.parameters(), rounding="exact", state_dtype=state_dtype)
+
+
+def go_on_in_two(rank, folder, state_dtype):
+    store = dist.FileStore(f"{folder}/{state_dtype}", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    model, optimizer = sharded(mesh, state_dtype)
+    path = f"{folder}/checkpoint-{state_dtype}"
+    load(path, model, optimizer)
+    trained(model, optimizer, 3, mesh, seed=3)
+    save(path, model, optimizer)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def save(path, model, optimizer):
+    weights, state = get_state_dict(model, optimizer)
+    checkpoint.save({"weights": weights, "state": state}, checkpoint_id=path)
+
+
+def load(path, model, optimizer):
+    weights, state = get_state_dict(model, optimizer)
+    checkpoint.load({"weights": weights, "state": state}, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
+def test_a_run_goes_from_one_process_to_two_and_back(tmp_path, state_dtype):
+    path = f"{tmp_path}/checkpoint-{state_dtype}"
+    model, optimizer = sharded(None, state_dtype)
+    trained(model, optimizer, 3)
+    save(path, model, optimizer)
+    torch.multiprocessing.spawn(go_on_in_two, args=(str(tmp_path), state_dtype), nprocs=2)
+    copied, resumed = sharded(None, state_dtype)
+    load(path, copied, resumed)
+    truth, alone = sharded(None, "float32")
+    for steps, seed in ((3, 2), (3, 3), (2, 4)):
+        trained(truth, alone, steps, seed=seed)
+    trained(copied, resumed, 2, seed=4)
+    begun = sharded(None, state_dtype)[0]
+    for p, q, start in zip(*(m.parameters() for m in (copied, truth, begun)), strict=True):
+        found = joined(p.detach().float(), resumed.state[p]["remainder"].float())
+        right = joined(q.detach().float(), alone.state[q]["remainder"].float())
+        if state_dtype == "float32" or p.numel() < 4096:
+            torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-8)
+        else:
+            way = (right - start.detach().float()).norm()
+            assert 0 < (found - right).norm() < 0.03 * way

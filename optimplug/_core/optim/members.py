@@ -110,6 +110,8 @@ def ensure_state(
 
 def _change_codes(kept: dict[str, Any], rule: Rule) -> None:
     """Keep moments in codes or as numbers, where a group was told so between two steps."""
+    if not kept or all(name in kept for name in rule.state_names):
+        return
     in_codes = [spec.name for spec in rule.saved if coded_names(spec.name)[0] in kept]
     if set(in_codes) - rule.codes.keys() or any(name in kept for name in rule.codes):
         changed = with_codes(with_numbers(kept), rule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ def _move_stored(
         for p in group["params"]
     ]
     layout = Layout(groups, goes, rules, state, count_on=())
-    for batch in layout.batches(groups, goes, state) or ():
+    for batch in cast("list[Batch]", layout.batches(groups, goes, state)):
         _run(batch)
     for i, changed in layout.next_settings(groups, state, {}).items():
         groups[i].update(changed)

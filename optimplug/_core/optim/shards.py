@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Shards", "is_sharded", "local", "reduced_zeros"]
+__all__ = ["Shards", "is_sharded", "local", "reduced_zeros", "shard_like"]
 
 
 def is_sharded(p: Tensor) -> bool:
