@@ -81,7 +81,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
-            tensor; None before the first step, and where neither of the two above asks for it.
+            tensor; None before the first step, and where neither of the two above asks for it. On
+            a GPU it is float32 where gradients are narrower.
         skipped_steps: how many steps ``skip_nonfinite`` has left out. On a GPU that decides by
             itself, to read it, or ``state``, waits for the last step; what groups count themselves
             (``k``, ``rounding_step``) leaves out a skipped step from the next step on.
@@ -190,7 +191,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 scale, found_inf, skips = there.scale, there.skip, False
             else:
                 scale = self._gradient_scale(grads, batches, ready, amp_scale)
-                skips = self._skips()
+                unwatched = waits_for_nothing(ready)
+                found_inf = self._skip_there(found_inf) if unwatched else found_inf
+                skips = not unwatched and self._skips()
         except BaseException:
             self._forget_first()
             raise
@@ -326,6 +329,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @property
     def _needs_norm(self) -> bool:
         return self.max_grad_norm is not None or self.skip_nonfinite
+
+    def _skip_there(self, found_inf: Tensor | None) -> Tensor | None:
+        """Return on the device whether to skip: as it is found there, or by the norm."""
+        if not self.skip_nonfinite or self.grad_norm is None:
+            return found_inf
+        wrong = (~torch.isfinite(self.grad_norm)).to(torch.float32)
+        return wrong if found_inf is None else torch.maximum(wrong, found_inf.to(wrong.device))
 
     def _skips(self) -> bool:
         if not self.skip_nonfinite or self.grad_norm is None:

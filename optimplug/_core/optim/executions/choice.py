@@ -69,7 +69,7 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
 
 def waits_for_nothing(ready: Sequence[Ready]) -> bool:
     """Tell whether all of these leave it to the device to skip a step."""
-    return all(isinstance(each, ReadyTriton) for each in ready)
+    return bool(ready) and all(isinstance(each, ReadyTriton) for each in ready)
 
 
 def devices_that_count(choices: Choices) -> tuple[str, ...]:
@@ -79,7 +79,9 @@ def devices_that_count(choices: Choices) -> tuple[str, ...]:
     """
     if not _may_fuse(*(choices.get(name) for name in ("foreach", "fused", "differentiable"))):
         return ()
-    counted_here = torch.cuda.is_available() and triton_serves(torch.device("cuda"))
+    # Where CUDA has not begun yet, nothing stands there; to ask about it would make it begin.
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    counted_here = begun and triton_serves(torch.device("cuda"))
     return ("cpu",) if counted_here and not choices.get("capturable") else FUSED_DEVICES
 
 

@@ -6,9 +6,25 @@ As in :mod:`.device`, annotations are Triton's own here, and nothing but a launc
 import triton
 import triton.language as tl
 
-from optimplug._core.optim.executions.triton.device import load_number, quotient, root, smaller
+from optimplug._core.optim.executions.triton.device import (
+    load_bfloat,
+    load_number,
+    quotient,
+    root,
+    smaller,
+)
 
 __all__ = ["norm", "nothing"]
+
+
+@triton.jit
+def squares(address, i, size, WHOLE: tl.constexpr, TYPE: tl.constexpr, WORK: tl.constexpr):
+    """Return the sum of the squares of some elements."""
+    if TYPE == tl.uint16:  # the bits of a bfloat16
+        x = load_bfloat(address, i, size, WHOLE, TYPE, WORK)
+    else:
+        x = load_number(address, i, size, WHOLE, TYPE, WORK)
+    return tl.sum(x * x, 0).to(tl.float64)
 
 
 @triton.jit(
@@ -51,7 +67,7 @@ def norm(
         PROGRAMS: how many there are.
         BLOCK: the elements of a chunk.
         SKIPS: whether a norm that is not finite is a reason to skip.
-        TYPE: of the gradients.
+        TYPE: of the gradients in memory.
         WORK: the type of the three, and of each square.
     """
     own = tl.program_id(0)
@@ -63,11 +79,9 @@ def norm(
         size = tl.load(sizes + tensor)
         i = start + tl.arange(0, BLOCK)
         if (start + BLOCK <= size) & ((address & 15) == 0):
-            x = load_number(address, i, size, True, TYPE, WORK)
-            total += tl.sum(x * x, 0).to(tl.float64)
+            total += squares(address, i, size, True, TYPE, WORK)
         else:
-            x = load_number(address, i, size, False, TYPE, WORK)
-            total += tl.sum(x * x, 0).to(tl.float64)
+            total += squares(address, i, size, False, TYPE, WORK)
     tl.store(partial + own, total)
     # This waits for the program's own store, and whoever sees the last count sees all stores.
     before = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu")

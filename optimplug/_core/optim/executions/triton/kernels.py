@@ -54,11 +54,11 @@ def norm_kernel() -> Any:
 
 
 def triton_types(dtype: torch.dtype) -> dict[str, Any]:
-    """Return what a kernel is told of gradients of this type, of which none is narrow."""
+    """Return what the kernel of the norm is told of gradients of this type."""
     import triton.language as tl
 
     own = getattr(tl, TYPES[dtype][1].removeprefix("tl."))
-    return {"TYPE": own, "WORK": own}
+    return {"TYPE": own, "WORK": tl.float64 if dtype == torch.float64 else tl.float32}
 
 
 def launch(kernel: Any, programs: int, device: torch.device, *given: Any, **constants: Any) -> None:

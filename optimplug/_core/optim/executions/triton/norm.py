@@ -19,6 +19,7 @@ from torch import Tensor
 from optimplug._core.optim.executions.execution import Ready
 from optimplug._core.optim.executions.triton import kernels
 from optimplug._core.optim.executions.triton.execution import ReadyTriton
+from optimplug._core.optim.executions.triton.source import work_type
 from optimplug._core.optim.executions.triton.tables import Addresses, Tables, chunks_of, upload
 
 __all__ = ["DeviceNorm", "norm_on_device"]
@@ -33,7 +34,7 @@ class DeviceNorm(NamedTuple):
     """What one launch has found; each a tensor without dimension, on the device."""
 
     norm: Tensor
-    """Of the gradients, unscaled; of their type."""
+    """Of the gradients, unscaled; of their type, or float32 if that is narrow."""
     scale: Tensor
     """What every gradient is to be multiplied by."""
     skip: Tensor | None
@@ -72,8 +73,8 @@ def norm_on_device(
 ) -> DeviceNorm | None:
     """Return the norm of all gradients, and what follows from it.
 
-    None where not all of them are at hand on one device and in one type that is not narrow: sums
-    of their squares would be of another precision than torch's.
+    None where not all of them are at hand on one device and in one type. Of narrow gradients it is
+    in float32: a norm that is rounded to 8 bits, as torch's, clips by up to half a percent less.
 
     Args:
         ready: the batches.
@@ -85,12 +86,12 @@ def norm_on_device(
     batches = [each for each in ready if isinstance(each, ReadyTriton)]
     if len(batches) < len(ready) or not batches or any(b.batch.is_sharded for b in batches):
         return None
-    dtypes = {each.batch.grads[0].dtype for each in batches}
-    if dtypes not in ({torch.float32}, {torch.float64}) or len({b.device for b in batches}) > 1:
+    places = {(each.batch.grads[0].dtype, each.device) for each in batches}
+    if len(places) > 1:
         return None
     tables = _tables(batches)
-    dtype, device = dtypes.pop(), batches[0].device
-    result = torch.empty(3, dtype=dtype, device=device)
+    dtype, device = places.pop()
+    result = torch.empty(3, dtype=work_type([dtype]), device=device)
     outside = [None if each is None else upload(each, device) for each in (scale, found_inf)]
     kernels.launch(
         kernels.norm_kernel(),
