@@ -20,7 +20,14 @@ from optimplug._core.optim.executions.triton.source import BLOCK, update_text
 from optimplug.optim import AdamW, Lion
 
 HERE = Path(__file__).parent
-PARTS = ["TestRules", "TestStorage", "TestNorm", "TestSkips", "TestMemory"]
+PARTS = [
+    "test_an_operation_alone",
+    "TestRules",
+    "TestStorage",
+    "TestNorm",
+    "TestSkips",
+    "TestMemory",
+]
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )
@@ -45,7 +52,7 @@ def test_in_the_interpreter(part):
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS[:2])
+@pytest.mark.parametrize("part", PARTS[1:3])
 def test_every_case_in_the_interpreter(part):
     assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "slow")
 
