@@ -61,7 +61,7 @@ STORED = [
     if cls not in (ScheduleFreeAdamW, ScheduleFreeSGD)
 ]
 SOME_STORED = [
-    pytest.param(*row, marks=() if row[0] in (AdamW, Lion) else pytest.mark.slow) for row in STORED
+    pytest.param(*row, marks=() if row[0] is AdamW else pytest.mark.slow) for row in STORED
 ]
 """Those that are no part of the quick tests are marked."""
 WITHIN = {torch.float32: 1e-6 if INTERPRETED else 1e-5, torch.float64: 1e-12}
