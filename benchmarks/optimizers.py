@@ -118,6 +118,14 @@ def parameters(shapes: Shapes, device: str) -> list[torch.nn.Parameter]:
     return found
 
 
+def narrowed(params: list[torch.nn.Parameter], dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Return parameters of another type with their gradients."""
+    found = [torch.nn.Parameter(p.detach().to(dtype)) for p in params]
+    for p, old in zip(found, params, strict=True):
+        p.grad = old.grad.to(dtype)
+    return found
+
+
 def grouped(params: list[torch.nn.Parameter], count: int) -> list[dict[str, Any]]:
     """Split into groups of neighbours, each with its own rate, every other one without decay."""
     size = -(-len(params) // count)
