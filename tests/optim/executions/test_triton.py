@@ -14,7 +14,7 @@ import torch
 from support.commands import run_apart
 
 from optimplug._core.optim.executions import ops
-from optimplug._core.optim.executions.compiled import program_of
+from optimplug._core.optim.executions.compiled import program_for
 from optimplug._core.optim.executions.triton import there
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
 from optimplug.optim import AdamW, Lion
@@ -75,7 +75,7 @@ def written(cls, dtype, **options):
     rule = cls.stored_rule(group).suited(p)
     dtypes = (dtype, dtype, *(spec.dtype or dtype for spec in rule.state))
     numbers = {name: float(value) for name, value in rule.coefficients(group, 3.0).items()}
-    return program_of(rule, [numbers], dtypes), dtypes, ("p", "g", *rule.operand_names)
+    return program_for(rule, [numbers], dtypes), dtypes, ("p", "g", *rule.operand_names)
 
 
 def test_the_text_of_a_small_rule():

@@ -25,6 +25,7 @@ __all__ = [
     "CHOICES",
     "DeviceNorm",
     "check_choices",
+    "chosen",
     "devices_asked_for",
     "devices_that_count",
     "is_compiled",
@@ -55,7 +56,7 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
         None where the parameters have no longer one form, and are to be put together anew.
     """
     looked = False
-    for execution in _in_order(*(choices.get(name) for name in CHOICES)):
+    for execution in _in_order(*chosen(choices), choices.get("capturable")):
         # What reads memory past torch looks at it again by itself wherever it has moved.
         if not (looked or isinstance(execution, Triton | Compiled)):
             if not batch.has_its_form:
@@ -65,6 +66,11 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
         if ready is not None:
             return ready
     raise AssertionError("the loop takes every batch")
+
+
+def chosen(choices: Choices) -> tuple[bool | None, bool | None, bool | None]:
+    """Return what says which executions are tried: ``foreach``, ``fused``, ``differentiable``."""
+    return choices.get("foreach"), choices.get("fused"), choices.get("differentiable")
 
 
 def waits_for_nothing(ready: Sequence[Ready]) -> bool:
@@ -77,7 +83,7 @@ def devices_that_count(choices: Choices) -> tuple[str, ...]:
 
     What a kernel of ours needs of the count is computed on the host.
     """
-    if not _may_fuse(*(choices.get(name) for name in ("foreach", "fused", "differentiable"))):
+    if not _may_fuse(*chosen(choices)):
         return ()
     # Where CUDA has not begun yet, nothing stands there; to ask about it would make it begin.
     begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -91,7 +97,7 @@ def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | N
 
 @lru_cache
 def _in_order(
-    foreach: bool | None, fused: bool | None, capturable: bool | None, differentiable: bool | None
+    foreach: bool | None, fused: bool | None, differentiable: bool | None, capturable: bool | None
 ) -> tuple[Execution, ...]:
     """Return the executions to try, the fastest that the user allows first."""
     if differentiable:

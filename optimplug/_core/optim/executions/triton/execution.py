@@ -17,8 +17,9 @@ from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.compiled import current_memory, program_of
+from optimplug._core.optim.executions.compiled import program_for
 from optimplug._core.optim.executions.draws import are_in_order, draw_keys
+from optimplug._core.optim.executions.known_memory import Memory, current_memory
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.executions.triton import kernels
 from optimplug._core.optim.executions.triton.tables import Tables, as_tensor, tables_of, upload
@@ -58,7 +59,7 @@ class Triton:
     def _ready(self, batch: Batch, tables: Tables, grads: array[int]) -> ReadyTriton:
         scalars = batch.coefficients(ahead=1)
         dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
-        program = program_of(batch.rule, scalars, dtypes)
+        program = program_for(batch.rule, scalars, dtypes)
         kernel = kernels.update_kernel(program, dtypes, ("p", "g", *batch.rule.operand_names))
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
         return ReadyTriton(batch, tables, grads, numbers, kernel)
@@ -77,10 +78,11 @@ def _refuse_capture(device: torch.device) -> None:
         )
 
 
-def _tables(batch: Batch, memory: Any, device: torch.device) -> Tables:
+def _tables(batch: Batch, memory: Memory, device: torch.device) -> Tables:
+    cells = array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]))
     tables: Tables | None = batch.memo.get("tables")
-    if tables is None or tables.memory is not memory:
-        tables = batch.memo["tables"] = tables_of(memory, device, kernels.BLOCK)
+    if tables is None or tables.memory is not memory or tables.cells != cells:
+        tables = batch.memo["tables"] = tables_of(memory, cells, device, kernels.BLOCK)
     return tables
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.executions.compiled import Memory
+from optimplug._core.optim.executions.known_memory import Memory
 
 __all__ = ["Addresses", "Tables", "as_tensor", "chunks_of", "tables_of", "upload"]
 
@@ -54,18 +54,20 @@ class Tables:
     """Those of one batch; they stay for as long as its memory does."""
 
     memory: Memory
+    cells: array[int]
+    """Of each tensor that in which its scalars are."""
     rows: Tensor
     """For each tensor: its size, its cell, and the addresses of parameter and states."""
     chunks: Tensor
     grads: Addresses
 
 
-def tables_of(memory: Memory, device: torch.device, block: int) -> Tables:
+def tables_of(memory: Memory, cells: array[int], device: torch.device, block: int) -> Tables:
     """Make the tables of a batch, whose tensors are updated in blocks of so many elements."""
     sizes = torch.tensor(memory.sizes, dtype=torch.int64, device="cpu")
-    columns = [sizes, as_tensor(memory.cells), *map(as_tensor, memory.pointers)]
+    columns = [sizes, as_tensor(cells), *map(as_tensor, memory.pointers)]
     rows = upload(torch.stack(columns, 1), device)
-    return Tables(memory, rows, upload(chunks_of(sizes, block), device), Addresses(device))
+    return Tables(memory, cells, rows, upload(chunks_of(sizes, block), device), Addresses(device))
 
 
 def chunks_of(sizes: Tensor, block: int) -> Tensor:
