@@ -102,6 +102,31 @@ def test_a_run_of_any_other_is_that_of_the_cpu(cls, options, choice, devices):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("choice", CHOICES[:3], ids=label)
+@pytest.mark.parametrize("rounding", ["nearest", "exact", "stochastic"])
+@pytest.mark.parametrize("cls", [AdamW, SGD, Lion, Adagrad])
+def test_moments_in_eight_bits_are_those_of_the_cpu(cls, rounding, choice):
+    dtype = torch.float32 if rounding == "nearest" else torch.bfloat16
+    options = {"lr": 1e-3, "state_dtype": "8bit", "rounding": rounding}
+    options |= {"momentum": 0.9} if cls is SGD else {}
+
+    def run(device, **choice):
+        values = parameters(((70, 61), (5000,), (10,)), dtype)
+        ours = cls([torch.nn.Parameter(v.detach().to(device)) for v in values], **options, **choice)
+        found = train(ours)
+        return [p.float() for p in found], ours.state_dict()["state"]
+
+    found, state = run("cuda", **choice)
+    truth, expected = run("cpu", foreach=False)
+    for a, b in zip(found, truth, strict=True):
+        # One number in thousands gets the next code, or is rounded to the next bfloat16.
+        assert ((a - b).abs() > 1e-4 + 1e-2 * b.abs()).double().mean() < 0.002
+    for i, kept in expected.items():
+        for name, value in kept.items():
+            off = (state[i][name].cpu().float() - value.float()).norm()
+            assert off <= 0.01 * value.float().norm() or "remainder" in name
+
+
 @pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=label)
 def test_a_captured_step_is_a_step(cls, options):
     captured = on(["cuda"], cls, **options, capturable=True)
