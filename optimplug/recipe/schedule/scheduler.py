@@ -15,6 +15,7 @@ from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.freeze import TimedFreeze
+from optimplug.recipe.schedule.marks import keep_marks
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.rule_id import RuleId
 
@@ -52,6 +53,7 @@ class RecipeScheduler(LRScheduler):
     _not_saved = (
         *LRScheduler._not_saved,
         *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
+        "_keeps_marks",
     )
     _catches_up = True
 
@@ -65,6 +67,7 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
         self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
+        self._keeps_marks = keep_marks(self.optimizer)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate after ``t`` updates of a group that follows the shared schedule."""
@@ -274,6 +277,7 @@ class RecipeScheduler(LRScheduler):
             note_steps(self.optimizer).forget()
         self._notes_steps = False
         self._freeze.close()
+        self._keeps_marks.remove()
 
 
 def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
