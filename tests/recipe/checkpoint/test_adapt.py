@@ -17,7 +17,7 @@ from support.resuming import (
 )
 from support.tensors import same_bits, same_weights
 
-from optimplug import Horizon, Recipe
+from optimplug import Recipe
 
 SPLIT = [
     {"match": "*bias", "weight_decay": 0, "lr_scale": 2},
