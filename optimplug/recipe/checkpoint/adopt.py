@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from optimplug.recipe.checkpoint.differences import Comparison, OwnGroup, compar
 from optimplug.recipe.checkpoint.kinds import means_the_same, saved_class
 from optimplug.recipe.checkpoint.order import Order, misfit, named_by_order
 from optimplug.recipe.checkpoint.resumption import (
+    Change,
     Policy,
     Rates,
     Resumption,
@@ -142,14 +143,19 @@ def _go_on(comparison: Comparison, target: Target) -> Resumption:
     scheduler = target.scheduler
     schedule = exact_schedule(comparison) or scheduler.state_dict()
     scheduler.check_state(schedule)
-    target.optimizer.load_state_dict(exact_state(comparison, target.optimizer))
+    state, moved = (
+        exact_state(comparison, target.optimizer),
+        _with_state(comparison, comparison.names),
+    )
+    horizon, before = horizon_words(horizon_in(saved)), _rates_before(comparison)
+    target.optimizer.load_state_dict(state)
     scheduler.load_state_dict(schedule)
     return Resumption(
         "exact",
         scheduler.last_epoch,
-        moved=_with_state(comparison, comparison.names),
-        rates=tuple(_rates(comparison)),
-        horizon=(horizon_words(horizon_in(saved)), horizon_words(target.horizon)),
+        moved,
+        rates=_rates(before, target),
+        horizon=(horizon, horizon_words(target.horizon)),
     )
 
 
@@ -165,28 +171,24 @@ def _adapt(comparison: Comparison, target: Target) -> Resumption:
         ]
     dropped = dict(_dropped(comparison, target))
     taken = {n: s for n, s in comparison.names.items() if s not in dropped}
-    changes = [
-        *comparison.optimizers(),
-        *comparison.settings(),
-        *whole_changes(saved, target.scheduler),
-    ]
-    schedule = [*schedule_changes(saved, target.scheduler), *filter(None, [comparison.cut()])]
     state = adapted_state(comparison, target.optimizer, taken, notes)
-    target.optimizer.load_state_dict(state)
-    was_told = bool((saved.schedule or {}).get("_was_told")) and not (memory and memory.begun)
-    scheduler.adopt(_update(saved, target, notes), memory, was_told)
-    return Resumption(
+    update, before = _update(saved, target, notes), _rates_before(comparison)
+    found = Resumption(
         "adapt",
-        scheduler.last_epoch,
+        update,
         _with_state(comparison, taken),
         comparison.new,
         dropped,
-        tuple(changes),
-        tuple(_rates(comparison, target)),
-        (horizon_words(horizon_in(saved)), horizon_words(target.horizon)),
-        tuple(schedule),
-        tuple(notes),
+        _changes(comparison, target),
+        horizon=(horizon_words(horizon_in(saved)), horizon_words(target.horizon)),
+        schedule=_schedule(comparison, target),
+        notes=tuple(notes),
     )
+    # All that can be wrong with what somebody has saved is found by now, but by the optimizer.
+    target.optimizer.load_state_dict(state)
+    was_told = bool((saved.schedule or {}).get("_was_told")) and not (memory and memory.begun)
+    scheduler.adopt(update, memory, was_told)
+    return replace(found, rates=_rates(before, target))
 
 
 def _begin_anew(saved: Saved, target: Target) -> Resumption:
@@ -226,15 +228,10 @@ def _differences(comparison: Comparison, target: Target) -> Iterator[tuple[str, 
     saved = comparison.saved
     for what, there, here in _names(comparison):
         yield what, there, here, "adapt"
-    changes = [
-        *comparison.optimizers(),
-        *comparison.settings(),
-        *whole_changes(saved, target.scheduler),
-    ]
-    for change in changes:
+    for change in _changes(comparison, target):
         of = f" of {listed(change.groups, 3)}" if change.groups else ""
         yield f"{change.setting}{of}", in_words(change.before), in_words(change.after), "adapt"
-    for change in (*filter(None, [comparison.cut()]), *schedule_changes(saved, target.scheduler)):
+    for change in _schedule(comparison, target):
         yield change.setting, in_words(change.before), in_words(change.after), "adapt"
     before = horizon_in(saved)
     if horizons_differ(before, target.horizon):
@@ -272,12 +269,30 @@ def _dropped(comparison: Comparison, target: Target) -> Iterator[tuple[str, str]
             yield theirs, found
 
 
-def _rates(comparison: Comparison, target: Target | None = None) -> Iterator[Rates]:
-    now = own_groups(target.owner) if target else comparison.own
-    for own in now:
+def _changes(comparison: Comparison, target: Target) -> tuple[Change, ...]:
+    whole = whole_changes(comparison.saved, target.scheduler)
+    return (*comparison.optimizers(), *comparison.settings(), *whole)
+
+
+def _schedule(comparison: Comparison, target: Target) -> tuple[Change, ...]:
+    cut = comparison.cut()
+    changes = schedule_changes(comparison.saved, target.scheduler)
+    return (*([] if cut is None else [cut]), *changes)
+
+
+def _rates_before(comparison: Comparison) -> list[float | None]:
+    """Return the rate that each group here had as the checkpoint was saved."""
+    found: list[float | None] = []
+    for own in comparison.own:
         rates = [comparable(theirs.settings.get("lr")) for theirs in comparison.donors(own)]
-        before = next((float(r) for r in rates if isinstance(r, int | float)), None)
-        yield Rates(own.label, before, float(own.group["lr"]))
+        found.append(next((float(r) for r in rates if isinstance(r, int | float)), None))
+    return found
+
+
+def _rates(before: Sequence[float | None], target: Target) -> tuple[Rates, ...]:
+    own = own_groups(target.owner)
+    pairs = zip(own, before, strict=True)
+    return tuple(Rates(group.label, rate, float(group.group["lr"])) for group, rate in pairs)
 
 
 def _with_state(comparison: Comparison, names: Mapping[str, str]) -> tuple[str, ...]:

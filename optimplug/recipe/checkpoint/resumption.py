@@ -113,7 +113,7 @@ class Resumption:
         for change in self.schedule:
             yield change.setting, in_words(change.before), in_words(change.after)
         for change in self.changed[:_MOST]:
-            groups = f" of {listed(change.groups, 3)}"
+            groups = f" of {listed(change.groups, 3)}" if change.groups else ""
             yield f"{change.setting}{groups}", in_words(change.before), in_words(change.after)
         yield from _and_more(len(self.changed), "settings")
         if self.moved and (self.new or self.dropped):

@@ -25,6 +25,8 @@ def exact_state(comparison: Comparison, optimizer: torch.optim.Optimizer) -> dic
     Nothing may be otherwise but that order, and wrappers in names.
     """
     saved = comparison.saved
+    for group in comparison.own:
+        _check_counted(group, comparison.donors(group))
     if comparison.same_places() and all(n == s for n, s in comparison.names.items()):
         return dict(saved.optimizer)
     own = optimizer.state_dict()
@@ -119,9 +121,9 @@ def _progress(
     donors = [d for d in donors if {*(d.names or ())} & {taken[n] for n in own.names if n in taken}]
     if not donors:
         return {}
-    counted = [key for key in own.group if key not in own.settable and not is_bookkeeping(key)]
+    _check_counted(own, donors)
     found = {}
-    for key in counted:
+    for key in _counted(own):
         values = [group.settings[key] for group in donors if key in group.settings]
         if values:
             found[key] = values[0]
@@ -137,6 +139,32 @@ def _progress(
         found |= {key: (other or stored)[0].get(key, _STORED_AS[key]) for key in gone}
         found = {key: value for key, value in found.items() if value is not _ABSENT}
     return found
+
+
+def _counted(own: OwnGroup) -> list[str]:
+    """Return the keys of a group that are no settings: what its optimizer counts there."""
+    return [key for key in own.group if key not in own.settable and not is_bookkeeping(key)]
+
+
+def _check_counted(own: OwnGroup, donors: Sequence[SavedGroup]) -> None:
+    """Refuse what is of another kind than the optimizer counts.
+
+    Raises:
+        StateError: something is.
+    """
+    for key in _counted(own):
+        kind = _kind(own.group[key])
+        for theirs in donors:
+            there = theirs.settings.get(key, own.group[key])
+            if own.group[key] is not None and _kind(there) != kind:
+                raise StateError(f"{key} of {own.label} must be {kind} (got {str(there)[:100]})")
+
+
+def _kind(value: Any) -> str:
+    value = comparable(value)
+    if isinstance(value, bool):
+        return "true or false"
+    return "a number" if isinstance(value, int | float) else f"like {type(value).__name__}"
 
 
 _ABSENT = object()

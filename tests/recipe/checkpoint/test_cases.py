@@ -6,7 +6,16 @@ import json
 import pytest
 import torch
 from support.resume_cases import BASE, CASES, OTHERS
-from support.resuming import HORIZON, UPDATES, Net, gradients, moments, started, state_of, through_file
+from support.resuming import (
+    HORIZON,
+    UPDATES,
+    Net,
+    gradients,
+    moments,
+    started,
+    state_of,
+    through_file,
+)
 
 from optimplug import ArgumentError, Horizon, Recipe, StateError
 
@@ -47,7 +56,9 @@ def test_exact_refuses_it_in_a_table(saved, name):
         run.load_state_dict(saved)
     assert same(held(run), before)
     text = str(error.value)
-    assert text.startswith("the checkpoint is not of this run, and resume='exact' lets nothing change:\nwhat ")
+    assert text.startswith(
+        "the checkpoint is not of this run, and resume='exact' lets nothing change:\nwhat "
+    )
     assert "give resume='adapt'" in text.splitlines()[-1]
     assert max(map(len, text.splitlines())) < 330
 
@@ -95,7 +106,9 @@ def test_weights_begins_anew(saved, name):
 def test_another_optimizers_state_is_refused(saved, name, policy):
     run = started(OTHERS[name])
     before = held(run)
-    with pytest.raises(StateError, match=r"state of AdamW, which means nothing to .*resume='weights'"):
+    with pytest.raises(
+        StateError, match=r"state of AdamW, which means nothing to .*resume='weights'"
+    ):
         run.load_state_dict(saved, resume=policy)
     assert same(held(run), before)
 
@@ -229,7 +242,9 @@ class TestPlateaus:
         ],
     )
     def test_what_is_remembered_is_kept_where_the_phase_is_still_there(self, state, schedule):
-        run = started({**self.RECIPE, "schedule": schedule, "optimizer": {"name": "AdamW", "lr": 0.2}})
+        run = started(
+            {**self.RECIPE, "schedule": schedule, "optimizer": {"name": "AdamW", "lr": 0.2}}
+        )
         found = run.load_state_dict(state, resume="adapt")
         assert run.scheduler.get_last_lr() == [0.1, 0.1]
         assert not found.notes
@@ -246,7 +261,13 @@ class TestPlateaus:
             first.validated({"eval_loss": loss})
         run = started({**BASE, "groups": [{"match": "*bias", "weight_decay": 0}, rule]})
         run.load_state_dict(state_of(first), resume="adapt")
-        rates = dict(zip([g["name"] for g in run.optimizer.param_groups], run.scheduler.get_last_lr(), strict=True))
+        rates = dict(
+            zip(
+                [g["name"] for g in run.optimizer.param_groups],
+                run.scheduler.get_last_lr(),
+                strict=True,
+            )
+        )
         assert {rate for name, rate in rates.items() if "head" in name} == {0.05}
 
     def test_where_it_is_gone_that_is_said(self, state):

@@ -24,7 +24,11 @@ def plain(model, params, updates=UPDATES, cls=torch.optim.AdamW, **settings):
         gradients(model, t)
         optimizer.step()
     inner = getattr(model, "module", getattr(model, "_orig_mod", model))
-    kept = {n: copy.deepcopy(optimizer.state[p]) for n, p in inner.named_parameters() if p in optimizer.state}
+    kept = {
+        n: copy.deepcopy(optimizer.state[p])
+        for n, p in inner.named_parameters()
+        if p in optimizer.state
+    }
     return through_file(optimizer.state_dict()), kept
 
 
@@ -56,7 +60,11 @@ SOURCES = {
     "no names": (Net, lambda m: m.parameters(), NOTE),
     "groups by type": (Net, by_type, NOTE),
     "wrapped": (lambda: nn.DataParallel(Net()), lambda m: m.named_parameters(), None),
-    "compiled": (lambda: torch.compile(Net(), backend="eager"), lambda m: m.named_parameters(), None),
+    "compiled": (
+        lambda: torch.compile(Net(), backend="eager"),
+        lambda m: m.named_parameters(),
+        None,
+    ),
 }
 
 
@@ -122,7 +130,9 @@ def test_what_is_new_and_what_is_gone(named):
     state, kept = plain(model, model.named_parameters() if named else model.parameters())
     run = started(RECIPE, Other())
     if not named:
-        with pytest.raises(StateError, match=r"no names .* groups have \[4\] parameters, and no order"):
+        with pytest.raises(
+            StateError, match=r"no names .* groups have \[4\] parameters, and no order"
+        ):
             run.load_state_dict(state, resume="adapt")
         assert not run.optimizer.state
         return
