@@ -60,6 +60,7 @@ class Run(ScheduledOptimizer):
         updates: counts the updates that really happened, for a trainer that steps the scheduler by
             itself.
         training: whether :meth:`train` was called last, and not :meth:`eval`. A run begins so.
+        resumption: what became of the checkpoint that it has gone on from, if any.
 
     Raises:
         RecipeError: the rules do not fit the model, or the phases the horizon. The model is as it
@@ -85,6 +86,7 @@ class Run(ScheduledOptimizer):
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
+        self.resumption: Resumption | None = None
         if horizon is None:
             super().__init__(recipe.build_optimizer(model))
         else:
@@ -176,6 +178,6 @@ class Run(ScheduledOptimizer):
         policy = check_policy(self.recipe.spec.resume if resume is None else resume)
         parameters = dict(without_wrappers(self.model).named_parameters())
         target = Target(self.optimizer, self.scheduler, self.horizon, parameters, orders)
-        found = resume_from(saved, target, policy)
+        self.resumption = resume_from(saved, target, policy)
         self._loaded(None if policy == "weights" else saved.training)
-        return found
+        return self.resumption

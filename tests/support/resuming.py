@@ -90,3 +90,30 @@ def moments(optimizer):
         for name, p in zip(group["param_names"], group["params"], strict=True)
         if optimizer.state.get(p)
     }
+
+
+def batches(updates=2 * UPDATES):
+    """Return a batch for each update of a run."""
+    generator = torch.Generator().manual_seed(3)
+    return list(torch.randn(updates, 2, 3, generator=generator))
+
+
+def loss_of(model, batch):
+    return model(batch).square().mean()
+
+
+def adapted_by_hand(before, after, policy="adapt", horizon=HORIZON, stop=UPDATES, new=None):
+    """Train by one recipe, go on by another one, in a plain loop; return the second run."""
+    first, all_batches = started(before, horizon=horizon), batches()
+    _train(first, all_batches[:stop])
+    run = started(after, horizon=new or horizon)
+    run.model.load_state_dict(first.model.state_dict())
+    run.load_state_dict(state_of(first), resume=policy)
+    _train(run, all_batches[stop:])
+    return run
+
+
+def _train(run, of_updates):
+    for batch in of_updates:
+        loss_of(run.model, batch).backward()
+        run.step()
