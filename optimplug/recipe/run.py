@@ -11,7 +11,7 @@ from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
-from optimplug.recipe.checkpoint.adopt import Target, check_policy, resume_from
+from optimplug.recipe.checkpoint.adopt import Target, check_policy, resume_from, tell
 from optimplug.recipe.checkpoint.order import Order
 from optimplug.recipe.checkpoint.resumption import Policy, Resumption
 from optimplug.recipe.checkpoint.saved import Saved, read_state
@@ -160,6 +160,14 @@ class Run(ScheduledOptimizer):
         """
         return self.go_on_from(read_state(state_dict), resume)
 
+    def would_change(self, saved: Saved) -> Resumption:
+        """Take over a checkpoint under ``adapt``, and say nothing in the log: for a preview.
+
+        Raises:
+            StateError: it does not fit.
+        """
+        return resume_from(saved, self._target(()), "adapt")
+
     def go_on_from(
         self, saved: Saved, resume: Policy | None = None, orders: Sequence[Order] = ()
     ) -> Resumption:
@@ -176,8 +184,11 @@ class Run(ScheduledOptimizer):
             ArgumentError: as above.
         """
         policy = check_policy(self.recipe.spec.resume if resume is None else resume)
-        parameters = dict(without_wrappers(self.model).named_parameters())
-        target = Target(self.optimizer, self.scheduler, self.horizon, parameters, orders)
-        self.resumption = resume_from(saved, target, policy)
+        self.resumption = resume_from(saved, self._target(orders), policy)
         self._loaded(None if policy == "weights" else saved.training)
+        tell(self.resumption)
         return self.resumption
+
+    def _target(self, orders: Sequence[Order]) -> Target:
+        parameters = dict(without_wrappers(self.model).named_parameters())
+        return Target(self.optimizer, self.scheduler, self.horizon, parameters, orders)

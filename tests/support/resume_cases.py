@@ -64,9 +64,9 @@ CASES = {
     ),
     "joined": Case({**BASE, "groups": []}, r"groups +2: body, head +1: model +adapt"),
     "phase": Case({**BASE, "schedule": [WARM_UP, {"name": "LinearLR", "end_factor": 0.5}]},
-                  r"schedule +LinearLR.* CosineAnnealing.* +LinearLR.* +adapt"),
+                  r"schedule +LinearLR.* +LinearLR.* +adapt\n +for 4; CosineAnnealingLR\(T_max=8\) for 8 +for 4; LinearLR"),
     "its length": Case({**BASE, "schedule": [{**WARM_UP, "for": 6}, BASE["schedule"][1]]},
-                       r"schedule +LinearLR.* for 4; .* for 6; .* +adapt"),
+                       r"schedule +LinearLR.*=4\) +LinearLR.*=6\) +adapt\n +for 4; .* for 6; .*\n"),
     "no schedule": Case({**BASE, "schedule": []}, r"schedule +LinearLR.* +constant +adapt"),
     "schedule of a rule": Case(
         with_groups(RULES[0], {**RULES[1], "schedule": "constant"}),

@@ -13,7 +13,7 @@ from torch import Tensor
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError, StateError, listed
 from optimplug.recipe.checkpoint.differences import Comparison, OwnGroup, comparable, own_groups
-from optimplug.recipe.checkpoint.kinds import means_the_same, saved_class
+from optimplug.recipe.checkpoint.kinds import likely_class, means_the_same
 from optimplug.recipe.checkpoint.order import Order, misfit, named_by_order
 from optimplug.recipe.checkpoint.resumption import (
     Change,
@@ -37,7 +37,7 @@ from optimplug.recipe.schedule.scheduled import kept_on_error
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
 
-__all__ = ["Target", "check_policy", "resume_from"]
+__all__ = ["Target", "check_policy", "resume_from", "tell"]
 
 _logger = logging.getLogger("optimplug")
 _POLICIES = ("exact", "adapt", "weights")
@@ -89,22 +89,18 @@ def resume_from(saved: Saved, target: Target, policy: Policy) -> Resumption:
         ArgumentError: nothing is to be taken over by a run that has begun.
     """
     if policy == "weights":
-        found = _begin_anew(saved, target)
-    else:
-        own = own_groups(target.owner)
+        return _begin_anew(saved, target)
+    own = own_groups(target.owner)
+    with kept_on_error(target.optimizer, target.owner):
         _refuse_others(saved, own)
-        with kept_on_error(target.optimizer, target.owner):
-            if not saved.are_named:
-                saved = named_by_order(saved, own, target.parameters, target.orders)
-            comparison = Comparison(saved, own)
-            act = _go_on if policy == "exact" else _adapt
-            found = act(comparison, target)
-    _tell(found)
-    return found
+        if not saved.are_named:
+            saved = named_by_order(saved, own, target.parameters, target.orders)
+        act = _go_on if policy == "exact" else _adapt
+        return act(Comparison(saved, own), target)
 
 
-def _tell(found: Resumption) -> None:
-    """Say it in the log, on one process."""
+def tell(found: Resumption) -> None:
+    """Say in the log what has changed, on one process."""
     if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
         return
     _logger.log(logging.INFO if found.is_exact else logging.WARNING, "%s", found)
@@ -120,8 +116,7 @@ def _refuse_others(saved: Saved, own: Sequence[OwnGroup]) -> None:
     pairs = ((theirs, cls) for theirs in saved.groups for cls in classes)
     if any(means_the_same(saved, theirs, cls, classes[cls]) for theirs, cls in pairs):
         return
-    said = dict.fromkeys(saved_class(saved, group) for group in saved.groups)
-    theirs = " and ".join(filter(None, said)) or "another optimizer"
+    theirs = " and ".join(dict.fromkeys(likely_class(saved, group) for group in saved.groups))
     ours = " and ".join(dict.fromkeys(class_path(group.cls) for group in own))
     raise StateError(
         f"the checkpoint has the state of {theirs}, which means nothing to {ours}; give the recipe "
@@ -240,7 +235,7 @@ def _differences(comparison: Comparison, target: Target) -> Iterator[tuple[str, 
 
 
 def _names(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
-    if comparison.saved.notes:
+    if comparison.saved.by_order:
         yield "names", "none", "matched by their order"
     if comparison.renamed:
         yield "names", "other ones", comparison.renamed
@@ -254,6 +249,9 @@ def _dropped(comparison: Comparison, target: Target) -> Iterator[tuple[str, str]
     """Walk the saved parameters whose state is not taken over, with the reason."""
     saved, numbers = comparison.saved, comparison.saved.numbers
     groups = {name: group for group in comparison.own for name in group.names}
+    tensors = {
+        n: p for g in comparison.own for n, p in zip(g.names, g.group["params"], strict=True)
+    }
     for name in comparison.gone:
         if saved.state.get(numbers[name]):
             frozen = name in target.parameters
@@ -264,7 +262,7 @@ def _dropped(comparison: Comparison, target: Target) -> Iterator[tuple[str, str]
             if kept:
                 yield theirs, f"it is of {comparison.unfit[own]}, not {groups[own].cls.__name__}"
             continue
-        found = misfit(own, target.parameters[own], kept, groups[own])
+        found = misfit(own, tensors[own], kept, groups[own])
         if found is not None:
             yield theirs, found
 

@@ -13,7 +13,12 @@ from torch import Tensor
 from optimplug._core.arguments import owner_of
 from optimplug._core.optim.executions.choice import CHOICES
 from optimplug._core.optim.storage import STORAGE
-from optimplug.recipe.checkpoint.kinds import class_in_group, means_the_same, saved_class
+from optimplug.recipe.checkpoint.kinds import (
+    class_in_group,
+    likely_class,
+    means_the_same,
+    saved_class,
+)
 from optimplug.recipe.checkpoint.names import match_names
 from optimplug.recipe.checkpoint.resumption import Change
 from optimplug.recipe.checkpoint.saved import Saved, SavedGroup
@@ -107,7 +112,7 @@ class Comparison:
                 if name in self.names:
                     theirs = self.saved.groups[self.group_of[self.names[name]]]
                     if not self._same_kind(theirs, own):
-                        found[name] = saved_class(self.saved, theirs) or "another optimizer"
+                        found[name] = likely_class(self.saved, theirs)
         return found
 
     @cached_property
@@ -138,7 +143,7 @@ class Comparison:
             for theirs in self.donors(own):
                 there, here = saved_class(self.saved, theirs), class_path(own.cls)
                 if there is None and not self._same_kind(theirs, own):
-                    there = "another optimizer"
+                    there = likely_class(self.saved, theirs)
                 if there is not None and there != here:
                     anew = "" if self._same_kind(theirs, own) else ", whose state begins anew"
                     changes.setdefault((there, f"{here}{anew}"), []).append(own.label)
@@ -192,14 +197,16 @@ class Comparison:
         return ours == [list(group.names or ()) for group in self.saved.groups]
 
 
-def comparable(value: Any) -> Any:
+def comparable(value: Any, depth: int = 0) -> Any:
     """Return a setting such that equal ones are equal, whatever they were saved as."""
     if isinstance(value, Tensor):
         if value.is_meta or value.numel() > 64:
             return f"a tensor of {tuple(value.shape)}"
         return comparable(value.item() if value.numel() == 1 else value.tolist())
     if isinstance(value, list | tuple):
-        return tuple(map(comparable, value))
+        if depth > 8 or len(value) > 64:  # no setting is; one that holds itself has no end
+            return f"{len(value)} values"
+        return tuple(comparable(item, depth + 1) for item in value)
     plain = value is None or isinstance(value, bool | int | float | str)
     return value if plain else repr(value)[:200]
 

@@ -21,7 +21,14 @@ from optimplug.recipe.provenance import class_path
 from optimplug.recipe.resolve import optimizer_names
 from optimplug.recipe.schedule.marks import MARKS
 
-__all__ = ["class_in_group", "is_bookkeeping", "kind_of", "means_the_same", "saved_class"]
+__all__ = [
+    "class_in_group",
+    "is_bookkeeping",
+    "kind_of",
+    "likely_class",
+    "means_the_same",
+    "saved_class",
+]
 
 _SAME = {"AdamW": "Adam"}
 """Optimizers whose moments mean the same as those of another."""
@@ -83,13 +90,27 @@ def means_the_same(
     path, ours = saved_class(saved, theirs), class_path(cls)
     if path is not None:
         return kind_of(path) == kind_of(ours)
+    return kind_of(ours) in _nearest(
+        saved, theirs, {ours: _Keeps(own.keys(), _states_of(cls, own))}
+    )
+
+
+def likely_class(saved: Saved, theirs: SavedGroup) -> str:
+    """Return of which optimizer the state of a group seems to be, in words."""
+    path = saved_class(saved, theirs)
+    found = sorted(_nearest(saved, theirs, {})) if path is None else [path]
+    return found[0] if path or len(found) == 1 else "another optimizer"
+
+
+def _nearest(saved: Saved, theirs: SavedGroup, others: Mapping[str, _Keeps]) -> Set[str]:
+    """Return the kinds of optimizers, ours and others, whose groups and states are most alike."""
     kept = {str(key) for n in theirs.numbers for key in saved.state.get(n, {})}
-    candidates = {**_known(), ours: _Keeps(own.keys(), _states_of(cls, own))}
+    candidates = {**_known(), **others}
     # Those that keep something else are none; of a class of others, it is not known what it keeps.
     able = {p: c for p, c in candidates.items() if c.states is None or kept <= c.states}
     far = {path: _distance(theirs.settings.keys(), c.keys) for path, c in able.items()}
     nearest = min(far.values(), default=(0, 0))
-    return kind_of(ours) in {kind_of(p) for p, distance in far.items() if distance == nearest}
+    return {kind_of(p) for p, distance in far.items() if distance == nearest}
 
 
 def _distance(one: Set[str], other: Set[str]) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from optimplug.errors import listed
@@ -13,6 +15,8 @@ __all__ = ["Change", "Policy", "Rates", "Resumption", "as_table", "in_words"]
 Policy = Literal["exact", "adapt", "weights"]
 _MOST = 8
 """How many rows of a kind, and names in a row, are printed."""
+_WIDTH = 44
+"""How wide a column may be."""
 
 
 class Change(NamedTuple):
@@ -137,10 +141,12 @@ def as_table(rows: Sequence[Sequence[str]]) -> str:
         what  there
         lr    0.1
     """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    cells = [[wrap(cell, _WIDTH) or [""] for cell in row] for row in rows]
+    widths = [max(len(line) for row in cells for line in row[i]) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        "  ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)).rstrip()
+        for row in cells
+        for line in zip_longest(*row, fillvalue="")
     )
 
 
@@ -151,7 +157,7 @@ def in_words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def _and_more(count: int, what: str) -> Iterable[tuple[str, str, str]]:

@@ -48,6 +48,8 @@ class Saved:
     """In which mode it was saved, where it says so."""
     updates: int | None = None
     """How many there were, where somebody else than the schedule knows."""
+    by_order: bool = False
+    """Whether its names were found by the order of the parameters."""
     notes: tuple[str, ...] = field(default=())
     """What had to be assumed as it was read."""
 
@@ -94,7 +96,7 @@ class Saved:
         """Return the same with names for its parameters, which somebody else knows."""
         pairs = zip(self.groups, names, strict=True)
         groups = tuple(replace(group, names=tuple(own)) for group, own in pairs)
-        return replace(self, groups=groups, notes=(*self.notes, note))
+        return replace(self, groups=groups, by_order=True, notes=(*self.notes, note))
 
 
 def read_state(state_dict: Any) -> Saved:
