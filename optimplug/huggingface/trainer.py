@@ -209,8 +209,9 @@ class _WithRecipe(TrainerEvents):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; beside the rate of the first group, those of all."""
-        if "learning_rate" in logs and len(self._used_rates) > 1:
-            logs = {**logs, **self._used_rates}
+        if "learning_rate" in logs:
+            rates = self._used_rates if len(self._used_rates) > 1 else {}
+            logs = {**logs, **rates, **_monitored(cast(Trainer, self))}
         super().log(logs, start_time)
 
     def gradients_ready(self, model: nn.Module) -> torch.Tensor:
@@ -327,3 +328,12 @@ def _has_teller(trainer: Trainer) -> bool:
     """Whether a MetricCallback tells the scheduler of evaluations already."""
     callbacks = trainer.callback_handler.callbacks
     return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
+
+
+def _monitored(trainer: Trainer) -> dict[str, float]:
+    """Return what an OptimizerMonitor logs: itself, it would come after the reporters."""
+    found: dict[str, float] = {}
+    for callback in trainer.callback_handler.callbacks:
+        if getattr(callback, "logs_updates", False):
+            found |= callback.values
+    return found

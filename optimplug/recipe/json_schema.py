@@ -17,7 +17,7 @@ from torch.optim.optimizer import required
 
 from optimplug import optim
 from optimplug.optim import lr_scheduler
-from optimplug.recipe.keywords import keywords_of
+from optimplug.recipe.keywords import choices_of, keywords_of
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import optimizer_names, settable_per_group
@@ -75,9 +75,12 @@ def _rules_of(name: str, cls: type, rule_keys: Sequence[str]) -> dict[str, Any]:
         "optimizer": {**_is("name", name), "not": {"required": ["fallback"]}},
         "groups": {"items": {"not": {"required": ["optimizer"]}}},
     }
+    forms = _group_forms(cls)
+    listed = {key: {"enum": form["enum"]} for key, form in forms.items() if "enum" in form}
+    rules = {**_keys([*rule_keys, *forms]), "properties": listed}
     return {
         "if": {"properties": alone, "required": ["optimizer"]},
-        "then": {"properties": {"groups": {"items": _keys([*rule_keys, *_group_forms(cls)])}}},
+        "then": {"properties": {"groups": {"items": rules}}},
     }
 
 
@@ -221,7 +224,9 @@ def _group_forms(cls: type) -> dict[str, Any]:
 
 def _forms(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
     """Return the form of every argument of a class."""
-    return _described({key: _form(key, p) for key, p in keywords_of(cls, without).items()}, cls)
+    listed = choices_of(cls)
+    found = keywords_of(cls, without)
+    return _described({key: _form(key, p, listed.get(key)) for key, p in found.items()}, cls)
 
 
 def _described(forms: Mapping[str, Any], cls: type | None) -> dict[str, Any]:
@@ -240,7 +245,18 @@ def _phase_form(key: str, parameter: inspect.Parameter, durations: Sequence[str]
     return {"type": kinds.get(type(parameter.default), "number")}
 
 
-def _form(key: str, parameter: inspect.Parameter) -> dict[str, Any]:
+def _form(
+    key: str, parameter: inspect.Parameter, listed: Sequence[Any] | None = None
+) -> dict[str, Any]:
+    """Return the form of an argument.
+
+    Args:
+        key: its name.
+        parameter: it.
+        listed: its values, where it takes a few alone.
+    """
+    if listed is not None:
+        return {"enum": list(listed), "default": parameter.default}
     kind = expected_kind(key, parameter.default)
     number = {"type": "number"}
     if kind is None:

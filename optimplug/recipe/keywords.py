@@ -6,12 +6,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from types import CodeType
-from typing import Any
+from types import CodeType, NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-__all__ = ["NOT_SET", "keywords_of", "takes"]
+__all__ = ["NOT_SET", "choices_of", "keywords_of", "takes"]
 
 NOT_SET = ("params", "defaults")
 """The arguments of optimizers that are no hyperparameters."""
@@ -34,6 +34,37 @@ def keywords_of(
         known = {**{n: p for n, p in own.items() if p.kind not in _VARIADIC}, **known}
     skip = {*without, "self"}
     return {name: p for name, p in known.items() if name not in skip}
+
+
+def choices_of(cls: type) -> dict[str, tuple[Any, ...]]:
+    """Return the values of those arguments that take a few alone, as their types list them.
+
+    Example:
+        >>> class Rounded:
+        ...     def __init__(self, how: Literal["up", "down"] | None = None, size: int = 1): ...
+        >>> choices_of(Rounded)
+        {'how': ('up', 'down', None)}
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for called in _constructors(cls):
+        own = get_type_hints(called.__init__)
+        listed = {name: tuple(_listed(hint)) for name, hint in own.items() if _lists(hint)}
+        found = {**listed, **found}
+    return found
+
+
+def _lists(hint: Any) -> bool:
+    """Tell whether a type is a list of values, or that or None."""
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    return get_origin(hint) is Literal or (len(parts) == 1 and get_origin(parts[0]) is Literal)
+
+
+def _listed(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+        return
+    for part in get_args(hint):
+        yield from [None] if part is NoneType else _listed(part)
 
 
 def takes(cls: type[torch.optim.Optimizer], key: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
 
+from optimplug._core.optim.memory import Memory, memory_of
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.depth.depth import Layout
 from optimplug.recipe.parameters.explain import Explanation, explain, plain
@@ -54,9 +55,9 @@ class Plan:
     """The recipe's rules, in order."""
     layout: Layout | None
     """The layers of the model, and the depth of every parameter; None where it has no layers."""
-    state_bytes: int | None
-    """How many bytes the optimizer's state has after its first step; None for an optimizer that is
-    not of optimplug.optim, whose state is not known."""
+    memory: tuple[Memory, ...]
+    """What each group takes, in the order of :attr:`groups`: its weights, gradients and state. The
+    state of an optimizer that is not of optimplug.optim is not known."""
     absent: tuple[Problem, ...]
     """Families that the recipe names and the model lacks, which is no mistake."""
     warnings: tuple[Problem, ...]
@@ -66,6 +67,23 @@ class Plan:
     def groups(self) -> tuple[Group, ...]:
         """The parameter groups, in the optimizer's order."""
         return self.grouping.groups
+
+    @property
+    def total_memory(self) -> Memory:
+        """What all groups take together; frozen parameters have weights alone."""
+        weights, gradients = (sum(of) for of in tuple(zip(*self.memory, strict=True))[:2])
+        return Memory(weights, gradients, self.state_bytes)
+
+    @property
+    def frozen_bytes(self) -> int:
+        """The bytes of the parameters that stay as they are for the whole run."""
+        return memory_of(self.grouping.frozen.values(), None).weights
+
+    @property
+    def state_bytes(self) -> int | None:
+        """How many bytes the optimizer's state has after its first step; None if not known."""
+        known = [memory.state for memory in self.memory if memory.state is not None]
+        return sum(known) if len(known) == len(self.memory) else None
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -118,7 +136,7 @@ class Plan:
             **({"optimizers": list(map(_optimizer_dict, self.optimizers))} if several else {}),
             "total_steps": self.horizon.total_steps,
             "steps_per_epoch": self.horizon.steps_per_epoch,
-            "groups": list(map(self._group_dict, self.groups, self.rates())),
+            "groups": list(map(self._group_dict, self.groups, self.rates(), self.memory)),
             "frozen": list(self.grouping.frozen),
             "tied": [list(names) for names in self.tied],
             "phases": [
@@ -127,15 +145,17 @@ class Plan:
             ],
             "layers": list(self.layout.heights) if self.layout else None,
             "state_bytes": self.state_bytes,
+            "memory": {**self.total_memory._asdict(), "frozen": self.frozen_bytes},
             "absent": [each._asdict() for each in self.absent],
             "warnings": [each._asdict() for each in self.warnings],
         }
 
-    def _group_dict(self, group: Group, rates: Rates) -> dict[str, Any]:
+    def _group_dict(self, group: Group, rates: Rates, memory: Memory) -> dict[str, Any]:
         return {
             "name": group.name,
             "tensors": len(group.parameters),
             "parameters": group.numel,
+            "memory": memory._asdict(),
             "lr": {"start": rates.start, "peak": rates.peak, "end": rates.end},
             "weight_decay": plain(self.setting(group, "weight_decay")),
             "settings": plain({k: v for k, v in group.settings.items() if k != "lr"}),
@@ -224,6 +244,18 @@ class Plan:
         from optimplug.show import plot
 
         plot.draw(self, path)
+
+    def __repr__(self) -> str:
+        """Return it in a line; ``str`` is the table."""
+        numel = sum(group.numel for group in self.groups)
+        steps = self.horizon.total_steps
+        run = "unknown number of" if steps is None else f"{steps:,}"
+        size = self.total_memory.together
+        memory = "" if size is None else f", {size:,} bytes with gradients and state"
+        return (
+            f"<Plan: {self.optimizer}, {len(self.groups)} groups, {numel:,} parameters{memory}, "
+            f"{run} steps>"
+        )
 
     def __rich__(self) -> Any:
         from optimplug.show import table

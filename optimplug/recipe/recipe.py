@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -12,14 +12,14 @@ from torch import nn
 
 from optimplug import optim
 from optimplug._core.arguments import owner_of
-from optimplug._core.optim.memory import state_bytes
+from optimplug._core.optim.memory import Memory, memory_of, state_bytes_of_groups
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.check import CheckedRecipe, check, checked_form
 from optimplug.recipe.clipped import CLIPPING, construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
-from optimplug.recipe.lost_updates import lost_decay_warnings
+from optimplug.recipe.lost_updates import lost_update_warnings
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
 from optimplug.recipe.parameters.explain import Explanation, explain
 from optimplug.recipe.parameters.frozen import freeze
@@ -148,7 +148,7 @@ class Recipe:
             horizon=horizon,
             rules=self.spec.groups,
             layout=grouping.layout or _layout_if_any(model),
-            state_bytes=self._state_bytes(grouping),
+            memory=self._memory(grouping),
             absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
             warnings=tuple(found),
         )
@@ -280,7 +280,7 @@ class Recipe:
         found = [
             *rate_warnings(optimizers),
             *lr_schedule_warnings(self.spec, optimizers),
-            *lost_decay_warnings(grouping),
+            *lost_update_warnings(grouping),
             *rule_warnings(self.spec, optimizers, without_wrappers(model), grouping),
         ]
         return [self._written.problem(path, text) for path, text in found]
@@ -311,10 +311,14 @@ class Recipe:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise RecipeError.at("optimizer", str(error)) from error
 
-    def _state_bytes(self, grouping: Grouping) -> int | None:
+    def _memory(self, grouping: Grouping) -> tuple[Memory, ...]:
         # It is constructed for other optimizers too: what it refuses must be an error of the plan.
         optimizer = self._construct(grouping, without=_unknown_on_meta(grouping))
-        return state_bytes(optimizer) if _is_own(optimizer) else None
+        states: Sequence[int | None] = [None] * len(grouping.groups)
+        if _is_own(optimizer):
+            states = state_bytes_of_groups(optimizer)
+        params = [group.parameters.values() for group in grouping.groups]
+        return tuple(map(memory_of, params, states))
 
     def __repr__(self) -> str:
         return f"Recipe({self._written.content})"

@@ -29,7 +29,10 @@ _SEVERAL = optim.MultiOptimizer.__name__
 
 # These choose how the whole optimizer runs, so that no rule can set them for some parameters.
 _WHOLE_OPTIMIZER = frozenset(
-    {"foreach", "fused", "capturable", "differentiable", "max_grad_norm", "skip_nonfinite"}
+    {
+        *("foreach", "fused", "capturable", "differentiable"),
+        *("max_grad_norm", "skip_nonfinite", "compact_state"),
+    }
 )
 
 

@@ -8,7 +8,7 @@ from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import Choice
 from optimplug.recipe.schedule.curves import Curve
 
-__all__ = ["summary", "title"]
+__all__ = ["bytes_cell", "summary", "title"]
 
 
 def title(plan: Plan) -> str:
@@ -46,6 +46,11 @@ def _memory(plan: Plan) -> str:
     if plan.state_bytes is None:
         return f"unknown, {plan.optimizer} is not of optimplug.optim"
     return f"{plan.state_bytes:,} bytes"
+
+
+def bytes_cell(size: int | None) -> str:
+    """Return a number of bytes as it stands in a table."""
+    return "unknown" if size is None else f"{size:,}"
 
 
 def _phases(plan: Plan) -> Iterator[str]:

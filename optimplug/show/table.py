@@ -9,17 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from optimplug._core.optim.memory import Memory
 from optimplug.recipe.parameters.groups import Group as ParameterGroup
 from optimplug.recipe.plan import Plan, Rates
 from optimplug.show.printed import printed
-from optimplug.show.summary import summary, title
+from optimplug.show.summary import bytes_cell, summary, title
 
 __all__ = ["as_text", "render"]
 
 
 def render(plan: Plan) -> RenderableType:
-    """Return what rich prints for a plan: a row for each group, and notes below."""
-    return Group(_table(plan), *_notes(plan))
+    """Return what rich prints for a plan: a row for each group, notes below, and what it takes."""
+    return Group(_table(plan), *_notes(plan), _memory(plan), *_warnings(plan))
 
 
 def as_text(plan: Plan) -> str:
@@ -71,5 +72,23 @@ def _notes(plan: Plan) -> Iterator[Text]:
         yield Text(f"  frozen: {name}")
     for names in plan.tied:
         yield Text(f"  tied: {' = '.join(names)}")
+
+
+def _memory(plan: Plan) -> Table:
+    """Return the bytes of every group. The names come last, as they may be long."""
+    table = Table(box=box.SIMPLE_HEAD, title="memory, in bytes", title_justify="left")
+    for column in Memory._fields:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("of", overflow="fold", min_width=16)
+    for group, memory in zip(plan.groups, plan.memory, strict=True):
+        table.add_row(*map(bytes_cell, memory), Text(group.name))
+    table.add_section()
+    table.add_row(*map(bytes_cell, plan.total_memory), "all groups")
+    if plan.grouping.frozen:
+        table.add_row(bytes_cell(plan.frozen_bytes), "", "", "what is frozen")
+    return table
+
+
+def _warnings(plan: Plan) -> Iterator[Text]:
     for warning in plan.warnings:
         yield Text(f"  warning: {warning}", style="yellow")

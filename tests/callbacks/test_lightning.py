@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 from torch.utils.data import DataLoader, TensorDataset
 
 from optimplug import ArgumentError, RecipeError, StateError
+from optimplug.callbacks import lost_updates
 from optimplug.callbacks.lightning import (
     LearningRateTrace,
     OptimizerMonitor,
@@ -479,6 +480,86 @@ class TestOptimizerMonitor:
             max_steps=2,
         )
         assert {"lr/0/0", "lr/1/0", "grad_norm/0", "grad_norm/1"} <= trainer.callback_metrics.keys()
+
+
+class TestLostUpdates:
+    """The body's rate moves no bfloat16 weight, the head's does."""
+
+    RECIPE = {
+        "optimizer": {"name": "SGD", "lr": 0.01},
+        "groups": [{"match": "body.*", "lr": 3e-4}],
+    }
+
+    class Narrow(Plain):
+        def __init__(self):
+            super().__init__()
+            self.to(torch.bfloat16)
+            for p in self.parameters():
+                nn.init.constant_(p, 0.5)
+
+        def loss(self, batch):
+            return super().loss([batch[0].bfloat16()])
+
+    def rows(self, tmp_path, recipe=RECIPE, module=None, **changes):
+        fit(
+            tmp_path,
+            RecipeCallback(recipe),
+            OptimizerMonitor(lost_updates=True),
+            module=module or self.Narrow(),
+            logger=CSVLogger(tmp_path),
+            **{"log_every_n_steps": 2, **changes},
+        )
+        (file,) = tmp_path.glob("**/metrics.csv")
+        with file.open() as lines:
+            rows = list(csv.DictReader(lines))
+        return [{k: float(v) for k, v in row.items() if v} for row in rows if row["lr/body"]]
+
+    @pytest.mark.parametrize("changes", [{}, {"accumulate_grad_batches": 2}], ids=label)
+    def test_the_share_of_each_group_is_logged_with_the_rates(self, tmp_path, changes):
+        rows = self.rows(tmp_path, **changes)
+        assert len(rows) == (4 if changes else 9)
+        for row in rows:
+            assert row["lost_updates/body"] == 1.0
+            assert row["lost_updates/head"] < 1.0
+            body, head = 16, 5
+            lost = body + head * row["lost_updates/head"]
+            assert row["lost_updates"] == pytest.approx(lost / (body + head))
+
+    def test_with_the_missing_bits_kept_nothing_is_lost(self, tmp_path):
+        exact = {**self.RECIPE, "optimizer": {"name": "SGD", "lr": 0.01, "rounding": "exact"}}
+        assert [row["lost_updates/body"] for row in self.rows(tmp_path, exact)] == [0.0] * 9
+
+    def test_it_is_only_measured_where_it_is_logged(self, tmp_path, monkeypatch):
+        watched = []
+        watch = lost_updates.LostUpdates.watch
+        monkeypatch.setattr(
+            lost_updates.LostUpdates, "watch", lambda *own: watched.append(watch(*own))
+        )
+        self.rows(tmp_path, log_every_n_steps=5)
+        assert len(watched) == 3
+
+    def test_frozen_groups_do_not_count_while_they_are_frozen(self, tmp_path):
+        frozen = {"match": "body.*", "freeze": {"until": 10}}
+        recipe = {**self.RECIPE, "groups": [*self.RECIPE["groups"], frozen]}
+        rows = self.rows(tmp_path, recipe)
+        assert ["lost_updates/body" in row for row in rows] == [row["step"] >= 10 for row in rows]
+
+    def test_without_low_precision_weights_nothing_can_be_lost(self, tmp_path):
+        (row, *_) = self.rows(tmp_path, module=Plain())
+        assert {key: value for key, value in row.items() if "lost" in key} == {"lost_updates": 0.0}
+
+    def test_nothing_is_left_on_the_optimizer_after_an_error(self, tmp_path):
+        class Failing(self.Narrow):
+            def on_before_optimizer_step(self, optimizer):  # after the callbacks'
+                self.optimizer, self.hooks = optimizer, len(optimizer._optimizer_step_post_hooks)
+                raise RuntimeError("no")
+
+        module = Failing()
+        with pytest.raises(RuntimeError, match="no"):
+            self.rows(tmp_path, module=module, log_every_n_steps=1)
+        left = module.optimizer._optimizer_step_post_hooks
+        assert not any("LostUpdates" in hook.__qualname__ for hook in left.values())
+        assert len(left) < module.hooks
 
 
 class Norms(Callback):

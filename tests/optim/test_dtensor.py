@@ -10,14 +10,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from optimplug.optim import SGD, Adam, AdamW, MultiOptimizer, ScheduleFreeSGD
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory):
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1)
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     "choice", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=label
 )

@@ -85,3 +85,35 @@ def test_the_executions_are_those_that_the_class_has(cls, monkeypatch):
     monkeypatch.setattr(Compiled, "prepare", lambda *a: ran.append(prepare(*a)) or ran[-1])
     train(build(cls, tensors(cls)), range(1))
     assert any(ready is not None for ready in ran) == ("compiled" in said)
+
+
+STEADY = {
+    "AdEMAMix": {"betas": (0.9, 0.999, 0.99)},  # its slow mean is then full after 200 steps
+    "TransformersAdafactor": {"relative_step": False},
+}
+WITH_STEPS = [cls for cls in CLASSES if cls.facts.step is not None]
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0])
+@pytest.mark.parametrize("size", [0.05, 2.0])
+@pytest.mark.parametrize("cls", WITH_STEPS, ids=label)
+def test_a_step_is_as_long_as_is_said_whatever_the_gradients_size(cls, size, scale):
+    settings = STEADY.get(cls.__name__, {})
+    p = torch.nn.Parameter(torch.randn(8, 8, dtype=torch.float64) * size)
+    gradient = torch.randn(8, 8, dtype=torch.float64) * scale
+    optimizer = cls([p], lr=1e-3, weight_decay=0.0, foreach=False, **settings)
+    lengths = []
+    for _ in range(200):
+        before, p.grad = p.detach().clone(), gradient
+        optimizer.step()
+        lengths.append((p.detach() - before).square().mean().sqrt().item())
+    said = cls.facts.step(optimizer.param_groups[0], before.square().mean().sqrt().item())
+    # A mean that warms up makes the first steps short or long; some get shorter and shorter.
+    assert lengths[-1] <= 1.1 * said
+    assert max(lengths) >= 0.2 * said
+
+
+def test_steps_of_the_gradients_size_are_not_said():
+    named = {cls.__name__ for cls in CLASSES if cls.facts.step is None}
+    # CAME divides by what a gradient differs from its mean, which is nothing if it is steady.
+    assert {"SGD", "ASGD", "ScheduleFreeSGD", "Rprop", "Prodigy", "CAME"} <= named

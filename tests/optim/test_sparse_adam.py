@@ -11,6 +11,7 @@ from support.tensors import parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
 from optimplug import ArgumentError, GradientError, StateError
+from optimplug._core.optim.executions.bits import joined
 from optimplug._core.optim.memory import state_bytes
 from optimplug.optim import AdamW, SparseAdam
 
@@ -227,3 +228,86 @@ def test_a_rate_that_a_schedule_took_to_0_loads():
 
 def test_its_memory_is_known_before_there_is_any():
     assert state_bytes(SparseAdam([torch.zeros(10, requires_grad=True)])) == 84
+
+
+ROUNDINGS = ["exact", "kahan", "stochastic"]
+
+
+def narrow(**options):
+    return build(SparseAdam, torch.bfloat16, **options)
+
+
+def value_of(optimizer, p):
+    kept, plain = optimizer.state[p], p.detach().float()
+    if "remainder" in kept:
+        return joined(plain, kept["remainder"].float())
+    return plain + kept["compensation"].float() if "compensation" in kept else plain
+
+
+@pytest.mark.parametrize("every_dim", [False, True])
+def test_exact_weights_are_those_of_float32_bit_for_bit(every_dim):
+    ours = narrow(rounding="exact")
+    wide = build(SparseAdam)
+    with torch.no_grad():
+        for p, q in zip(parameters_of(wide), parameters_of(ours), strict=True):
+            p.copy_(q)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(200):
+        for i, (p, q) in enumerate(zip(parameters_of(ours), parameters_of(wide), strict=True)):
+            g = sparse(p, generator, p.dim() if every_dim else 1)
+            p.grad, q.grad = (None, None) if (step + i) % 5 == 0 else (g, g.float())
+        ours.step()
+        wide.step()
+    for p, q in zip(parameters_of(ours), parameters_of(wide), strict=True):
+        assert same_bits(value_of(ours, p), q.detach())
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert same_bits(ours.state[p][name], wide.state[q][name])
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_small_updates_of_narrow_rows_add_up(rounding):
+    table = torch.nn.Parameter(torch.ones(4, 5000, dtype=torch.bfloat16))
+    ours = SparseAdam([table], lr=1e-4, rounding=rounding)
+    for _ in range(200):
+        ones = torch.ones(2, 5000, dtype=torch.bfloat16)
+        table.grad = torch.sparse_coo_tensor([[1, 3]], ones, table.shape, check_invariants=True)
+        ours.step()
+    moved = value_of(ours, table) - 1
+    assert torch.equal(moved[::2], torch.zeros(2, 5000))
+    # Drawn, one weight is off by 3e-3 (standard deviation), the mean of a row by 4e-5.
+    torch.testing.assert_close(moved[1::2].mean(1), torch.full((2,), -0.02), rtol=0.02, atol=0)
+
+
+def test_rows_draw_what_their_places_draw_whatever_rows_are_beside_them():
+    def moved(rows):
+        table = torch.nn.Parameter(torch.ones(4, 6, 50, dtype=torch.bfloat16))
+        ours = SparseAdam([table], lr=1e-3, rounding="stochastic", rounding_seed=5)
+        ones = torch.ones(len(rows), 6, 50, dtype=torch.bfloat16)
+        table.grad = torch.sparse_coo_tensor([rows], ones, table.shape, check_invariants=True)
+        ours.step()
+        return table.detach()
+
+    few, all_ = moved([1, 3]), moved([3, 0, 1, 2])
+    assert torch.equal(few[[1, 3]], all_[[1, 3]])
+    assert not torch.equal(few[1], few[3])
+    # They are the places of the whole parameter, as any other optimizer has them.
+    dense = torch.nn.Parameter(torch.ones(4, 6, 50, dtype=torch.bfloat16))
+    dense.grad = torch.ones_like(dense)
+    AdamW([dense], lr=1e-3, weight_decay=0.0, rounding="stochastic", rounding_seed=5).step()
+    assert torch.equal(all_, dense)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
+def test_a_storage_goes_on_bit_for_bit(rounding, state_dtype):
+    options = {"rounding": rounding, "state_dtype": state_dtype}
+    whole, resumed = narrow(**options), narrow(**options)
+    values = descend(whole, 3)
+    with torch.no_grad():
+        for p, value in zip(parameters_of(resumed), values, strict=True):
+            p.copy_(value)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    assert all(map(same_bits, descend(whole, 4, seed=7), descend(resumed, 4, seed=7)))
+    wide = state_dtype == "float32" or (state_dtype is None and rounding != "nearest")
+    kept = resumed.state[parameters_of(resumed)[0]]
+    assert kept["exp_avg"].dtype == (torch.float32 if wide else torch.bfloat16)

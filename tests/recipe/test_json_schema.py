@@ -6,6 +6,7 @@ import pytest
 from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.recipe import json_schema as module
 from optimplug.recipe.text.reader import read
 from optimplug.recipe.text.written import path_of
@@ -107,7 +108,23 @@ GOOD |= {
     "a fallback": {"optimizer": {"name": "Muon", "lr": 0.02, "fallback": ADAMW}},
     "a fallback by its name": {"optimizer": {"name": "Muon", "lr": 0.02, "fallback": "AdamW"}},
 }
+GOOD |= {
+    f"{key} {value}": {"optimizer": {**ADAMW, key: value}, "groups": [{"match": "*", key: value}]}
+    for key, values in (("rounding", Rounding.__args__), ("state_dtype", StateDtype.__args__))
+    for value in values
+}
 BAD = {
+    "an unknown rounding": ({"optimizer": {**ADAMW, "rounding": "up"}}, "optimizer.rounding"),
+    "a rule's unknown rounding": (rule(match="*", rounding="up"), "groups[0].rounding"),
+    "an unknown state_dtype": (
+        {"optimizer": {**ADAMW, "state_dtype": "float16"}},
+        "optimizer.state_dtype",
+    ),
+    "a rule's unknown state_dtype": (rule(match="*", state_dtype="4bit"), "groups[0].state_dtype"),
+    "a fallback's unknown state_dtype": (
+        {"optimizer": {"name": "Muon", "fallback": {"name": "AdamW", "state_dtype": 8}}},
+        "optimizer.fallback.state_dtype",
+    ),
     "a rule's unknown optimizer": (rule(optimizer="Lino"), "groups[0].optimizer"),
     "a rule's optimizer with another's key": (
         rule(optimizer={"name": "Lion", "eps": 1}),

@@ -35,6 +35,8 @@ from support.tensors import same_bits
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from optimplug._core.optim.executions.bits import joined
+
 
 def clipping(cls, **choice):
     """`max_grad_norm` is `clip_grad_norm_`, then the step"""
@@ -273,6 +275,22 @@ def bfloat16(cls, **choice):
     assert 0.8 * right.norm() <= moved.norm() <= 1.25 * right.norm()
 
 
+def exact(cls, **choice):
+    """`rounding="exact"`: bfloat16 weights with remainders are float32 ones to the last bit"""
+    ours = build(cls, tensors(cls, dtype=torch.bfloat16), rounding="exact", **choice)
+    plain = build(cls, [nn.Parameter(p.detach().float()) for p in flat(ours)], **choice)
+    for number in range(STEPS):
+        train(ours, [number], missing_now_and_then)
+        for p, q in zip(flat(ours), flat(plain), strict=True):
+            q.grad = None if p.grad is None else p.grad.float()
+        step(plain)
+        then = build(cls, copied(flat(ours)), rounding="exact", **choice)
+        then.load_state_dict(stored(ours.state_dict()))
+        ours = then
+    for p, q in zip(flat(ours), flat(plain), strict=True):
+        assert same_bits(joined(p.detach().float(), ours.state[p]["remainder"].float()), q)
+
+
 def key_order(cls, **choice):
     """the keys of a state dict keep their order, also through a resume"""
     fresh = build(cls, tensors(cls), **choice)
@@ -341,6 +359,7 @@ LAWS = {
     "zero dimensions": zero_dim,
     "complex": complex_numbers,
     "bfloat16": bfloat16,
+    "exact": exact,
     "order of keys": key_order,
     "moved by .data": moved_by_data,
 }

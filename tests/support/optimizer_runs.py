@@ -81,6 +81,10 @@ ROWS = {
             "groups": Refusal("takes one group alone", "per-parameter options"),
             "missing gradients": Refusal("takes a missing gradient for zeros, as torch does", None),
             "two processes": Refusal("needs whole parameters in one process", "shard"),
+            "exact": Refusal(
+                "needs the losses of weights in between, which a model in bfloat16 cannot have",
+                "unexpected keyword argument 'rounding'",
+            ),
         },
         closure=True,
     ),

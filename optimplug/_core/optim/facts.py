@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from optimplug._core.optim.rule import Hyper
 
-__all__ = ["Facts", "Rates"]
+__all__ = ["Facts", "Rates", "Step", "a_rate"]
 
 
 class Rates(NamedTuple):
@@ -18,6 +18,19 @@ class Rates(NamedTuple):
     most: float
     why: str
     """What the rate of this optimizer is, that others are probably not meant."""
+
+
+Step: TypeAlias = Callable[[Hyper, float], float | None]
+"""How far an element moves in a step: by the hyperparameters, and by the root mean square of the
+elements of its parameter. None: that depends on the size of the gradients."""
+
+
+def a_rate(hyper: Hyper, size: float) -> float:
+    """Tell that an element moves by ``lr``, whatever the size of its gradients and of the weights.
+
+    So it is where a gradient is divided by a mean of its own size, or its sign is taken.
+    """
+    return float(hyper["lr"])
 
 
 _ADAMWS_LARGEST = 1.5e-3
@@ -50,6 +63,9 @@ class Facts(NamedTuple):
     """Its common rates, where they follow from its hyperparameters and not from :attr:`rate`."""
     sharded: bool = True
     """Whether its parameters may be in parts in several processes."""
+    step: Step | None = None
+    """How far an element moves under a steady gradient, which is the furthest that it usually does,
+    its weight decay left out; None where that depends on the size of the gradients."""
     lr_only_begins: bool = False
     """Whether ``lr`` has no effect after the first step, so that a schedule of it has none."""
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.optim.executions.choice import CHOICES, devices_asked_for
-from optimplug._core.optim.storage import STORAGE, check_storage
+from optimplug._core.optim.shards import is_sharded
+from optimplug._core.optim.storage import STORAGE
+from optimplug._core.optim.storage_checks import check_storage
 from optimplug.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
         meant = nearest(key, known, cutoff=0.85)
         if meant is not None and not speaks_of(key, meant):
             raise ArgumentError(f"{where}: unknown key {key!r}; did you mean {meant!r}?")
-    for key in ("max_grad_norm", "skip_nonfinite"):
+    for key in ("max_grad_norm", "skip_nonfinite", "compact_state"):
         if key in group:
             raise ArgumentError(f"{where}: {key} is for the whole optimizer, not for a group")
     hyper = {**optimizer.defaults, **group}
@@ -75,6 +77,11 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
         problem = None if isinstance(p, StandIn) else rule.refusal(p)
         if problem is not None:
             raise ArgumentError(f"{where}: {problem}")
+        if optimizer.compact_state and is_sharded(p):
+            raise ArgumentError(
+                f"{where}: compact_state=True is not for sharded parameters: codes are of the "
+                "shard that is here, and others could not go on from them; leave it out"
+            )
         if found is not None:
             _check_device(p, where, *found)
 

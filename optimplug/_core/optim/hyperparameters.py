@@ -38,7 +38,10 @@ class PartOfRun:
 
 
 _OF_THE_WHOLE = frozenset(
-    {"max_grad_norm", "skip_nonfinite", "rounding", "rounding_seed", "state_dtype"}
+    {
+        *("max_grad_norm", "skip_nonfinite", "compact_state"),
+        *("rounding", "rounding_seed", "state_dtype"),
+    }
 )
 """What constructors pass on to :class:`.Optimizer` by name, beside the defaults of groups."""
 

@@ -263,7 +263,7 @@ class Layout:
         measuring: dict[type[Rule], list[int]] = {}
         for i, rule in enumerate(self._rules):
             if rule.measures:
-                measuring.setdefault(type(rule), []).append(i)
+                measuring.setdefault(rule.kind, []).append(i)
         found: dict[int, Totals] = {}
         for places in measuring.values():
             rule = self._rules[places[0]]

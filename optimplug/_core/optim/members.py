@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Cell
+from optimplug._core.optim.coded_state import with_codes, with_numbers
 from optimplug._core.optim.counters import Count, Place, gather
-from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.rule import Hyper, Rule, coded_names
 
 __all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "stepping"]
 
@@ -96,6 +97,7 @@ def ensure_state(
         kept["step"] = torch.tensor(0.0, dtype=dtype, device="cpu")
         for scalar in rule.scalars:
             kept[scalar.name] = torch.tensor(scalar.first(hyper), dtype=dtype, device="cpu")
+    _change_codes(kept, rule)
     missing = [spec for spec in rule.state if kept.get(spec.name) is None]
     for spec in missing:
         kept[spec.name] = spec.create(p, hyper)
@@ -104,3 +106,14 @@ def ensure_state(
         if spec.dtype not in (None, kept[spec.name].dtype):
             kept[spec.name] = kept[spec.name].to(spec.dtype)
     return kept, tuple({*kept} - before | {spec.name for spec in missing})
+
+
+def _change_codes(kept: dict[str, Any], rule: Rule) -> None:
+    """Keep moments in codes or as numbers, where a group was told so between two steps."""
+    if not kept or all(name in kept for name in rule.state_names):
+        return
+    in_codes = [spec.name for spec in rule.saved if coded_names(spec.name)[0] in kept]
+    if set(in_codes) - rule.codes.keys() or any(name in kept for name in rule.codes):
+        changed = with_codes(with_numbers(kept), rule)
+        kept.clear()
+        kept.update(changed)

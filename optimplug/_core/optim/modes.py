@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from optimplug._core.internals import foreach_operator
-from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.foreach import Foreach
+from optimplug._core.optim.executions.loop import Loop
+from optimplug._core.optim.layout import Layout
+from optimplug._core.optim.members import State
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.shards import is_sharded, local
+from optimplug._core.optim.storage import stored
 from optimplug.errors import ModeError
 
 __all__ = ["check_mode", "have_modes", "join_mode", "set_mode"]
@@ -34,7 +42,7 @@ def _mixing(group: Hyper, rule_of: RuleOf) -> float | None:
 def set_mode(
     groups: Sequence[dict[str, Any]],
     rule_of: RuleOf,
-    state: Mapping[Tensor, Mapping[str, Any]],
+    state: State,
     training: bool,
 ) -> None:
     r"""Put the weights of a mode in place, in each group that is in the other one.
@@ -43,16 +51,39 @@ def set_mode(
     :math:`y` is found from the other one and the state :math:`z`. A parameter that has not stepped
     has no :math:`z` yet, and the same weights in both modes.
     """
-    for group in groups:
-        if bool(group.get("train_mode", training)) is training:
-            continue
-        beta = _mixing(group, rule_of)
-        if beta is None:
-            continue
-        stepped = [p for p in group["params"] if state.get(p, {}).get("z") is not None]
-        if stepped:
-            _move(stepped, [state[p]["z"] for p in stepped], 1 - beta if training else 1 - 1 / beta)
+    turned = [
+        i
+        for i, group in enumerate(groups)
+        if bool(group.get("train_mode", training)) is not training
+        and _mixing(group, rule_of) is not None
+    ]
+    apart = [i for i in turned if _is_stored(groups[i], rule_of)]
+    if apart:
+        moves = [_Move(rule_of(group), training) for group in groups]
+        _move_stored(groups, moves, state, apart)
+    for i in turned:
+        group = groups[i]
+        stepped = [p for p in group["params"] if _has_end(p, state)]
+        if stepped and i not in apart:
+            part = _part(rule_of(group).mixing(group), training)
+            _move(stepped, [state[p]["z"] for p in stepped], part)
         group["train_mode"] = training
+
+
+def _is_stored(group: Hyper, rule_of: RuleOf) -> bool:
+    """Tell whether a group asks for a storage of its own."""
+    rule = rule_of(group)
+    return stored(rule, group) is not rule
+
+
+def _has_end(p: Tensor, state: State) -> bool:
+    return state.get(p, {}).get("z") is not None
+
+
+def _part(beta: Any, training: bool) -> float:
+    """Return how far it is to the weights of a mode, as a part of the way to ``z``."""
+    share = float(beta)
+    return 1 - share if training else 1 - 1 / share
 
 
 def _move(params: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
@@ -65,6 +96,64 @@ def _move(params: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> No
     if sharded and not torch.is_inference_mode_enabled():
         # What worked on the shards has marked those as changed, for autograd.
         torch.autograd.graph.increment_version(sharded)
+
+
+@dataclass(frozen=True)
+class _Move(Rule):
+    """The way to the weights of a mode, as a rule: so it has every storage that updates have."""
+
+    of: Rule
+    """Whose weights they are."""
+    training: bool
+
+    counts_steps: ClassVar = False
+    temporaries: ClassVar = 1
+
+    @cached_property
+    def state(self) -> tuple[StateSpec, ...]:
+        return tuple(spec for spec in self.of.state if spec.name == "z")
+
+    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+        return {"part": _part(self.of.mixing(hyper), self.training)}
+
+    def update(
+        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
+    ) -> None:
+        p.lerp_(state["z"], k["part"])
+
+
+# What begins here must also go on where autograd may flow.
+@torch.inference_mode(False)
+@torch.no_grad()
+def _move_stored(
+    groups: Sequence[dict[str, Any]],
+    moves: Sequence[_Move],
+    state: State,
+    places: Collection[int],
+) -> None:
+    """Move the parameters of the groups at these places, as their storage asks for."""
+    rules: list[Rule] = list(moves)
+    for i in places:
+        rules[i] = stored(moves[i], groups[i])
+    # A parameter stands for its gradient, which nobody asks for.
+    goes = [
+        p if i in places and _has_end(p, state) else None
+        for i, group in enumerate(groups)
+        for p in group["params"]
+    ]
+    layout = Layout(groups, goes, rules, state, count_on=())
+    for batch in cast("list[Batch]", layout.batches(groups, goes, state)):
+        _run(batch)
+    for i, changed in layout.next_settings(groups, state, {}).items():
+        groups[i].update(changed)
+
+
+def _run(batch: Batch) -> None:
+    """Update a batch through torch's operators, as :func:`_move` does."""
+    ready = Foreach().prepare(batch) or Loop().prepare(batch)
+    ready.run(None, None)
+    if batch.is_sharded:
+        torch.autograd.graph.increment_version(batch.owners)
 
 
 def check_mode(groups: Sequence[Hyper], rule_of: RuleOf) -> None:

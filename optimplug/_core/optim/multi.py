@@ -19,7 +19,7 @@ from optimplug.errors import ArgumentError, did_you_mean, nearest
 
 __all__ = ["MultiOptimizer", "joined_class", "optimizer_named"]
 
-_FOR_ALL = (*CHOICES, "max_grad_norm", "skip_nonfinite")
+_FOR_ALL = (*CHOICES, "max_grad_norm", "skip_nonfinite", "compact_state")
 """What is the same for all groups, so that none can have its own."""
 
 
@@ -43,6 +43,7 @@ class MultiOptimizer(Optimizer):
         max_grad_norm: clip the global gradient norm over all groups, whatever their optimizers, to
             this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        compact_state: save moments that are kept in 8 bits as such; see :class:`.Optimizer`.
 
     Raises:
         ArgumentError: a group has no optimizer, or one that cannot be one of several (its step is
@@ -77,6 +78,7 @@ class MultiOptimizer(Optimizer):
         fused: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        compact_state: bool = False,
     ) -> None:
         defaults = {
             "foreach": foreach,
@@ -85,7 +87,11 @@ class MultiOptimizer(Optimizer):
             "fused": fused,
         }
         super().__init__(
-            params, defaults, max_grad_norm=max_grad_norm, skip_nonfinite=skip_nonfinite
+            params,
+            defaults,
+            max_grad_norm=max_grad_norm,
+            skip_nonfinite=skip_nonfinite,
+            compact_state=compact_state,
         )
 
     @staticmethod

@@ -17,6 +17,7 @@ from optimplug._core.internals import (
     outside_graphs,
 )
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.coded_state import gatherable, with_numbers
 from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
@@ -39,13 +40,8 @@ from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_m
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
-from optimplug._core.optim.storage import (
-    Rounding,
-    StateDtype,
-    check_storage,
-    storage_settings,
-    stored,
-)
+from optimplug._core.optim.storage import Rounding, StateDtype, storage_settings, stored
+from optimplug._core.optim.storage_checks import check_storage
 from optimplug._core.optim.totals import totals
 from optimplug.errors import ArgumentError
 
@@ -73,6 +69,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             :mod:`optimplug._core.optim.storage`, for the next two as well.
         rounding_seed: what ``rounding="stochastic"`` draws by.
         state_dtype: how moments are kept.
+        compact_state: save moments that are kept in 8 bits as such. Neither torch nor another
+            number of processes can go on from them; False: as float32, which becomes the same
+            codes again.
 
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
@@ -95,8 +94,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         check_clipping(max_grad_norm, skip_nonfinite)
+        if not isinstance(compact_state, bool):
+            raise ArgumentError(f"compact_state must be True or False (got {compact_state!r})")
         if skip_nonfinite and defaults.get("capturable"):
             raise ArgumentError(
                 "capturable=True does not support skip_nonfinite=True: to decide waits for the "
@@ -104,6 +106,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             )
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
+        self.compact_state = compact_state
         self.grad_norm: Tensor | None = None
         self.skipped_steps = 0
         self._layout: Layout | None = None
@@ -282,12 +285,22 @@ class Optimizer(torch.optim.Optimizer, ABC):
             Layout(self.param_groups, params, rules, self.state, count_on)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``."""
+        """Return the state, with torch's keys: ``state`` by parameter number, ``param_groups``.
+
+        Moments that are kept in 8 bits are float32 in it, but with ``compact_state``.
+        """
         found = super().state_dict()
         # The counters are parts of one tensor here; whoever loads this may want each by itself.
         if isinstance(found.get("state"), Mapping):  # a hook may have made something else of it
-            found["state"] = {i: with_own_count(kept) for i, kept in found["state"].items()}
+            found["state"] = {i: self._saved(kept) for i, kept in found["state"].items()}
         return found
+
+    def _saved(self, kept: Any) -> Any:
+        """Return what a state dict has of a parameter's state."""
+        kept = with_own_count(kept)
+        if not isinstance(kept, Mapping):
+            return kept
+        return gatherable(kept if self.compact_state else with_numbers(kept))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this package or of ``torch.optim``.
@@ -353,7 +366,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
         return f"param_groups[{number}]{name}"
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("max_grad_norm", "skip_nonfinite", "skipped_steps", "_step_supports_amp_scaling")
+        own = (
+            *("max_grad_norm", "skip_nonfinite", "skipped_steps", "compact_state"),
+            "_step_supports_amp_scaling",
+        )
         # Each counter would be written with all others, of whose memory it is a part.
         take_apart(self.state.values())
         self._layout = None

@@ -74,7 +74,7 @@ def refuse_parameter(p: Tensor, rule: Rule) -> None:
 
 
 def _optimizer(rule: Rule) -> str:
-    return type(rule).__name__.removesuffix("Rule")
+    return rule.kind.__name__.removesuffix("Rule")
 
 
 def _sparse_message(group: Mapping[str, Any], i: int, p: Tensor) -> str:

@@ -11,14 +11,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.shards import reduced_zeros
+from optimplug._core.optim.codes import BLOCK, CodeName
+from optimplug._core.optim.shards import local, reduced_zeros
 
-__all__ = ["FusedCall", "Hyper", "Operand", "Rule", "ScalarSpec", "StateSpec"]
+__all__ = [
+    "FusedCall",
+    "Hyper",
+    "Operand",
+    "Rule",
+    "ScalarSpec",
+    "StateSpec",
+    "coded_names",
+    "wide_type",
+]
 
 Hyper: TypeAlias = Mapping[str, Any]
 """The hyperparameters of one group."""
@@ -29,6 +40,11 @@ Operand: TypeAlias = Any
 
 def _zeros_like(p: Tensor) -> Tensor:
     return torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def wide_type(p: Tensor) -> torch.dtype | None:
+    """Return float32 for a parameter of a narrow type; None for another, whose own is enough."""
+    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else None
 
 
 class StateSpec(NamedTuple):
@@ -62,9 +78,19 @@ class StateSpec(NamedTuple):
     parameter has stepped."""
     may_be_flat: bool = False
     """Whether it may be loaded in one dimension, or as one number for all."""
+    is_point: bool = False
+    """Whether it stands where weights do, and is no moment: it is never kept narrower than in
+    float32 unless the weights are, as it would stop to move like them."""
+    code: CodeName | None = "signed"
+    """The code that it may be kept in, see :mod:`.codes`; None where it must not be. What a rule
+    divides by, or what is never negative, is ``"unsigned"``."""
+    per_block: bool = False
+    """Whether it has one value for each block of the elements that are here, in their order."""
 
     def shape_for(self, p: Tensor) -> tuple[int, ...]:
         """Return the shape that it has for a parameter."""
+        if self.per_block:
+            return (-(-local(p).numel() // BLOCK),)
         if self.over is None:
             return tuple(p.shape)
         axis = p.dim() + self.over
@@ -74,6 +100,9 @@ class StateSpec(NamedTuple):
         """Return its first value for a parameter of a group with these hyperparameters."""
         if self.over is not None:
             return reduced_zeros(p, self.shape_for(p), self.over, self.dtype or p.dtype)
+        if self.per_block:
+            number = 0.0 if self.value is None else float(self.value(hyper))
+            return local(p).new_full(self.shape_for(p), number, dtype=self.dtype)
         if self.init is _zeros_like and self.value is None:
             return torch.zeros_like(p, dtype=self.dtype, memory_format=torch.preserve_format)
         start = self.init(p if self.dtype is None else p.to(self.dtype))
@@ -81,6 +110,11 @@ class StateSpec(NamedTuple):
             return start
         number = float(self.value(hyper))
         return start.fill_(complex(number, number) if p.is_complex() else number)
+
+
+def coded_names(name: str) -> tuple[str, str]:
+    """Return under which keys the codes of a state and their scales are kept."""
+    return f"{name}_codes", f"{name}_scales"
 
 
 class ScalarSpec(NamedTuple):
@@ -169,8 +203,19 @@ class Rule(ABC):
     """Whether :meth:`update` finds random numbers under ``random`` among the states: for each
     element a whole number from 0 to 65535, which is kept nowhere."""
 
+    storage_refusal: ClassVar[str | None] = None
+    """Why its weights and states can not be stored in a way of their own; None where they can."""
+    codes: Mapping[str, CodeName] = MappingProxyType({})
+    """The states that are kept in eight bits, and the code of each. They are numbers to
+    :meth:`update`; among :attr:`state` each is two, which :func:`coded_names` names."""
+
     fused_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
     """For which types :meth:`fused` is right; none where the rule has no such operator."""
+
+    @property
+    def kind(self) -> type[Rule]:
+        """Whose math it is, however weights and states are stored."""
+        return type(self)
 
     @property
     @abstractmethod
@@ -182,10 +227,16 @@ class Rule(ABC):
         """The names of :attr:`state`, in its order."""
         return tuple(spec.name for spec in self.state)
 
+    @property
+    def saved(self) -> tuple[StateSpec, ...]:
+        """The same as state dicts have it: torch's, where torch has such an optimizer."""
+        return self.state
+
     @cached_property
     def operand_names(self) -> tuple[str, ...]:
         """The names of what :meth:`update` finds among the states."""
-        return (*self.state_names, "random") if self.draws else self.state_names
+        names = tuple(spec.name for spec in self.saved)
+        return (*names, "random") if self.draws else names
 
     @cached_property
     def number_names(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Shards", "is_sharded", "local", "reduced_zeros"]
+__all__ = ["Shards", "is_sharded", "local", "reduced_zeros", "shard_like"]
 
 
 def is_sharded(p: Tensor) -> bool:
@@ -25,6 +25,18 @@ def is_sharded(p: Tensor) -> bool:
 def local(p: Any) -> Tensor:
     """Return the part of a tensor that is here: all of it, where it is not sharded."""
     return p.to_local() if is_sharded(p) else p  # type: ignore[no-any-return]
+
+
+def shard_like(part: Tensor, whole: Any) -> Tensor:
+    """Return what is here of a tensor as one that is sharded like another of its shape."""
+    if not is_sharded(whole):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    form = whole.device_mesh, whole.placements
+    return DTensor.from_local(
+        part, *form, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
 
 
 def reduced_zeros(p: Any, shape: Sequence[int], axis: int, dtype: torch.dtype) -> Tensor:

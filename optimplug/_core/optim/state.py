@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import WRAPPED_AS
+from optimplug._core.optim.coded_state import with_codes, with_numbers
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.storage import STORAGE
 from optimplug._core.optim.storage_change import converted, differs, own_storage, tell
@@ -92,12 +93,15 @@ def checked_state(
             continue
         if not isinstance(kept, Mapping):
             raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
-        state[p] = {key: _fitted(value, p, key, names[p], rules[p]) for key, value in kept.items()}
+        numbers = _numbers(kept, names[p])
+        state[p] = {k: _fitted(value, p, k, names[p], rules[p]) for k, value in numbers.items()}
     changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
     for p in (p for i in changed for p in groups[i]["params"] if p in state):
         state[p] = converted(state[p], p, rules[p])
     for p, rule in rules.items():
         _check_whole(state.get(p), rule, names[p])
+        if p in state and rule.codes:
+            state[p] = _coded(state[p], rule, names[p])
     for i in changed:
         tell(i, saved[i], groups[i])
     return state, loaded
@@ -125,12 +129,27 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
     """Refuse the state of a parameter that has stepped, if something of it is gone."""
     if not kept:
         return
-    late = {spec.name for spec in rule.state if spec.late}
-    for key in (*rule.number_names, *rule.state_names):
+    late = {spec.name for spec in rule.saved if spec.late}
+    for key in (*rule.number_names, *(spec.name for spec in rule.saved)):
         if key not in kept and key not in late:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
         if not isinstance(kept.get(key), Tensor | None):
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
+
+
+def _numbers(kept: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a state without codes, whatever it was saved as."""
+    try:
+        return with_numbers(kept)
+    except StateError as error:
+        raise StateError(f"the state of {name}: {error}") from None
+
+
+def _coded(kept: Mapping[str, Any], rule: Rule, name: str) -> dict[str, Any]:
+    try:
+        return with_codes(kept, rule)
+    except StateError as error:
+        raise StateError(f"the state of {name}: {error}") from None
 
 
 def _check_names(i: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -161,7 +180,7 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
         raise StateError(f"{key} of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    spec = next((spec for spec in rule.state if spec.name == key), None)
+    spec = next((spec for spec in rule.saved if spec.name == key), None)
     if spec is not None or key in rule.variant_state:
         value = _own_state(value, p, f"{key} of {name}", spec)
     # Where the rule says a type, it computes in it, whatever somebody has rounded the state to.

@@ -17,10 +17,11 @@ update of less than about 1/500 of a weight rounds to nothing, at every step.
     tells that it was rounded away from zero. Whatever is beyond the largest bfloat16 is infinite.
 ``"kahan"``
     The state ``compensation`` (bfloat16) is what the last rounding has left out, and goes into the
-    next update: :math:`u = k + \Delta,\; p' = p + u,\; k' = u + (p - p')`, where :math:`\Delta` is
-    all that the rule changes, its weight decay too. It has 8 bits as well, and is rounded up at
-    some steps and down at others, in proportion (the fractions of multiples of the golden ratio);
-    rounded to nearest it would lose or gain a sixth of small updates.
+    next update: the rule is given :math:`p + k` and makes :math:`w` of it, its weight decay
+    included, then :math:`p' = p + (w - p),\; k' = (w - p) + (p - p')`, each sum rounded. The
+    compensation has 8 bits as well, and is rounded up at some steps and down at others, in
+    proportion (the fractions of multiples of the golden ratio); rounded to nearest it would lose or
+    gain a sixth of small updates.
 ``"stochastic"``
     Nothing is kept: the bfloat16 below or above is drawn, the nearer the likelier, so that the mean
     is right. What is drawn depends on the group's ``rounding_seed``, the number of the step (the
@@ -32,10 +33,23 @@ update of less than about 1/500 of a weight rounds to nothing, at every step.
 Infinities and NaN stay what they are. Parameters of float32 and wider take updates as they are, so
 that one setting serves models of several types; for float16, only ``"nearest"`` is there.
 
-``state_dtype`` says how what a rule keeps of a parameter's size is kept: ``"float32"``,
-``"bfloat16"``, or None: as the parameter, as in torch; but under a rounding other than
-``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16 stops to change,
-like a weight. The math is in float32 at least wherever it is given.
+``state_dtype`` says how the moments that a rule keeps of a parameter's size are kept:
+``"float32"``, ``"bfloat16"``, ``"8bit"``, or None: as the parameter, as in torch; but under a
+rounding other than ``"nearest"`` a bfloat16 parameter's is float32, as a second moment in bfloat16
+stops to change, like a weight. Where it is given, or such a rounding, the math is in float32 at
+least, and what is no moment of a parameter's size is float32 for narrow parameters: means over rows
+and over columns, and points among the weights (``z`` of the schedule-free optimizers, ``p0`` of
+Prodigy, ``ax`` of ASGD).
+
+Where a schedule-free optimizer changes its mode, the weights that it puts in place go the way of
+an update: ``remainder`` and ``compensation`` are those of the weights that are in place, and
+``rounding_step`` counts the change.
+
+``"8bit"`` keeps a byte for each number and a scale for each 128 of them, see :mod:`.codes`, in the
+states ``NAME_codes`` and ``NAME_scales``. Parameters with fewer than 4,096 elements, and states
+that are no moments (schedule-free's ``z``, say), have float32 instead. State dicts hold float32
+under torch's names, which becomes the same codes again when it is loaded; with ``compact_state``
+they hold codes and scales.
 
 Example:
     >>> import torch
@@ -51,7 +65,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, cast
@@ -59,30 +73,39 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from optimplug._core.arguments import require_count, require_one_of
+from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.rule import (
+    Hyper,
+    Operand,
+    Rule,
+    StateSpec,
+    coded_names,
+    wide_type,
+)
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "DTYPES",
     "LOW_BITS",
+    "ROUNDINGS",
     "STORAGE",
     "Rounding",
     "StateDtype",
     "StoredRule",
-    "check_storage",
     "storage_settings",
     "stored",
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
-StateDtype: TypeAlias = Literal["float32", "bfloat16"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
 
 STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
 """The arguments, and what each is where a group does not have it."""
 
-_ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
+"""What each is in where it is not in codes."""
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
@@ -105,8 +128,11 @@ class StoredRule(Rule):
 
     inner: Rule
     rounding: Rounding = "nearest"
-    dtype: torch.dtype | None = None
-    """Of what the rule keeps; None: as it says itself."""
+    kept: StateDtype | None = None
+    """How are kept the moments that the rule keeps; None: as it says itself."""
+    wide: torch.dtype | None = None
+    """The type of what else it keeps: means over rows and columns, which are small, and points
+    among the weights; None: as it says itself."""
 
     fused_dtypes: ClassVar = ()  # torch's operators know of none of it
     widens: ClassVar = True
@@ -119,22 +145,44 @@ class StoredRule(Rule):
             "temporaries": self.inner.temporaries + _TEMPORARIES[self.rounding],
             "draws": self.rounding == "stochastic",
             "counts_in_groups": self.inner.counts_in_groups or self._counts,
+            "codes": self._codes(),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
     @property
     def _counts(self) -> bool:
-        """Whether the rounding depends on the number of the step."""
-        return self.rounding in ("stochastic", "kahan")
+        """Whether the rounding depends on the number of the step, where the rule has no count."""
+        coded = self.kept == "8bit" and not self.inner.counts_steps
+        return coded or self.rounding in ("stochastic", "kahan")
+
+    def _codes(self) -> Mapping[str, CodeName]:
+        if self.kept != "8bit":
+            return {}
+        specs = [spec for spec in self.inner.state if spec.over is None and not spec.is_weight]
+        return {spec.name: spec.code for spec in specs if spec.code is not None}
+
+    @cached_property
+    def saved(self) -> tuple[StateSpec, ...]:
+        specs = map(self._saved, self.inner.state)
+        return (*specs, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
-        kept = [
-            spec._replace(dtype=self.dtype) if spec.dtype is None else spec
-            for spec in self.inner.state
-        ]
-        return (*kept, *([LOW_BITS[self.rounding]] if self.rounding in LOW_BITS else []))
+        return tuple(
+            column
+            for spec in self.saved
+            for column in (_columns(spec) if spec.name in self.codes else [spec])
+        )
+
+    def _saved(self, spec: StateSpec) -> StateSpec:
+        apart = spec.is_point or spec.over is not None
+        dtype = self.wide if apart or self.kept is None else DTYPES[self.kept]
+        return spec if dtype is None else spec._replace(dtype=dtype)
+
+    @property
+    def kind(self) -> type[Rule]:
+        return self.inner.kind
 
     def refusal(self, p: Tensor) -> str | None:
         if self.rounding != "nearest" and p.dtype == torch.float16:
@@ -142,7 +190,7 @@ class StoredRule(Rule):
                 f"rounding={self.rounding!r} is for bfloat16, without effect on wider parameters, "
                 "but one is float16; use rounding='nearest', or bfloat16 or float32"
             )
-        if self.dtype is not None and p.is_complex():
+        if self.kept is not None and p.is_complex():
             return "state_dtype is for real parameters, but one is complex; leave it out for it"
         return self.inner.refusal(p)
 
@@ -156,14 +204,21 @@ class StoredRule(Rule):
         if problem is not None:
             raise ArgumentError(problem)
         inner = self.inner.suited(p)
+        small = self.kept == "8bit" and p.numel() < SMALLEST
+        kept: StateDtype | None = "float32" if small else self.kept
         if self.rounding == "nearest" or p.dtype != torch.bfloat16:
-            return inner if self.dtype is None else _stored(inner, "nearest", self.dtype)
-        return _stored(inner, self.rounding, self.dtype or torch.float32)
+            wide = wide_type(p)
+            return inner if kept is None else _stored(inner, "nearest", kept, wide)
+        return _stored(inner, self.rounding, kept or "float32", torch.float32)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         found = self.inner.coefficients(hyper, t)
         if self.rounding == "kahan":
             found["dither"] = int(hyper.get("rounding_step", 0) * _GOLDEN % 1 * 65536)
+        if self.codes:
+            found["offset"] = offset(
+                t if self.inner.counts_steps else hyper.get("rounding_step", 0)
+            )
         return found
 
     def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -173,35 +228,62 @@ class StoredRule(Rule):
         found = self.inner.next_settings(hyper, totals)
         return {**found, **self._next_step(hyper)} if self._counts else found
 
+    def pools(self, hypers: Sequence[Hyper]) -> list[list[int]]:
+        return self.inner.pools(hypers)
+
+    def mixing(self, hyper: Hyper) -> float | Tensor | None:
+        return self.inner.mixing(hyper)
+
     def _next_step(self, hyper: Hyper) -> dict[str, Any]:
         return {"rounding_step": hyper.get("rounding_step", 0) + 1}
 
     def update(
         self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
-    ) -> None:
+    ) -> Any:
         if self.rounding == "nearest":
-            self.inner.update(p, g, state, k)
-            return
-        exact = self.rounding == "exact"
-        weight = apply("joined", p, state["remainder"]) if exact else p.mul(1.0)  # a copy
-        self.inner.update(weight, g, state, k)
-        if exact:
+            return self.inner.update(p, g, state, k)
+        weight = self._weight(p, state)
+        found = self.inner.update(weight, g, state, k)
+        if self.rounding == "exact":
             state["remainder"].copy_(apply("hidden", weight))
             p.copy_(apply("visible", weight))
         elif self.rounding == "stochastic":
             p.copy_(apply("drawn", weight, state["random"]))
         else:
             _compensate(p, weight, state["compensation"], k["dither"])
+        return found
+
+    def _weight(self, p: Operand, state: Mapping[str, Operand]) -> Operand:
+        """Return the weight that ``p`` stands for, apart from it."""
+        match self.rounding:
+            case "exact":
+                return apply("joined", p, state["remainder"])
+            case "kahan":
+                return p.add(state["compensation"])
+            case _:
+                return p.mul(1.0)
 
 
 def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any) -> None:
-    """Move ``p`` to a new weight, and by what was left out before."""
-    change = weight.add(p, alpha=-1.0).add_(compensation)
+    """Move ``p`` to a new weight, and keep what is left out of it."""
+    change = weight.add(p, alpha=-1.0)
     # Where one of them is not finite, the difference would be NaN.
     moved = apply("narrowed", apply("finite_or", p.add(change), weight))
     left = change.add_(p.add(moved, alpha=-1.0))
     compensation.copy_(apply("drawn", apply("finite_or", left, 0.0), dither))
     p.copy_(moved)
+
+
+def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
+    """Return the codes of a state and their scales; both begin with what it begins with."""
+    assert spec.code is not None
+    code, (codes, scales) = CODES[spec.code], coded_names(spec.name)
+    value = spec.value
+    levels = None if value is None else lambda hyper: code.levels if value(hyper) else 0
+    return (
+        StateSpec(codes, dtype=code.dtype, late=spec.late, value=levels),
+        StateSpec(scales, dtype=torch.float32, late=spec.late, value=value, per_block=True),
+    )
 
 
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
@@ -212,41 +294,10 @@ def stored(rule: Rule, hyper: Hyper) -> Rule:
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     if rounding == "nearest" and dtype is None:
         return rule
-    return _stored(rule, cast("Rounding", rounding), None if dtype is None else _DTYPES[dtype])
+    return _stored(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
 
 
 def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
     """Return the arguments that differ from the defaults: groups have no others."""
     given = {"rounding": rounding, "rounding_seed": rounding_seed, "state_dtype": state_dtype}
     return {key: value for key, value in given.items() if value != STORAGE[key]}
-
-
-def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
-    """Raise ArgumentError unless the storage that a group asks for is one that there is for it.
-
-    Args:
-        rule: of the group, without storage.
-        hyper: its hyperparameters.
-        name: of the optimizer.
-    """
-    given = [key for key in STORAGE if key in hyper]
-    if given and (rule.scope != "element" or rule.only_sparse or rule.mixing(hyper) is not None):
-        raise ArgumentError(f"{name} has no {given[0]}: it keeps weights and states as torch does")
-    rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
-    require_one_of("rounding", rounding, _ROUNDINGS)
-    if dtype is not None:
-        require_one_of("state_dtype, if not None,", dtype, tuple(_DTYPES))
-    for key in ("rounding_seed", "rounding_step"):
-        require_count(key, hyper.get(key, 0))
-    stored_apart = rounding != "nearest" or dtype is not None
-    for choice, why in _APART.items():
-        if stored_apart and hyper.get(choice):
-            key = "rounding" if rounding != "nearest" else "state_dtype"
-            raise ArgumentError(f"{key} does not support {choice}=True: {why}; leave one out")
-
-
-_APART = {
-    "differentiable": "no gradient flows through rounding",
-    "fused": "torch's operators write weights and states as they are",
-    "capturable": "torch's operators write weights and states as they are",
-}

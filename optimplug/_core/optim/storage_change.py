@@ -24,7 +24,7 @@ def own_storage(theirs: Hyper, ours: Hyper) -> dict[str, Any]:
     random numbers depend on goes on as it was saved.
     """
     found = {key: ours[key] for key in STORAGE if key in ours}
-    if ours.get("rounding") in ("stochastic", "kahan"):
+    if ours.get("rounding") in ("stochastic", "kahan") or ours.get("state_dtype") == "8bit":
         of = theirs if "rounding_step" in theirs else ours
         found.update({key: of[key] for key in ("rounding_seed", "rounding_step") if key in of})
     return found
@@ -40,9 +40,9 @@ def converted(kept: Mapping[str, Any], p: Tensor, rule: Rule) -> dict[str, Any]:
 
     What another rounding kept beside the weight is left out: less than the weight can show.
     """
-    gone = {spec.name for spec in LOW_BITS.values()} - set(rule.state_names)
+    gone = {spec.name for spec in LOW_BITS.values()} - {spec.name for spec in rule.saved}
     found = {key: value for key, value in kept.items() if key not in gone}
-    for spec in rule.state:
+    for spec in rule.saved:
         if spec.dtype is None and isinstance(found.get(spec.name), Tensor):
             found[spec.name] = found[spec.name].to(p.dtype)
     return found

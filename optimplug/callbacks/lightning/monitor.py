@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug._core.optim.gradients import global_norm
+from optimplug.callbacks.lost_updates import LostUpdates
+from optimplug.callbacks.monitored import group_values, lost_values
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.lightning.internals import should_log, unscales_by_itself
 
@@ -30,49 +32,74 @@ class LearningRateTrace(_Trace, Callback):
 class OptimizerMonitor(Callback):
     """Logs the rate of every group by its name, and the norm of the gradients before clipping.
 
-    Logged by the module, as ``lr/<group>`` and ``grad_norm``, at the trainer's own logging steps,
-    just before an update: the rates are those that the update uses. (Lightning's
-    LearningRateMonitor, which logs rates alone, knows the groups' names as well.) Of several
-    optimizers, the keys have the number of each: ``lr/0/<group>``.
+    Logged by the module, as ``lr/<group>`` and ``grad_norm``, at the trainer's own logging steps:
+    the rates are those that the update uses. (Lightning's LearningRateMonitor, which logs rates
+    alone, knows the groups' names as well.) Of several optimizers, the keys have the number of
+    each: ``lr/0/<group>``.
 
     Args:
         momentum: log ``momentum/<group>`` too: its momentum, or the first of its betas.
         weight_decay: log ``weight_decay/<group>`` too.
         grad_norm: log the norm.
+        lost_updates: log ``lost_updates/<group>`` too, and ``lost_updates`` for all groups: the
+            share of bfloat16 and float16 weights that the update has left as they were, as it was
+            too small. See :mod:`optimplug.callbacks.lost_updates` for what counts, and what it
+            costs. An update that is skipped has none.
 
     Example:
         ``Trainer(callbacks=[OptimizerMonitor(weight_decay=True)], logger=CSVLogger("logs"))``
     """
 
     def __init__(
-        self, momentum: bool = False, weight_decay: bool = False, grad_norm: bool = True
+        self,
+        momentum: bool = False,
+        weight_decay: bool = False,
+        grad_norm: bool = True,
+        lost_updates: bool = False,
     ) -> None:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.grad_norm = grad_norm
+        self.lost_updates = lost_updates
+        self._lost: dict[str, LostUpdates] = {}
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Log, where it is time."""
+        """Log, where it is time, and see what the update does."""
         if not should_log(trainer):
             return
         of = f"/{trainer.optimizers.index(optimizer)}" if len(trainer.optimizers) > 1 else ""
-        values: dict[str, float | torch.Tensor] = {}
-        for i, group in enumerate(optimizer.param_groups):
-            for what, value in self._values(group).items():
-                values[f"{what}{of}/{group.get('name', i)}"] = value
+        values: dict[str, float | torch.Tensor] = {
+            **group_values(optimizer, self.momentum, self.weight_decay, of)
+        }
         if self.grad_norm:
             values[f"grad_norm{of}"] = _norm(trainer, optimizer)
         pl_module.log_dict(values)
+        if self.lost_updates:
+            self._lost.setdefault(of, LostUpdates()).watch(optimizer)
 
-    def _values(self, group: dict[str, Any]) -> dict[str, float]:
-        values = {"lr": group["lr"]}
-        if self.momentum and ("momentum" in group or "betas" in group):
-            values["momentum"] = group["betas"][0] if "betas" in group else group["momentum"]
-        if self.weight_decay and "weight_decay" in group:
-            values["weight_decay"] = group["weight_decay"]
-        return {what: float(value) for what, value in values.items()}
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Log what the update has lost."""
+        for of, lost in self._lost.items():
+            shares = lost.take()
+            if shares is not None:
+                pl_module.log_dict(lost_values(shares, of))
+
+    def on_exception(self, *args: Any) -> None:
+        """Leave the optimizers as they were."""
+        self._forget()
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the optimizers as they were."""
+        self._forget()
+
+    def _forget(self) -> None:
+        for lost in self._lost.values():
+            lost.take()
+        self._lost.clear()
 
 
 def _norm(trainer: Trainer, optimizer: torch.optim.Optimizer) -> torch.Tensor:

@@ -104,7 +104,11 @@ def likely_class(saved: Saved, theirs: SavedGroup) -> str:
 
 def _nearest(saved: Saved, theirs: SavedGroup, others: Mapping[str, _Keeps]) -> Set[str]:
     """Return the kinds of optimizers, ours and others, whose groups and states are most alike."""
-    kept = {str(key) for n in theirs.numbers for key in saved.state.get(n, {})}
+    kept = {
+        str(key).removesuffix("_codes").removesuffix("_scales")  # of what is saved in 8 bits
+        for number in theirs.numbers
+        for key in saved.state.get(number, {})
+    }
     candidates = {**_known(), **others}
     # Those that keep something else are none; of a class of others, it is not known what it keeps.
     able = {p: c for p, c in candidates.items() if c.states is None or kept <= c.states}
@@ -149,5 +153,5 @@ def _states_of(cls: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> Se
         return None  # LBFGS keeps it in a way of its own
     beside = {spec.name for spec in LOW_BITS.values()}
     # Of a matrix, some keep rows and columns.
-    names = {*rule.state_names, *rule.suited(torch.zeros(2, 2)).state_names}
+    names = {spec.name for spec in (*rule.saved, *rule.suited(torch.zeros(2, 2)).saved)}
     return {"step", *names, *rule.number_names, *rule.variant_state, *beside}

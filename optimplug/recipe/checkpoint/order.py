@@ -103,5 +103,5 @@ def _shapes(
         apart = ("row", "col", "RMS", "step", "flat", "old", "ro", "al", "d")
         return {k: whole for k in kept if not any(word in k.split("_") for word in apart)}
     rule = own.cls.stored_rule(own.group).suited(p)
-    found = {spec.name: spec.shape_for(p) for spec in rule.state if not spec.may_be_flat}
+    found = {spec.name: spec.shape_for(p) for spec in rule.saved if not spec.may_be_flat}
     return {**dict.fromkeys(rule.variant_state, whole), **found}

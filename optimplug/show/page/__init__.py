@@ -10,9 +10,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from optimplug._core.optim.memory import Memory
 from optimplug.recipe.plan import Plan
 from optimplug.show.page.chart import draw, shade_color
-from optimplug.show.summary import summary, title
+from optimplug.show.summary import bytes_cell, summary, title
 
 __all__ = ["render"]
 
@@ -35,7 +36,7 @@ def render(plan: Plan) -> str:
         *(f'<p class="warning">{escape(_warning(w))}</p>' for w in content["warnings"]),
         *(f'<p class="note">{escape(note)}</p>' for note in summary(plan)),
         _chart(plan, colors),
-        *_table(content["groups"], colors),
+        *_table(content, colors),
         *_list("Frozen", content["frozen"]),
         *_list("Tied", [" = ".join(names) for names in content["tied"]]),
         *(_about(i, group) for i, group in enumerate(content["groups"])),
@@ -78,9 +79,11 @@ def _warning(warning: Mapping[str, str]) -> str:
     return f"{warning['path']}: {warning['message']}"
 
 
-def _table(groups: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> Iterator[str]:
+def _table(content: Mapping[str, Any], colors: Sequence[str]) -> Iterator[str]:
+    groups = content["groups"]
     others = sorted({key for group in groups for key in group["settings"]} - {"weight_decay"})
     columns = ["tensors", "parameters", "lr start", "peak", "end", "weight_decay", *others, "rules"]
+    columns += [f"{part} (bytes)" for part in Memory._fields]
     yield "<table><thead><tr><th>group</th>"
     yield "".join(f"<th>{escape(column)}</th>" for column in columns)
     yield "</tr></thead><tbody>"
@@ -89,8 +92,19 @@ def _table(groups: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> Iterat
         dot = f'<span class="dot" style="background:{color}"></span>'
         yield f'<tr data-group="{i}" tabindex="0"><td>{dot}{escape(group["name"])}</td>'
         yield "".join(f"<td>{escape(str(cell))}</td>" for cell in _cells(group, others))
-        yield "</tr>"
-    yield "</tbody></table>"
+        yield f"{_bytes_cells(group['memory'].values())}</tr>"
+    yield "</tbody><tfoot>"
+    memory = [content["memory"][part] for part in Memory._fields]
+    rest = len(columns) - len(memory)
+    yield f'<tr><td>all groups</td><td colspan="{rest}"></td>{_bytes_cells(memory)}</tr>'
+    if content["frozen"]:
+        size = _bytes_cells([content["memory"]["frozen"]])
+        yield f'<tr><td>what is frozen</td><td colspan="{rest}"></td>{size}</tr>'
+    yield "</tfoot></table>"
+
+
+def _bytes_cells(sizes: Iterable[int | None]) -> str:
+    return "".join(f"<td>{bytes_cell(size)}</td>" for size in sizes)
 
 
 def _cells(group: Mapping[str, Any], others: Sequence[str]) -> list[object]:

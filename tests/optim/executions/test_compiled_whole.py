@@ -3,9 +3,11 @@
 import pytest
 import torch
 from support.labels import label
+from support.memory import peak_of
 from support.tensors import descend, parameters, same_bits
 
 from optimplug._core.optim.executions import compiled_whole
+from optimplug._core.optim.executions.bits import joined
 from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.executions.passes.cut import cut
 from optimplug._core.optim.executions.passes.source import whole_source
@@ -268,3 +270,50 @@ def test_a_rule_has_no_more_passes_than_it_must(cls, options, shape, passes):
     rule = cls.rule(group).suited(p)
     k = {name: float(value) for name, value in rule.coefficients(group, 1).items()}
     assert cut(trace(rule, [k]), rule).passes == passes
+
+
+OF_EACH = list({cls: (cls, options) for cls, options in CASES}.values())
+
+
+def narrow(cls, options, rounding, shapes=LARGE, **choice):
+    return build(cls, options, parameters(shapes, torch.bfloat16), rounding=rounding, **choice)
+
+
+@pytest.mark.parametrize(("cls", "options"), OF_EACH, ids=label)
+def test_exact_weights_of_large_tensors_are_those_of_float32_bit_for_bit(cls, options, runs):
+    ours = narrow(cls, options, "exact")
+    own = [p for group in ours.param_groups for p in group["params"]]
+    wide = [torch.nn.Parameter(p.detach().float()) for p in own]
+    theirs = build(cls, options, wide)
+    found = descend(ours, 4, rounding=torch.bfloat16)
+    assert sum(runs) > 3 * len(LARGE)
+    truth = descend(theirs, 4, rounding=torch.bfloat16)
+    for p, value, weight, q in zip(own, found, truth, wide, strict=True):
+        kept = ours.state[p]
+        assert same_bits(joined(value.float(), kept["remainder"].float()), weight)
+        assert all(same_bits(kept[name], state) for name, state in theirs.state[q].items())
+    for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert {**other, "params": None, "rounding": "exact"} == {**group, "params": None}
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
+@pytest.mark.parametrize(("cls", "options"), OF_EACH, ids=label)
+def test_it_draws_what_the_loop_draws(cls, options, rounding, runs):
+    shapes = [*SMALL, (300, 200), (70_000,), (3, 100, 90)]
+    found = descend(narrow(cls, options, rounding, shapes), 2, skip=False)
+    assert sum(runs) == 2 * len(shapes)
+    other = descend(narrow(cls, options, rounding, shapes, foreach=False), 2, skip=False)
+    differ, total = 0, 0
+    for a, b in zip(found, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=2**-6, atol=1e-3)
+        differ, total = differ + int((a != b).sum()), total + a.numel()
+    # The last bit of a sum may decide on a rounding; other random numbers would on a third of all.
+    assert differ < 0.01 * total
+
+
+@pytest.mark.parametrize("rounding", ["exact", "stochastic"])
+@pytest.mark.parametrize("cls", [LAMB, Adafactor])
+def test_a_narrow_step_allocates_nothing_large(cls, rounding):
+    ours = cls(parameters([(300, 300), (7,)], torch.bfloat16), rounding=rounding)
+    descend(ours, 2, skip=False)
+    assert peak_of(lambda: (torch.zeros(3), ours.step())) < 20_000

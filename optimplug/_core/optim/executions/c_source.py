@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from optimplug._core.optim.executions.c_codes import (
+    c_of_codes,
+    in_block,
+    indented,
+    loop_over_blocks,
+)
 from optimplug._core.optim.executions.ops import OPERATIONS
 from optimplug._core.optim.executions.program import (
     Argument,
@@ -17,6 +23,7 @@ from optimplug._core.optim.executions.program import (
     Scalar,
     Step,
 )
+from optimplug._core.optim.rule import Rule, coded_names
 
 __all__ = ["C_TYPES", "c_head", "c_name", "c_text", "fused_sums", "squares_source", "update_source"]
 
@@ -25,6 +32,8 @@ C_TYPES = {
     torch.float64: "double",
     torch.bfloat16: "bfloat",
     torch.int16: "short",
+    torch.int8: "small",
+    torch.uint8: "unsigned_small",
 }
 """What tensors may hold. The arithmetic is in float, or in double where any of them is double."""
 
@@ -159,9 +168,7 @@ static inline int64_t find(const int64_t *starts, int64_t count, int64_t at) {{
 _UPDATE = """
 static void elements({pointers}, int64_t start, int64_t stop, const double *k, work scale) {{
 {scalars}
-    for (int64_t i = start; i < stop; i++) {{
-{body}
-    }}
+{loop}
 }}
 
 void update(int64_t count, const int64_t *starts, void *const *const *columns,
@@ -171,10 +178,17 @@ void update(int64_t count, const int64_t *starts, void *const *const *columns,
         int64_t thread, of;
         place(&thread, &of);
         FOR_EACH_PART(thread, of)
-            elements({arguments}, PART_START, PART_STOP, scalars + cells[i] * {width}, scale);
+            elements({arguments}, {start}, {stop}, scalars + cells[i] * {width}, scale);
     }}
 }}
 """
+
+_SIZE = "starts[i + 1] - starts[i]"
+
+_LOOP = """\
+    for (int64_t i = start; i < stop; i++) {{
+{body}
+    }}"""
 
 _SQUARES = """
 /* The sum of squares, one for each thread: added up in their order, it is the same every time. */
@@ -198,26 +212,43 @@ void squares(int64_t count, const int64_t *starts, void *const *grads, double *s
 """
 
 
-def update_source(program: Program, dtypes: Sequence[torch.dtype], operands: Sequence[str]) -> str:
+def update_source(program: Program, columns: Mapping[str, torch.dtype], rule: Rule) -> str:
     """Return the C of ``update``, which runs the program over columns of tensors.
 
     Args:
         program: what it does to one element.
-        dtypes: of each column; int64 where it has the keys of random numbers.
-        operands: the names of the columns, in their order: ``p``, ``g``, then the states.
+        columns: their names, in their order: ``p``, ``g``, then the states; and the type of each,
+            int64 where it has the keys of random numbers.
+        rule: which of them are codes.
     """
-    types = dict(zip(operands, (C_TYPES.get(dtype, "drawing") for dtype in dtypes), strict=True))
-    body = [f"work x_{name} = {_load(name, kind)};" for name, kind in types.items()]
+    types = {name: C_TYPES.get(dtype, "drawing") for name, dtype in columns.items()}
+    coded = {column for name in rule.codes for column in coded_names(name)}
+    body = [
+        f"work x_{name} = {_load(name, kind)};" for name, kind in types.items() if name not in coded
+    ]
+    body += [f"work x_{name} = {in_block(name)};" for name in rule.codes]
     body += ["x_g = x_g * scale;"]
     body += [f"const work t{i} = {c_text(step)};" for i, step in fused_sums(program)]
-    body += [f"at_{n}[i] = store_{types[n]}({c_name(end)});" for n, end in program.outputs]
+    for name, end in program.outputs:
+        if name in rule.codes:
+            body.append(f"{in_block(name)} = (float){c_name(end)};")
+        else:
+            body.append(f"at_{name}[i] = store_{types[name]}({c_name(end)});")
     scalars = [f"const work k_{name} = k[{i}];" for i, name in enumerate(program.coefficients)]
-    return c_head(dtypes) + _UPDATE.format(
-        pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
-        scalars="\n".join("    " + line for line in scalars),
-        body="\n".join("        " + line for line in body),
-        arguments=", ".join(f"columns[{n}][i]" for n in range(len(operands))),
-        width=len(program.coefficients),
+    blocks = bool(rule.codes)
+    loop = loop_over_blocks(rule.codes, body) if blocks else _LOOP.format(body=indented(body, 8))
+    return (
+        c_head(list(columns.values()))
+        + (c_of_codes() if blocks else "")
+        + _UPDATE.format(
+            pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
+            scalars=indented(scalars, 4),
+            loop=loop,
+            arguments=", ".join(f"columns[{n}][i]" for n in range(len(types))),
+            start="whole_blocks(PART_START)" if blocks else "PART_START",
+            stop=f"least(whole_blocks(PART_STOP), {_SIZE})" if blocks else "PART_STOP",
+            width=len(program.coefficients),
+        )
     )
 
 

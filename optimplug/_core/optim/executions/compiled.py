@@ -102,7 +102,11 @@ class Compiled:
         if without_memory(batch.grads, grads):
             return None
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        return self._ready(batch, memory, grads, numbers, library)
+        ready = self._ready(batch, memory, grads, numbers, library)
+        if batch.rule.draws:
+            keys = draw_keys(batch)
+            ready.draws = keys, array("Q", [row.data_ptr() for row in keys])
+        return ready
 
     def _takes(self, batch: Batch) -> bool:
         """Tell whether these tensors are of a kind whose elements a library can read."""
@@ -110,6 +114,8 @@ class Compiled:
 
     def _reads(self, batch: Batch, memory: Memory) -> bool:
         """Tell whether a library can read the elements in their order."""
+        if batch.rule.codes and not memory.contiguous:
+            return False  # blocks follow the order of the elements in the shape
         return not batch.rule.draws or (memory.contiguous and are_in_order(batch))
 
     def _library(
@@ -125,11 +131,7 @@ class Compiled:
         numbers: array[float],
         library: ctypes.CDLL,
     ) -> ReadyCompiled:
-        ready = ReadyCompiled(batch, memory, grads, numbers, library)
-        if batch.rule.draws:
-            keys = draw_keys(batch)
-            ready.draws = keys, array("Q", [row.data_ptr() for row in keys])
-        return ready
+        return ReadyCompiled(batch, memory, grads, numbers, library)
 
 
 @dataclass
@@ -236,7 +238,8 @@ def _still_valid(batch: Batch, memory: Memory) -> bool:
 
 def _sizes(params: Sequence[Tensor], spec: StateSpec, full: list[int]) -> list[int]:
     """Return how many elements a state should have for each parameter."""
-    return full if spec.over is None else [math.prod(spec.shape_for(p)) for p in params]
+    reduced = spec.per_block or spec.over is not None
+    return [math.prod(spec.shape_for(p)) for p in params] if reduced else full
 
 
 def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
@@ -277,7 +280,8 @@ def _update_library(
 ) -> ctypes.CDLL | None:
     from optimplug._core.optim.executions.c_source import update_source
 
-    library = compile_library(update_source(program, dtypes, ("p", "g", *rule.operand_names)))
+    names = ("p", "g", *rule.state_names, *(["random"] if rule.draws else []))
+    library = compile_library(update_source(program, dict(zip(names, dtypes, strict=True)), rule))
     if library is not None:
         library.update.argtypes = [c_int64, *[c_void_p] * 4, c_double, c_int]
         library.update.restype = None

@@ -37,18 +37,22 @@ class CompiledWhole(Compiled):
 
     scope: ClassVar = "tensor"
 
+    def compiles(self, rule: Rule) -> bool:
+        return super().compiles(rule) and not rule.codes
+
     def _takes(self, batch: Batch) -> bool:
         # Of what is sharded, norms and means are those of other processes too.
         return super()._takes(batch) and not batch.is_sharded
 
     def _reads(self, batch: Batch, memory: Memory) -> bool:
         # The loop refuses states of a shape that a parameter has no longer.
-        return memory.contiguous and memory.shapes == [p.shape for p in batch.params]
+        shapes = [p.shape for p in batch.params]
+        return super()._reads(batch, memory) and memory.contiguous and memory.shapes == shapes
 
     def _library(
         self, program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]
     ) -> ctypes.CDLL | None:
-        return _whole_library(program, rule, dtypes)
+        return _whole_library(program, rule, (*dtypes, torch.int64) if rule.draws else dtypes)
 
     def _ready(
         self,

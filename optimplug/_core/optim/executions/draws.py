@@ -18,7 +18,7 @@ from optimplug._core.internals import shard_start
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.shards import is_sharded
 
-__all__ = ["are_in_order", "draw", "draw_keys"]
+__all__ = ["are_in_order", "draw", "draw_keys", "draw_some"]
 
 _LOW = 0xFFFFFFFF
 
@@ -72,10 +72,30 @@ def draw(
     places = start.add_(torch.arange(sum(sizes), device=device))
     if not are_in_order(batch):  # the loop alone comes here, with one tensor after the other
         places = torch.cat([_places(batch.owners[i]).to(device) for i in owners])
+    flat = torch.split(_drawn(places, one, other), sizes)
+    return [part.view(piece.shape) for part, piece in zip(flat, pieces, strict=True)]
+
+
+def draw_some(keys: Tensor, where: Sequence[Tensor], whole: Tensor) -> Tensor:
+    """Return the same for some elements of a parameter, or for some of its rows.
+
+    Args:
+        keys: the parameter's own row of what :func:`draw_keys` has returned.
+        where: their places, one tensor for each of the first axes.
+        whole: the parameter.
+    """
+    rest = whole.shape[len(where) :]
+    first = sum(at * stride for at, stride in zip(where, _strides(whole.shape), strict=False))
+    within = torch.arange(rest.numel(), device=whole.device).view(rest)
+    places = torch.as_tensor(first).view(-1, *[1] * len(rest)) + within
+    one, other, _ = keys.to(whole.device).unbind()
+    return _drawn(places, one, other)
+
+
+def _drawn(places: Tensor, one: Tensor, other: Tensor) -> Tensor:
     found = _mixed((places & _LOW).bitwise_xor_(one))
     found = _mixed(found.add_(places >> 32).add_(other).bitwise_and_(_LOW))
-    flat = torch.split(found.bitwise_right_shift_(16).to(torch.float32), sizes)
-    return [part.view(piece.shape) for part, piece in zip(flat, pieces, strict=True)]
+    return found.bitwise_right_shift_(16).to(torch.float32)
 
 
 def _mixed(x: Tensor) -> Tensor:
@@ -109,21 +129,25 @@ def _start(p: Any) -> tuple[int, bool]:
 
 @lru_cache
 def _shard_place(shape: torch.Size, mesh: Any, placements: tuple[Any, ...]) -> tuple[int, bool]:
-    sizes, offsets = shard_start(shape, mesh, placements)
-    strides = torch.empty(shape, device="meta").stride()
-    start = sum(at * stride for at, stride in zip(offsets, strides, strict=True))
-    cut = [axis for axis, size in enumerate(sizes) if size != shape[axis]]
-    # Whatever comes before the axis that is cut must be one row.
-    in_order = not cut or all(size == 1 for size in sizes[: cut[-1]])
-    return start, in_order
+    _, offsets = shard_start(shape, mesh, placements)
+    start = sum(at * stride for at, stride in zip(offsets, _strides(shape), strict=True))
+    cut = [p.dim for i, p in enumerate(placements) if p.is_shard() and mesh.size(i) > 1]
+    # Whatever comes before the axis that is cut must be one row. All processes must say the same:
+    # what they sum up together, they sum up in one order.
+    return start, not cut or all(size == 1 for size in shape[: max(cut)])
 
 
 def _places(p: Any) -> Tensor:
     """Return the place of each element that is here, in the whole parameter."""
     sizes, offsets = shard_start(p.shape, p.device_mesh, tuple(p.placements))
-    strides = torch.empty(p.shape, device="meta").stride()
+    strides = _strides(p.shape)
     found = torch.zeros(sizes, dtype=torch.int64)
     for axis, (size, at, stride) in enumerate(zip(sizes, offsets, strides, strict=True)):
         along = [-1 if i == axis else 1 for i in range(len(sizes))]
         found += ((torch.arange(size) + at) * stride).view(along)
     return found.view(-1)
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return how far apart the elements of a whole parameter are along each axis, in order."""
+    return torch.empty(shape, device="meta").stride()

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions.draws import are_in_order, draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
-from optimplug._core.optim.executions.loop import in_one_type
+from optimplug._core.optim.executions.lending import CODING, lent
 from optimplug._core.optim.executions.operands import TensorList
 from optimplug._core.optim.executions.whole import whole_operands
+from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.totals import Measured, joined
 
 __all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
@@ -72,7 +74,7 @@ class ReadyForeach:
                 name: per_cell[0][name] if same else [per_cell[cell_of[i]][name] for i in owners]
                 for name, same in shared.items()
             }
-            with in_one_type(pieces, batch.rule.widens) as columns:
+            with lent(batch.rule, pieces, k) as columns:
                 drawn = [] if self.keys is None else [draw(batch, self.keys, pieces[0], owners)]
                 params, grads, *states = self._operands([*columns, *drawn], owners)
                 if scale is not None:
@@ -93,12 +95,13 @@ def _operands_held(batch: Batch) -> int:
     """Return how many operands as large as the parameters a part of a step holds at once."""
     rule = batch.rule
     held = rule.temporaries + 1  # the scaled gradient
-    if rule.widens:
+    if rule.widens or (rule.scope != "element" and batch.is_mixed):
         # Those, and a copy of each column, in float32.
         copies = len(batch.states) + 2
         held = -(-(held + copies) * 4 // batch.params[0].element_size())
     # To draw random numbers takes several of 64 bits.
-    return held + (_DRAWING // batch.params[0].element_size() if rule.draws else 0)
+    beside = (_DRAWING if rule.draws else 0) + (CODING if rule.codes else 0)
+    return held + beside // batch.params[0].element_size()
 
 
 def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[int]]]:
@@ -116,7 +119,7 @@ def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[
     size = 0
     whole = batch.rule.scope != "element"
     for i, row in enumerate(zip(*columns, strict=True)):
-        for pieces in (row,) if whole else _split(row, limit):
+        for pieces in (row,) if whole else _split(row, limit, batch.rule):
             # By the whole tensor, where processes have shares of several sizes: each must do the
             # same reductions.
             weight = (batch.owners[i] if whole else pieces[0]).nbytes
@@ -130,9 +133,16 @@ def _parts(batch: Batch, limit: int) -> Iterator[tuple[list[list[Tensor]], list[
     yield part, owners
 
 
-def _split(row: Sequence[Tensor], limit: int) -> Iterator[Sequence[Any]]:
+def _split(row: Sequence[Tensor], limit: int, rule: Rule) -> Iterator[Sequence[Any]]:
     """Cut a tensor and what belongs to it into flat views, if it is too large and they allow it."""
     if row[0].nbytes <= limit or not all(t.is_contiguous() for t in row):
         return iter([row])
-    length = max(1, limit // row[0].element_size())
-    return zip(*(torch.split(t.view(-1), length) for t in row), strict=True)
+    blocks = max(1, limit // row[0].element_size() // BLOCK)
+    per_block = [False, False, *(spec.per_block for spec in rule.state)]
+    return zip(
+        *(
+            torch.split(t.view(-1), blocks if counted else blocks * BLOCK)
+            for t, counted in zip(row, per_block, strict=True)
+        ),
+        strict=True,
+    )

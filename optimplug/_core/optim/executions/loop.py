@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +10,14 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.draws import draw, draw_keys
+from optimplug._core.optim.executions.draws import draw, draw_keys, draw_some
 from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.lending import lent
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.totals import Measured, joined
 
-__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop", "in_one_type"]
+__all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 
 
 class Loop:
@@ -54,8 +53,7 @@ class ReadyLoop:
                 p, g = batch.params[i], batch.grads[i]
                 state = {name: tensors[i] for name, tensors in batch.states.items()}
                 if batch.rule.only_sparse:
-                    with _where_given(p, g, state) as (p, g, state):
-                        self._update(i, p, g, state, k, scale)
+                    self._update_given(i, p, g, state, k, scale)
                     continue
                 if g.is_sparse and state:
                     g = g.to_dense()  # a state moves every row anyhow
@@ -72,15 +70,40 @@ class ReadyLoop:
         state: dict[str, Tensor],
         k: dict[str, float],
         scale: Tensor | None,
+        drawn: Tensor | None = None,
     ) -> Any:
         rule = self.batch.rule
         own = [[p], [g], *([kept] for kept in state.values())]
-        with in_one_type(own, rule.widens) as columns:
+        with lent(rule, own, k) as columns:
             if scale is not None:
                 columns[1] = [_scaled(columns[1][0], scale)]
-            drawn = [] if self.keys is None else [draw(self.batch, self.keys, [p], [i])]
-            value, grad, *kept = self._operands([*columns, *drawn], i)
+            random = [] if drawn is None else [[drawn]]
+            if self.keys is not None and drawn is None:
+                random = [draw(self.batch, self.keys, [p], [i])]
+            value, grad, *kept = self._operands([*columns, *random], i)
             return rule.update(value, grad, dict(zip(rule.operand_names, kept, strict=True)), k)
+
+    def _update_given(
+        self,
+        i: int,
+        p: Tensor,
+        g: Tensor,
+        state: dict[str, Tensor],
+        k: dict[str, float],
+        scale: Tensor | None,
+    ) -> None:
+        """Update copies of the elements that a sparse gradient holds, and write them back."""
+        g = g.to(torch.promote_types(g.dtype, torch.float32)) if self.batch.rule.widens else g
+        g = g.coalesce()  # one may stand in it more than once
+        # Where no dimension is sparse, all that is given is the whole: an element of one more.
+        where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
+        wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
+        found = [whole[where] for whole in wholes]
+        drawn = None if self.keys is None else draw_some(self.keys[i], where, wholes[0])
+        kept = dict(zip(state, found[1:], strict=True))
+        self._update(i, found[0], g.values(), kept, k, scale, drawn)
+        for whole, part in zip(wholes, found, strict=True):
+            whole[where] = part
 
     def _operands(self, columns: list[list[Tensor]], i: int) -> Sequence[Any]:
         if self.batch.rule.scope == "element":
@@ -121,44 +144,6 @@ class ReadyDifferentiable:
                 p.copy_(value.tensor)
                 for name, tensors in batch.states.items():
                     tensors[i].copy_(state[name].tensor)
-
-
-@contextmanager
-def _where_given(
-    p: Tensor, g: Tensor, state: dict[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-    """Lend copies of the elements that a sparse gradient holds, and write them back after."""
-    g = g.coalesce()  # one may stand in it more than once
-    # Where no dimension is sparse, all that is given is the whole: an element of one more.
-    where = tuple(g.indices()) or (g.indices().new_zeros(len(g.values())),)
-    wholes = [t if g.sparse_dim() else t.unsqueeze(0) for t in (p, *state.values())]
-    lent = [whole[where] for whole in wholes]
-    yield lent[0], g.values(), dict(zip(state, lent[1:], strict=True))
-    for whole, part in zip(wholes, lent, strict=True):
-        whole[where] = part
-
-
-@contextmanager
-def in_one_type(
-    columns: Sequence[Sequence[Tensor]], widens: bool = False
-) -> Iterator[list[list[Tensor]]]:
-    """Lend copies of the widest type where the types differ, and write them back after.
-
-    Args:
-        columns: parameters, gradients, then the states; gradients are not written back.
-        widens: whether the type is float32 at least.
-    """
-    types = {tensor.dtype for column in columns for tensor in column}
-    types |= {torch.float32} if widens else set()
-    if len(types) == 1:
-        yield [list(column) for column in columns]
-        return
-    wide = functools.reduce(torch.promote_types, types)
-    copies = [[tensor.to(wide) for tensor in column] for column in columns]
-    yield copies
-    for i, (lent, own) in enumerate(zip(copies, columns, strict=True)):
-        for copy, tensor in zip(lent, own, strict=True) if i != 1 else ():
-            tensor.copy_(copy)  # nothing where they are one tensor
 
 
 def _scaled(g: Tensor, scale: Tensor) -> Tensor:

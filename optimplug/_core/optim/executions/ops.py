@@ -107,12 +107,18 @@ def _end_to_end(function: Callable[..., Tensor]) -> tuple[Lists, Lists]:
     def on_lists(x: Sequence[Tensor], *others: Any) -> list[Tensor]:
         sizes = [tensor.numel() for tensor in x]
         flat = function(*(_flat(operand, sizes, x) for operand in (x, *others)))
-        return [part.view(t.shape) for part, t in zip(torch.split(flat, sizes), x, strict=True)]
+        return [_like(t, part) for part, t in zip(torch.split(flat, sizes), x, strict=True)]
 
     def in_place(x: Sequence[Tensor], *others: Any) -> None:
         foreach_operator("copy_")(x, on_lists(x, *others))
 
     return on_lists, in_place
+
+
+def _like(x: Tensor, values: Tensor) -> Tensor:
+    """Return values in the shape and the order in memory of a tensor: sums over both are alike."""
+    shaped = values.view(x.shape)
+    return shaped if x.is_contiguous() else torch.empty_like(x, dtype=values.dtype).copy_(shaped)
 
 
 def _flat(operand: Any, sizes: Sequence[int], x: Sequence[Tensor]) -> Any:

@@ -173,12 +173,13 @@ def whole_operands(
 
     Args:
         batch: what they belong to.
-        columns: parameters, gradients, then the states in their order.
+        columns: parameters, gradients, then what the rule finds among the states, in its order.
         places: where each tensor of a column stands in the batch.
     """
     shards = Shards.of([batch.owners[i] for i in places])
     gone = [frozenset[int]()] * 2
-    gone += [frozenset([spec.over] if spec.over else []) for spec in batch.rule.state]
+    gone += [frozenset([spec.over] if spec.over else []) for spec in batch.rule.saved]
+    gone += [frozenset()] * batch.rule.draws
     return [WholeTensors(c, shards, g) for c, g in zip(columns, gone, strict=True)]
 
 

@@ -28,7 +28,10 @@ class AdadeltaRule(Rule):
     """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 4
-    state: ClassVar = (StateSpec("square_avg"), StateSpec("acc_delta"))
+    state: ClassVar = (
+        StateSpec("square_avg", code="unsigned"),
+        StateSpec("acc_delta", code="unsigned"),
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         return {
@@ -130,6 +133,7 @@ class Adadelta(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

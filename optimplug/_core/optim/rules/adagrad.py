@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adagrad
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
@@ -34,7 +34,7 @@ class AdagradRule(Rule):
 
     takes_sparse: ClassVar = True
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-    state: ClassVar = (StateSpec("sum", value=_initial),)
+    state: ClassVar = (StateSpec("sum", code="unsigned", value=_initial),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         return {
@@ -131,6 +131,7 @@ class Adagrad(Optimizer):
         paper="Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
         link="https://jmlr.org/papers/v12/duchi11a.html",
         not_for="long runs of deep networks: its steps only ever shrink",
+        step=a_rate,
     )
 
     def __init__(
@@ -151,6 +152,7 @@ class Adagrad(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
         self.begin_state()

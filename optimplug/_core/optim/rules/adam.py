@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     arguments,
     check_betas,
@@ -43,8 +43,8 @@ class AdamRule(Rule):
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
-        moments = StateSpec("exp_avg"), StateSpec("exp_avg_sq")
-        largest = (StateSpec("max_exp_avg_sq", late=True),) if self.amsgrad else ()
+        moments = StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned")
+        largest = (StateSpec("max_exp_avg_sq", code="unsigned", late=True),) if self.amsgrad else ()
         return (*moments, *largest)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -136,8 +136,10 @@ class Adam(Optimizer):
             weights of which the parameter is the visible half), "kahan" or "stochastic"; see
             :mod:`optimplug._core.optim.storage`.
         rounding_seed: what "stochastic" draws by.
-        state_dtype: how moments are kept: "float32", "bfloat16", or None: as the parameter, and
-            with another rounding than "nearest" in float32.
+        state_dtype: how moments are kept: "float32", "bfloat16", "8bit" (a quarter of float32, for
+            parameters of at least 4,096 elements), or None: as the parameter, and with another
+            rounding than "nearest" in float32.
+        compact_state: save moments that are kept in 8 bits as such, and not as float32.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -164,6 +166,7 @@ class Adam(Optimizer):
         link="https://arxiv.org/abs/1412.6980",
         not_for="weight decay, which it scales like a gradient: take AdamW",
         options={"amsgrad": True},
+        step=a_rate,
     )
 
     def __init__(
@@ -186,6 +189,7 @@ class Adam(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 
@@ -255,6 +259,7 @@ class AdamW(Adam):
         paper="Decoupled Weight Decay Regularization",
         link="https://arxiv.org/abs/1711.05101",
         options={"amsgrad": True},
+        step=a_rate,
     )
 
     def __init__(
@@ -276,6 +281,7 @@ class AdamW(Adam):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **arguments(locals()), decoupled_weight_decay=True)
 

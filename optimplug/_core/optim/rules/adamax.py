@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -32,7 +32,7 @@ class AdamaxRule(Rule):
     """Whether weight decay goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
@@ -115,6 +115,7 @@ class Adamax(Optimizer):
         rate=(1, 2),
         paper="Adam: A Method for Stochastic Optimization",
         link="https://arxiv.org/abs/1412.6980",
+        step=a_rate,
     )
 
     def __init__(
@@ -134,6 +135,7 @@ class Adamax(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

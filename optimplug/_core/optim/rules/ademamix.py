@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_lengths,
@@ -33,7 +33,11 @@ class AdEMAMixRule(Rule):
     maximize: bool = False
 
     temporaries: ClassVar = 4
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"), StateSpec("exp_avg_slow"))
+    state: ClassVar = (
+        StateSpec("exp_avg"),
+        StateSpec("exp_avg_sq", code="unsigned"),
+        StateSpec("exp_avg_slow"),
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2, beta3) = hyper["lr"], hyper["betas"]
@@ -169,6 +173,7 @@ class AdEMAMix(Optimizer):
         paper="The AdEMAMix Optimizer: Better, Faster, Older",
         link="https://arxiv.org/abs/2409.03137",
         not_for="short runs, whose slow mean has nothing to remember",
+        step=lambda hyper, size: a_rate(hyper, size) * (1 + hyper["alpha"]),
     )
 
     lengths = ("t_alpha", "t_beta3")
@@ -192,6 +197,7 @@ class AdEMAMix(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

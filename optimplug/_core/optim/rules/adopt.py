@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -37,7 +37,7 @@ class ADOPTRule(Rule):
     """Whether it goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -146,6 +146,7 @@ class ADOPT(Optimizer):
         rate=(1, 1),
         paper="ADOPT: Modified Adam Can Converge with Any beta2 with the Optimal Rate",
         link="https://arxiv.org/abs/2411.02853",
+        step=a_rate,
     )
 
     def __init__(
@@ -166,6 +167,7 @@ class ADOPT(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

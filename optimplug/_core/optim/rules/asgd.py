@@ -35,7 +35,7 @@ class ASGDRule(Rule):
     decays: bool = False
 
     scalars: ClassVar = (ScalarSpec("eta", _first_rate), ScalarSpec("mu", lambda hyper: 1.0))
-    state: ClassVar = (StateSpec("ax"),)
+    state: ClassVar = (StateSpec("ax", code=None, is_point=True),)
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         eta = hyper["eta"]
@@ -151,6 +151,7 @@ class ASGD(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -23,6 +23,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "ScheduleFreeSGDRule",
 ]
 
-_Z = StateSpec("z", partial(torch.clone, memory_format=torch.preserve_format))
+_Z = StateSpec(
+    "z", partial(torch.clone, memory_format=torch.preserve_format), code=None, is_point=True
+)
 # What a group counts by itself, as the reference does, beside its hyperparameters.
 _COUNTED = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
 
@@ -95,7 +98,7 @@ def _weighed(hyper: Hyper) -> tuple[Any, Any, Any]:
 class ScheduleFreeAdamWRule(ScheduleFreeRule):
     """The math of :class:`ScheduleFreeAdamW`."""
 
-    state: ClassVar = (_Z, StateSpec("exp_avg_sq"))
+    state: ClassVar = (_Z, StateSpec("exp_avg_sq", code="unsigned"))
 
     def mixing(self, hyper: Hyper) -> Any:
         return hyper["betas"][0]
@@ -193,6 +196,9 @@ class ScheduleFreeAdamW(Optimizer):
         differentiable: autograd flows through the step.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -245,6 +251,10 @@ class ScheduleFreeAdamW(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), **_COUNTED))
 
@@ -291,6 +301,9 @@ class ScheduleFreeSGD(Optimizer):
         differentiable: autograd flows through the step.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -337,6 +350,10 @@ class ScheduleFreeSGD(Optimizer):
         differentiable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), **_COUNTED))
 

@@ -18,8 +18,9 @@ from optimplug._core.optim.hyperparameters import (
     passed_on,
 )
 from optimplug._core.optim.optimizer import Optimizer
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.rules.factored_transformers import over_root_of_squares, wide_type
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, wide_type
+from optimplug._core.optim.rules.factored_transformers import over_root_of_squares
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["CAME", "CAMERule"]
@@ -47,7 +48,10 @@ class CAMERule(Rule):
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
         if not self.factored:
-            return (StateSpec("exp_avg"), StateSpec("exp_avg_sq", dtype=self.dtype))
+            return (
+                StateSpec("exp_avg"),
+                StateSpec("exp_avg_sq", code="unsigned", dtype=self.dtype),
+            )
         kinds = [(f"exp_avg_{kind}_row", f"exp_avg_{kind}_col") for kind in ("sq", "res")]
         factors = [
             StateSpec(name, over=axis, keeps_axis=False, dtype=self.dtype)
@@ -136,6 +140,9 @@ class CAME(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule; at a step, a parameter is complex or a flat shard of
@@ -181,6 +188,10 @@ class CAME(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 
 __all__ = ["Adafactor", "AdafactorRule"]
 
@@ -35,7 +36,7 @@ class AdafactorRule(Rule):
 
     @property
     def state(self) -> tuple[StateSpec, ...]:
-        return _FACTORS if self.factored else (StateSpec("variance"),)
+        return _FACTORS if self.factored else (StateSpec("variance", code="unsigned"),)
 
     def suited(self, p: Tensor) -> AdafactorRule:
         return _matrix_rule(self) if p.dim() > 1 else self
@@ -120,6 +121,9 @@ class Adafactor(Optimizer):
         maximize: ascend instead of descend.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -147,6 +151,7 @@ class Adafactor(Optimizer):
         paper="Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
         link="https://arxiv.org/abs/1804.04235",
         rate_means="the largest step, relative to the parameter's own size: 1e-2 is usual",
+        step=lambda hyper, size: a_rate(hyper, size) * max(hyper["eps"][1], size),
     )
 
     def __init__(
@@ -162,6 +167,10 @@ class Adafactor(Optimizer):
         maximize: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer, required
-from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, wide_type
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = [
     "TransformersAdafactor",
     "TransformersAdafactorRule",
     "over_root_of_squares",
-    "wide_type",
 ]
 
 
@@ -50,7 +50,7 @@ class TransformersAdafactorRule(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         mean = (StateSpec("exp_avg", dtype=self.dtype),) if self.has_mean else ()
         if not self.factored:
-            return (*mean, StateSpec("exp_avg_sq", dtype=self.dtype))
+            return (*mean, StateSpec("exp_avg_sq", code="unsigned", dtype=self.dtype))
         rows = StateSpec("exp_avg_sq_row", over=-1, keeps_axis=False, dtype=self.dtype)
         cols = StateSpec("exp_avg_sq_col", over=-2, keeps_axis=False, dtype=self.dtype)
         return (*mean, rows, cols)
@@ -118,11 +118,6 @@ def over_root_of_squares(
     return x.mul(rows.div(rows.mean(-2)).rsqrt_()).mul_(cols.rsqrt())
 
 
-def wide_type(p: Tensor) -> torch.dtype | None:
-    """Return float32 for a parameter of a narrow type; None for another, whose own is enough."""
-    return torch.float32 if p.dtype in (torch.float16, torch.bfloat16) else None
-
-
 def _rate(hyper: Hyper, t: float) -> Any:
     if not hyper["relative_step"]:
         return hyper["lr"]
@@ -137,6 +132,12 @@ def _suited(
     rule: TransformersAdafactorRule, factored: bool, dtype: torch.dtype | None
 ) -> TransformersAdafactorRule:
     return replace(rule, factored=factored, dtype=dtype)
+
+
+def _step(hyper: Hyper, size: float) -> float:
+    # With relative_step it is the first steps', which get smaller.
+    rate = 1e-2 if hyper["relative_step"] else float(hyper["lr"])
+    return rate * (max(hyper["eps"][1], size) if hyper["scale_parameter"] else 1.0)
 
 
 class TransformersAdafactor(Optimizer):
@@ -183,6 +184,9 @@ class TransformersAdafactor(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule; at a step, a parameter is complex or a flat shard of
@@ -215,6 +219,7 @@ class TransformersAdafactor(Optimizer):
         link="https://arxiv.org/abs/1804.04235",
         not_for="a schedule, unless relative_step=False and an lr are given",
         options={"beta1": 0.9},
+        step=_step,
     )
 
     def __init__(
@@ -233,6 +238,10 @@ class TransformersAdafactor(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         given = passed_on(locals())
         if lr is None and not (relative_step or warmup_init):

@@ -18,6 +18,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 
 __all__ = ["LAMB", "LAMBRule"]
 
@@ -35,7 +36,7 @@ class LAMBRule(Rule):
     scope: ClassVar = "tensor"
     takes_complex: ClassVar = False
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
@@ -76,6 +77,11 @@ class LAMBRule(Rule):
 _rule = lru_cache(LAMBRule)  # asked for at every step, for every group
 
 
+def _step(hyper: Hyper, size: float) -> float:
+    ratio = size if hyper["weight_decay"] or hyper["always_adapt"] else 1.0
+    return float(hyper["lr"]) * (min(1.0, ratio) if hyper["trust_clip"] else ratio)
+
+
 class LAMB(Optimizer):
     r"""LAMB: Adam whose step is, for each tensor, in proportion to the norm of its weights.
 
@@ -111,6 +117,9 @@ class LAMB(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule; at a step, a parameter is complex or a flat shard of
@@ -141,6 +150,7 @@ class LAMB(Optimizer):
         rate=(1, 10),
         paper="Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
         link="https://arxiv.org/abs/1904.00962",
+        step=_step,
     )
 
     def __init__(
@@ -159,6 +169,10 @@ class LAMB(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -32,6 +32,10 @@ class LBFGSRule(Rule):
     scope: ClassVar = "matrix"  # or more: nothing can be done to a part of it
     counts_steps: ClassVar = False
     state: ClassVar = ()
+    storage_refusal: ClassVar = (
+        "it looks for its way by losses at weights in between, which are those that the model has, "
+        "and its curvature is differences of gradients there; use float32 weights"
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         return {}

@@ -17,6 +17,7 @@ from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Muon", "MuonRule", "newton_schulz"]
@@ -194,6 +195,9 @@ class Muon(Optimizer):
         max_grad_norm: clip the global gradient norm to this inside the step, before all else; None:
             no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule, or a parameter is no matrix.
@@ -246,6 +250,10 @@ class Muon(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -33,7 +33,7 @@ class NAdamRule(Rule):
 
     temporaries: ClassVar = 3
     scalars: ClassVar = (ScalarSpec("mu_product", lambda hyper: 1.0, is_product=True),)
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -141,6 +141,7 @@ class NAdam(Optimizer):
         rate=(1, 2),
         paper="Incorporating Nesterov Momentum into Adam",
         link="https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ",
+        step=a_rate,
     )
 
     def __init__(
@@ -162,6 +163,7 @@ class NAdam(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

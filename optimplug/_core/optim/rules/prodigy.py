@@ -19,6 +19,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Prodigy", "ProdigyRule"]
@@ -42,10 +43,10 @@ class ProdigyRule(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         momentum = (StateSpec("exp_avg"),) if self.has_momentum else ()
         return (
-            StateSpec("s", may_be_flat=True),
-            StateSpec("p0", init=torch.clone, may_be_flat=True),
+            StateSpec("s", code=None, may_be_flat=True),
+            StateSpec("p0", code=None, init=torch.clone, may_be_flat=True, is_point=True),
             *momentum,
-            StateSpec("exp_avg_sq"),
+            StateSpec("exp_avg_sq", code="unsigned"),
         )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -178,6 +179,9 @@ class Prodigy(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule.
@@ -229,6 +233,10 @@ class Prodigy(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals(), d=d0, d_max=d0, d_numerator=0.0, k=0))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -34,7 +34,7 @@ class RAdamRule(Rule):
     """Whether it goes into the gradient; see :class:`.sgd.SGDRule`."""
 
     temporaries: ClassVar = 4
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
@@ -147,6 +147,7 @@ class RAdam(Optimizer):
         rate=(1, 1),
         paper="On the Variance of the Adaptive Learning Rate and Beyond",
         link="https://arxiv.org/abs/1908.03265",
+        step=a_rate,
     )
 
     def __init__(
@@ -167,6 +168,7 @@ class RAdam(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

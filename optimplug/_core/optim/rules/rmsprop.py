@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.codes import CodeName
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -33,10 +34,12 @@ class RMSpropRule(Rule):
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
+        # Of the centered kind little is left of two large numbers: less than codes are off by.
+        code: CodeName | None = None if self.centered else "unsigned"
         return (
-            StateSpec("square_avg"),
+            StateSpec("square_avg", code=code),
             *((StateSpec("momentum_buffer", late=True),) if self.momentum else ()),
-            *((StateSpec("grad_avg", late=True),) if self.centered else ()),
+            *((StateSpec("grad_avg", late=True, code=None),) if self.centered else ()),
         )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
@@ -69,6 +72,11 @@ class RMSpropRule(Rule):
 
 
 _rule = lru_cache(RMSpropRule)  # asked for at every step, for every group
+
+
+def _step(hyper: Hyper, size: float) -> float | None:
+    # The variance that centered divides by is near 0 under a steady gradient.
+    return None if hyper["centered"] else float(hyper["lr"]) / (1 - hyper["momentum"])
 
 
 class RMSprop(Optimizer):
@@ -131,6 +139,7 @@ class RMSprop(Optimizer):
         paper="Neural Networks for Machine Learning, lecture 6",
         link="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
         options={"momentum": 0.9, "centered": True},
+        step=_step,
     )
 
     def __init__(
@@ -152,6 +161,7 @@ class RMSprop(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

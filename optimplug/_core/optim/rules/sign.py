@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -119,6 +119,7 @@ class Lion(Optimizer):
         paper="Symbolic Discovery of Optimization Algorithms",
         link="https://arxiv.org/abs/2302.06675",
         not_for="small batches, where signs are noise",
+        step=a_rate,
     )
 
     def __init__(
@@ -136,6 +137,7 @@ class Lion(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 
@@ -161,7 +163,10 @@ class RpropRule(Rule):
     maximize: bool = False
 
     temporaries: ClassVar = 6
-    state: ClassVar = (StateSpec("prev"), StateSpec("step_size", value=_first_size))
+    state: ClassVar = (
+        StateSpec("prev", code=None),
+        StateSpec("step_size", code=None, value=_first_size),
+    )
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         (eta_minus, eta_plus), (least, most) = hyper["etas"], hyper["step_sizes"]
@@ -266,6 +271,7 @@ class Rprop(Optimizer):
         rounding: Rounding = "nearest",
         rounding_seed: int = 0,
         state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -18,6 +18,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["SparseAdam", "SparseAdamRule"]
@@ -32,7 +33,7 @@ class SparseAdamRule(Rule):
     takes_sparse: ClassVar = True
     only_sparse: ClassVar = True
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
@@ -87,6 +88,9 @@ class SparseAdam(Optimizer):
         maximize: ascend instead of descend.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule, or a parameter is sparse or complex.
@@ -125,6 +129,10 @@ class SparseAdam(Optimizer):
         *,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

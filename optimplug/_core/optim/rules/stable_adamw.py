@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from optimplug._core.optim.facts import Facts
+from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
     check_not_negative,
@@ -18,6 +18,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
+from optimplug._core.optim.storage import Rounding, StateDtype
 
 __all__ = ["StableAdamW", "StableAdamWRule"]
 
@@ -32,7 +33,7 @@ class StableAdamWRule(Rule):
     scope: ClassVar = "tensor"
     takes_complex: ClassVar = False
     temporaries: ClassVar = 3
-    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq"))
+    state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
     def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
         beta1, beta2 = (_debiased(beta, t) for beta in hyper["betas"])
@@ -100,6 +101,9 @@ class StableAdamW(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
+        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
+        rounding_seed: likewise.
+        state_dtype: likewise.
 
     Raises:
         ArgumentError: a value breaks its rule; at a step, a parameter is complex or a flat shard of
@@ -129,6 +133,7 @@ class StableAdamW(Optimizer):
         rate=(1, 1),
         paper="Stable and low-precision training for large-scale vision-language models",
         link="https://arxiv.org/abs/2304.13013",
+        step=a_rate,
     )
 
     def __init__(
@@ -143,6 +148,10 @@ class StableAdamW(Optimizer):
         foreach: bool | None = None,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
+        rounding: Rounding = "nearest",
+        rounding_seed: int = 0,
+        state_dtype: StateDtype | None = None,
+        compact_state: bool = False,
     ) -> None:
         super().__init__(params, **passed_on(locals()))
 

@@ -113,6 +113,7 @@ def cut(program: Program, rule: Rule) -> Cut:
     """
     inputs = {"p": "full", "g": "full"}
     inputs |= {s.name: _KINDS[frozenset([s.over] if s.over else [])] for s in rule.state}
+    inputs |= {"random": "full"} if rule.draws else {}
     kinds: dict[int, Kind] = {}
     for i, step in enumerate(program.steps):
         kinds[i] = _kind_of_step(step, inputs, kinds)

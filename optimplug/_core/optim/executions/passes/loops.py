@@ -99,14 +99,15 @@ class Loop(Part):
         for a in self._of("row"):
             yield self.load(a, f"{start(a)}[row]")
         for a in dict.fromkeys([*self._of("full"), *(Input(n) for n, _ in self.outputs)]):
-            yield self._pointer(a, "row")
+            if not self._is_drawn(a):
+                yield self._pointer(a, "row")
         for i in self.rows:
             yield f"double row{i} = 0;"
 
     def _body(self) -> Iterator[str]:
         """Walk what is done for each element."""
         for a in (*self._of("full"), *self._of("column")):
-            yield self.load(a, f"{self._begin(a)}[i]")
+            yield self._draw(a) if self._is_drawn(a) else self.load(a, f"{self._begin(a)}[i]")
         yield from self.steps(self.steps_here)
         for prefix, found in (("sum{}", self.sums), ("row{}", self.rows), ("c{}[i]", self.columns)):
             for i in found:
@@ -114,6 +115,14 @@ class Loop(Part):
         for name, end in self.outputs:
             value = f"store_{self.types[name]}({c_name(end)})"
             yield f"{self._begin(Input(name))}[i] = {value};"
+
+    def _is_drawn(self, argument: Argument) -> bool:
+        """Tell whether a value is a random number, and stands nowhere."""
+        return isinstance(argument, Input) and self.types[argument.name] == "drawing"
+
+    def _draw(self, argument: Argument) -> str:
+        place = "row * z->C + i" if self.cut.has_axes else "i"
+        return f"const work {c_name(argument)} = draw({start(argument)}, {place});"
 
     def _begin(self, argument: Argument) -> str:
         """Return the name of where a row begins, or what a plane has for its columns."""

@@ -24,9 +24,9 @@ def whole_source(cut: Cut, dtypes: Sequence[torch.dtype]) -> str:
 
     Args:
         cut: the program, in passes.
-        dtypes: of each column: ``p``, ``g``, then the states.
+        dtypes: of each column: ``p``, ``g``, then the states; int64 for keys of random numbers.
     """
-    types = dict(zip(cut.inputs, (C_TYPES[dtype] for dtype in dtypes), strict=True))
+    types = dict(zip(cut.inputs, (C_TYPES.get(dtype, "drawing") for dtype in dtypes), strict=True))
     stages = Stages(cut, types)
     both = [stages.text(level) + Loop(cut, types, level).text() for level in range(cut.passes)]
     parts = [c_head(dtypes), HEAD, _areas(cut), *both, stages.text(cut.passes), _update(cut)]

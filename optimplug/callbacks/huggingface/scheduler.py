@@ -1,4 +1,4 @@
-"""Callbacks for the Hugging Face Trainer."""
+"""Schedules that follow a Trainer's updates, epochs and evaluations."""
 
 from __future__ import annotations
 
@@ -6,52 +6,21 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Args
+from transformers.trainer_utils import has_length
 
 from optimplug._core.metrics import bare_name, name_among
 from optimplug.callbacks.interval_scheduler import Factory, IntervalScheduler
 from optimplug.callbacks.step_interval import Interval, StepInterval
-from optimplug.callbacks.trace import LearningRateTrace as _Trace
-from optimplug.errors import ArgumentError, MissingExtraError
-
-try:
-    import accelerate  # type: ignore[import-untyped] # noqa: F401 (a Trainer runs on it)
-    from transformers import TrainerCallback
-    from transformers import TrainerControl as Control
-    from transformers import TrainerState as State
-    from transformers import TrainingArguments as Args
-    from transformers.trainer_utils import has_length
-except ImportError:
-    raise MissingExtraError("optimplug.callbacks.huggingface", "huggingface") from None
-
+from optimplug.errors import ArgumentError
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.internals import unwrapped
 from optimplug.recipe import RecipeScheduler
 
-__all__ = ["LearningRateTrace", "MetricCallback", "SchedulerCallback"]
-
-
-class LearningRateTrace(_Trace, TrainerCallback):
-    """:class:`optimplug.callbacks.trace.LearningRateTrace` over a whole ``train``.
-
-    Example:
-        ``Trainer(..., callbacks=[LearningRateTrace()])``
-    """
-
-    _handle: RemovableHandle | None = None
-
-    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Listen to the trainer's optimizer."""
-        self._stop()  # auto_find_batch_size begins anew without an end
-        self._handle = self.attach(kwargs["optimizer"])
-
-    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Stop listening: another ``train`` may go on with the same optimizer."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+__all__ = ["MetricCallback", "SchedulerCallback"]
 
 
 class _EvaluationCallback(TrainerCallback):
