@@ -42,10 +42,30 @@ def test_what_is_in_it(tmp_path, run, state):
     lines = [line.split() for line in done.stdout.splitlines() if line]
     title, columns, _, body, head, *notes = lines
     assert " ".join(title) == "update 6 of 12 updates, 4 an epoch"
-    assert (
-        columns == ["group", "tensors", "parameters", "optimizer", "lr", "lr", "now", "weight_decay", "betas", "bytes"]
-    )
-    assert body == ["body", "2", "16", "AdamW", "0.1", "0.0853553", "0.01", "(0.9,", "0.999)", "136"]
+    assert columns == [
+        "group",
+        "tensors",
+        "parameters",
+        "optimizer",
+        "lr",
+        "lr",
+        "now",
+        "weight_decay",
+        "betas",
+        "bytes",
+    ]
+    assert body == [
+        "body",
+        "2",
+        "16",
+        "AdamW",
+        "0.1",
+        "0.0853553",
+        "0.01",
+        "(0.9,",
+        "0.999)",
+        "136",
+    ]
     assert head == ["head", "2", "10", "AdamW", "0.1", "0.0853553", "0.1", "(0.9,", "0.999)", "88"]
     text = "\n".join(" ".join(line) for line in notes)
     assert "optimizer state: 224 bytes" in text
