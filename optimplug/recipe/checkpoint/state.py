@@ -25,6 +25,7 @@ def exact_state(comparison: Comparison, optimizer: torch.optim.Optimizer) -> dic
     Nothing may be otherwise but that order, and wrappers in names.
     """
     saved = comparison.saved
+    _check_order(comparison)
     for group in comparison.own:
         _check_counted(group, comparison.donors(group))
     if comparison.same_places() and all(n == s for n, s in comparison.names.items()):
@@ -76,6 +77,7 @@ def adapted_state(
         StateError: torch's own class could not go on from what there is.
     """
     own = optimizer.state_dict()
+    _check_order(comparison)
     _check_whole(comparison, owner_of(optimizer), taken)
     settings = [
         {**_own_settings(saved), **_progress(group, comparison.donors(group), taken, notes)}
@@ -83,6 +85,20 @@ def adapted_state(
     ]
     groups = _with_settings(own, comparison.own, settings)
     return {**own, "state": _state(own, comparison, taken), "param_groups": groups}
+
+
+def _check_order(comparison: Comparison) -> None:
+    """Refuse to give a state that belongs to no parameter to others than it was saved of.
+
+    Raises:
+        StateError: the parameters are others, or in another order.
+    """
+    whole = (torch.optim.LBFGS, optim.LBFGS)
+    if any(issubclass(own.cls, whole) for own in comparison.own) and not comparison.same_places():
+        raise StateError(
+            "LBFGS keeps one state for all parameters, in their order, and they are others here, "
+            "or in another order; give resume='weights' to begin anew"
+        )
 
 
 def _own_settings(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from support.resuming import (
     through_file,
 )
 
-from optimplug import ArgumentError, Horizon, Recipe, StateError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 
 
 def trained(recipe=BASE, updates=UPDATES, horizon=HORIZON, model=None):
@@ -325,3 +325,26 @@ def test_moments_of_a_rule_that_changes_its_optimizer_are_those_of_the_others():
     found = run.load_state_dict(state_of(trained()), resume="adapt")
     assert found.dropped == dict.fromkeys(("head.weight", "head.bias"), "it is of AdamW, not Lion")
     assert {*moments(run.optimizer)} == {"body.weight", "body.bias"}
+
+
+@pytest.mark.parametrize("policy", ["exactly", None, 3, ["adapt"]])
+def test_a_recipe_with_another_policy_is_refused_with_its_key(policy):
+    with pytest.raises(RecipeError, match=r"^resume: .*'exact', 'adapt' or 'weights'"):
+        Recipe({**BASE, "resume": policy})
+
+
+def test_editors_know_the_policies():
+    form = Recipe.json_schema()["properties"]["resume"]
+    assert (form["enum"], form["default"]) == (["exact", "adapt", "weights"], "exact")
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "010", "yes", "null", "0x1F", "1:30", "2020-01-01", ".5", "~"]
+)
+def test_a_recipe_as_text_is_the_same_recipe(text):
+    recipe = Recipe(
+        {**BASE, "groups": [*BASE["groups"], {"match": ["head.*", text], "lr_scale": 1e-5}]}
+    )
+    again = Recipe(recipe.to_yaml())
+    assert again.spec == recipe.spec
+    assert again.to_yaml() == recipe.to_yaml()

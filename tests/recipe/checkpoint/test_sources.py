@@ -210,3 +210,42 @@ def test_peft_is_no_part_of_a_name():
         own["base_model.model.head.modules_to_save.default.weight"]["exp_avg"],
         kept["head.weight"]["exp_avg"],
     )
+
+
+@pytest.mark.parametrize("policy", ["exact", "adapt"])
+def test_lbfgs_keeps_one_state_for_all_parameters_in_their_order(policy):
+    recipe = {"optimizer": {"name": "LBFGS", "lr": 0.1}}
+
+    def go(run, updates):
+        for _ in range(updates):
+            batch = torch.ones(2, 3)
+
+            def closure(run=run, batch=batch):
+                run.optimizer.zero_grad()
+                loss = run.model(batch).square().sum()
+                loss.backward()
+                return loss
+
+            run.step(closure)
+
+    first = started(recipe)
+    go(first, 2)
+    again = started(recipe)
+    again.model.load_state_dict(first.model.state_dict())
+    again.load_state_dict(through_file(copy.deepcopy(first.state_dict())), resume=policy)
+    go(first, 2)
+    go(again, 2)
+    for p, q in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+    class Reversed(Net):
+        def __init__(self):
+            super().__init__()
+            body, head = self.body, self.head
+            del self.body, self.head
+            self.head, self.body = head, body
+
+    run = started(recipe, Reversed())
+    with pytest.raises(StateError, match="LBFGS keeps one state for all parameters"):
+        run.load_state_dict(first.state_dict(), resume=policy)
+    assert not run.optimizer.state
