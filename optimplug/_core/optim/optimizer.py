@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import required
 
 from optimplug._core.internals import (
+    hook_step_of,
     in_dispatch_mode,
     load_post_hooks,
     load_pre_hooks,
@@ -22,9 +23,11 @@ from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
     check_choices,
+    chosen,
     devices_that_count,
     prepare,
 )
+from optimplug._core.optim.executions.compiled import ReadyCompiled
 from optimplug._core.optim.executions.execution import Ready
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import (
@@ -38,6 +41,7 @@ from optimplug._core.optim.group_checks import check_group
 from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
 from optimplug._core.optim.refusals import refuse_dense
+from optimplug._core.optim.repeat import Repeat
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
 from optimplug._core.optim.storage import Rounding, StateDtype, storage_settings, stored
@@ -117,6 +121,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if defaults.get("lr", required) is not required:
             self.check(defaults)
             check_storage(self.rule(defaults), defaults, type(self).__name__)
+        hook_step_of(type(self))
         super().__init__(params, defaults)
         # GradScaler then leaves it to the step to unscale, and to skip where it found_inf.
         self._step_supports_amp_scaling = bool(defaults.get("fused"))
@@ -157,9 +162,41 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
-            self._update()
+        if not self._repeated():
+            with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+                self._update()
         return loss
+
+    def _repeated(self) -> bool:
+        """Do the step with what the last one has found, where all is as it was; tell if so."""
+        layout = self._layout
+        again = None if layout is None else layout.again
+        if layout is None or again is None or torch.compiler.is_compiling() or self._is_scaled:
+            return False
+        if again.choices != chosen(self.defaults):
+            return False
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        ready = again.prepare(self.param_groups, grads, self.stored_rule, self.state)
+        if ready is None:
+            layout.attempts -= again.times < 2  # it was made for less than it has cost
+            layout.again = None
+            return False
+        scale = None
+        if self._needs_norm:
+            with torch.no_grad():
+                scale = self._gradient_scale(grads, ready, None)
+            if self._skips():
+                return True
+        again.count()
+        for each in ready:
+            each.run(scale, None)
+        return True
+
+    @property
+    def _is_scaled(self) -> bool:
+        """Whether a GradScaler has lent what it does for the time of a step."""
+        scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        return scale is not None or found_inf is not None
 
     @outside_graphs
     def _update(self) -> None:
@@ -170,8 +207,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         try:
             # What fails here fails before any parameter has moved.
+            known = self._layout
             batches, ready = self._prepared(groups, grads)
-            scale = self._gradient_scale(grads, batches, ready, amp_scale)
+            scale = self._gradient_scale(grads, ready, amp_scale)
             skips = self._skips()
         except BaseException:
             self._forget_first()
@@ -195,23 +233,30 @@ class Optimizer(torch.optim.Optimizer, ABC):
             groups[i].update(changed)
         if found_inf is not None:
             layout.advance(-found_inf)
+        elif layout is known and layout.attempts and all(type(r) is ReadyCompiled for r in ready):
+            layout.again = Repeat.of(layout, groups, grads, self.state, chosen(self.defaults))
+            layout.attempts -= layout.again is None
 
     def _prepared(
         self, groups: list[dict[str, Any]], grads: list[Tensor | None]
     ) -> tuple[list[Batch], list[Ready]]:
         """Return this step's work, ready to be run."""
         rules = [self.stored_rule(group) for group in groups]
-        if self._layout is not None and self._layout.fits(groups, grads, rules, self.state):
-            batches = self._layout.batches(groups, grads, self.state)
+        before = self._layout
+        if before is not None and before.fits(groups, grads, rules, self.state):
+            batches = before.batches(groups, grads, self.state)
             if batches is not None:
                 ready = [prepare(batch, self.defaults) for batch in batches]
                 if None not in ready:
                     return batches, cast("list[Ready]", ready)
+            before = None  # some tensor is not what it was
+        elif before is not None and not before.holds(groups, rules, self.state):
+            before = None
         if self._needs_norm:
             refuse_flattened(self.param_groups)
         refuse_dense(groups, grads, rules)
         count_on = devices_that_count(self.defaults)
-        self._layout = Layout(groups, grads, rules, self.state, count_on)
+        self._layout = Layout(groups, grads, rules, self.state, count_on, before)
         batches = cast("list[Batch]", self._layout.batches(groups, grads, self.state))
         return batches, [cast("Ready", prepare(batch, self.defaults)) for batch in batches]
 
@@ -224,18 +269,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _gradient_scale(
         self,
         grads: list[Tensor | None],
-        batches: list[Batch],
-        ready: list[Ready],
+        ready: Sequence[Ready],
         amp_scale: Tensor | None,
     ) -> Tensor | None:
         """Return what every gradient is to be multiplied by; None for one."""
         scale = None if amp_scale is None else 1.0 / amp_scale
         if not self._needs_norm:
             return scale
-        if not batches:
+        if not ready:
             self.grad_norm = torch.zeros(())
             return scale
-        norm = prepared_norm(ready, batches)
+        norm = prepared_norm(ready, grads)
         if norm is None:
             norm = global_norm([g for g in grads if g is not None])
         self.grad_norm = norm if scale is None else norm * scale.to(norm.device)

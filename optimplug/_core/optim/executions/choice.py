@@ -19,6 +19,7 @@ from optimplug.errors import ArgumentError
 __all__ = [
     "CHOICES",
     "check_choices",
+    "chosen",
     "devices_asked_for",
     "devices_that_count",
     "is_compiled",
@@ -46,9 +47,8 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
     Returns:
         None where the parameters have no longer one form, and are to be put together anew.
     """
-    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
     looked = False
-    for execution in _in_order(*asked):
+    for execution in _in_order(*chosen(choices)):
         # A library's memory is looked at again by itself wherever it has moved.
         if not (looked or isinstance(execution, Compiled)):
             if not batch.has_its_form:
@@ -60,10 +60,14 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
     raise AssertionError("the loop takes every batch")
 
 
+def chosen(choices: Choices) -> tuple[bool | None, bool | None, bool | None]:
+    """Return what says which executions are tried: ``foreach``, ``fused``, ``differentiable``."""
+    return choices.get("foreach"), choices.get("fused"), choices.get("differentiable")
+
+
 def devices_that_count(choices: Choices) -> tuple[str, ...]:
     """Return on which devices a whole rule may run in one pass, which reads the count there."""
-    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
-    return FUSED_DEVICES if _may_fuse(*asked) else ()
+    return FUSED_DEVICES if _may_fuse(*chosen(choices)) else ()
 
 
 def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | None) -> bool:
