@@ -9,6 +9,7 @@ from support.mutations import mutated
 from support.resuming import RECIPE, changed, started, state_of, stopped
 
 from optimplug import StateError
+from optimplug.recipe.checkpoint.file import read_file
 
 RECIPES = {
     "ours": RECIPE,
@@ -57,3 +58,20 @@ def test_mutations(name, policy):
 @pytest.mark.parametrize("name", RECIPES)
 def test_many_mutations(name, policy):
     assert count_refused(RECIPES[name], policy, 1700, 1) > 400
+
+
+def test_a_damaged_file_is_refused_or_read(tmp_path):
+    file, source = tmp_path / "run.pt", random.Random(2)  # noqa: S311 (no secret)
+    torch.save(stopped(RECIPE).state_dict(), file)
+    good, refused = file.read_bytes(), 0
+    for _ in range(150):
+        bad = bytearray(good)
+        for _ in range(source.randint(1, 20)):
+            bad[source.randrange(len(bad))] = source.randrange(256)
+        file.write_bytes(bad[: source.choice([len(bad), source.randrange(len(bad))])])
+        try:
+            (saved,) = read_file(file).values()
+            started(RECIPE).go_on_from(saved)
+        except StateError:
+            refused += 1
+    assert 50 < refused < 150
