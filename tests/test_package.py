@@ -90,7 +90,7 @@ SHOWS = "rich typer matplotlib optimplug.show"
         (
             "import optimplug.optim",
             "torch",
-            f"lightning transformers accelerate pydantic yaml {SHOWS}",
+            f"lightning transformers accelerate pydantic yaml triton {SHOWS}",
         ),
         (
             "from optimplug.recipe.text import form, override, reader",

@@ -188,14 +188,18 @@ class Batch:
         found = {}
         for spec in self.rule.scalars:
             old = kept[spec.name]
-            new = torch.tensor([float(each[spec.name]) for each in given], dtype=old.dtype)
+            numbers = [float(each[spec.name]) for each in given]
+            new = torch.tensor(numbers, dtype=old.dtype, device=old.device)
             found[spec.name] = old * new if spec.is_product else new
         return found
 
     def next_scalars(self) -> dict[str, Tensor]:
         """Return for each tensor what :attr:`Rule.scalars` become by the update at hand."""
-        sizes = torch.tensor([cell.part.stop - cell.part.start for cell in self.cells])
-        return {name: values.repeat_interleave(sizes) for name, values in self._after.items()}
+        sizes = [cell.part.stop - cell.part.start for cell in self.cells]
+        return {
+            name: values.repeat_interleave(torch.tensor(sizes, device=values.device))
+            for name, values in self._after.items()
+        }
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.

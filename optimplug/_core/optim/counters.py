@@ -98,6 +98,10 @@ class Counters:
             steps = torch.frombuffer(marks, dtype=torch.uint8).to(self._both) * steps
         self._both += steps.to(self._both.device) if isinstance(steps, Tensor) else steps
 
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: self._all[name][torch.tensor(places)] for name in names}
+
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
         at = torch.tensor(places)
@@ -130,6 +134,10 @@ class SingleCounters:
         """Count ``steps`` updates for the parameters at these places; None for every one."""
         for numbers in self._all if places is None else [self._all[at] for at in places]:
             numbers["step"] += steps
+
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: torch.stack([self._all[i][name] for i in places]) for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from torch import Tensor
 
@@ -29,7 +29,10 @@ from optimplug._core.optim.totals import Totals
 if TYPE_CHECKING:
     from optimplug._core.optim.repeat import Repeat
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "WayBack"]
+
+WayBack: TypeAlias = "Callable[[Mapping[int, Mapping[str, Any]]], bool]"
+"""What takes a step back, as :meth:`Layout.way_back` says."""
 
 _KNOWN = {(None, None), (None, False), (None, True), (False, False), (True, True)}
 """Who has no gradient may have been laid out or not; who has one, with one of this kind."""
@@ -303,6 +306,32 @@ class Layout:
                 sums = {name: sum(each[name] for each in own) for name in rule.measures if own}
                 found.update({places[i]: sums for i in pool})
         return found
+
+    def way_back(self, groups: Sequence[dict[str, Any]], state: State) -> WayBack:
+        """Return what undoes a step, asked for before it.
+
+        It is given what the step has changed in the groups' settings, as :meth:`next_settings`
+        returns it, and tells whether states are gone. Tensors are left alone, but those that began.
+        """
+        begun = list(self._begun)
+        numbers = [
+            layout.numbers[0].counters.read([place.at for place in layout.numbers], names)
+            for layout in self.layouts
+            if (names := [spec.name for spec in layout.rule.scalars])
+        ]
+        before = [dict(group) for group in groups]
+
+        def restore(changed: Mapping[int, Mapping[str, Any]]) -> bool:
+            self.advance(-1)
+            self.write(numbers)
+            for i, settings in changed.items():
+                for key in settings.keys() - before[i].keys():
+                    del groups[i][key]
+                groups[i].update({k: before[i][k] for k in settings.keys() & before[i].keys()})
+            self._begun = begun
+            return self.forget_begun(groups, state)
+
+        return restore
 
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""

@@ -52,7 +52,9 @@ class Part:
     @classmethod
     def of(cls, laid_out: BatchLayout, batch: Batch) -> Part | None:
         """Keep what was found of a batch; None where a step must look at it in another way."""
-        memory = current_memory(batch) if _is_simple(batch, laid_out) else None
+        from optimplug._core.optim.executions.c_source import C_TYPES
+
+        memory = current_memory(batch, C_TYPES) if _is_simple(batch, laid_out) else None
         if memory is None or not memory.contiguous:
             return None
         part = cls(laid_out, batch, memory)

@@ -55,7 +55,9 @@ class Compiled:
         if not self._takes(batch) or in_dispatch_mode() or compiler() is None:
             batch.memo.clear()
             return None
-        memory = current_memory(batch)
+        from optimplug._core.optim.executions.c_source import C_TYPES
+
+        memory = current_memory(batch, C_TYPES)
         if memory is None or not self._reads(batch, memory):
             return None
         scalars = batch.coefficients(ahead=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
@@ -52,13 +52,16 @@ def threads_for(elements: int) -> int:
     return 1 if elements < 2 * TURN else min(torch.get_num_threads(), elements // TURN)
 
 
-def current_memory(batch: Batch) -> Memory | None:
-    """Return what is known of the batch's memory, looked at again where something has changed."""
+def current_memory(batch: Batch, types: Collection[torch.dtype]) -> Memory | None:
+    """Return what is known of the batch's memory, looked at again where something has changed.
+
+    None where a kernel could not read it, of tensors of these types on one device.
+    """
     kept = _kept(batch)
     spans = [[list(map(of, column)) for of in (Tensor.data_ptr, _bytes, id)] for column in kept]
     memory: Memory | None = batch.memo.get("memory")
     if memory is None or memory.spans != spans or not _still_valid(batch, memory):
-        memory = batch.memo["memory"] = _inspect(batch, spans)
+        memory = batch.memo["memory"] = _inspect(batch, spans, types)
     return memory
 
 
@@ -66,13 +69,14 @@ def _kept(batch: Batch) -> list[list[Tensor]]:
     return [batch.params, *batch.states.values()]
 
 
-def _inspect(batch: Batch, spans: Spans) -> Memory | None:
+def _inspect(batch: Batch, spans: Spans, types: Collection[torch.dtype]) -> Memory | None:
     """Look at every tensor of a batch; None where a library could not read them."""
     kept = _kept(batch)
     sizes = [p.numel() for p in batch.params]
     sizes_of = [_sizes(batch.params, spec, sizes) for spec in batch.rule.state]
     columns = zip((*kept, batch.grads), (sizes, *sizes_of, sizes), strict=True)
-    readable = all(_uniform(column, own) for column, own in columns)
+    device = batch.params[0].device
+    readable = all(_uniform(column, own, types, device) for column, own in columns)
     if not readable or not same_strides(batch) or overlap(spans):
         return None
     return Memory(
@@ -117,10 +121,13 @@ def _sizes(params: Sequence[Tensor], spec: StateSpec, full: list[int]) -> list[i
     return [math.prod(spec.shape_for(p)) for p in params] if reduced else full
 
 
-def _uniform(column: Sequence[Tensor], sizes: list[int]) -> bool:
+def _uniform(
+    column: Sequence[Tensor],
+    sizes: list[int],
+    types: Collection[torch.dtype],
+    device: torch.device,
+) -> bool:
     """Tell whether these are tensors of one known type and these sizes, none of them a wrapper."""
-    from optimplug._core.optim.executions.c_source import C_TYPES
-
     dtype = column[0].dtype
-    alike = dtype in C_TYPES and all(t.dtype is dtype and t.is_cpu for t in column)
+    alike = dtype in types and all(t.dtype is dtype and t.device == device for t in column)
     return alike and are_plain(column) and [t.numel() for t in column] == sizes
