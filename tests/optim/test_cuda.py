@@ -73,7 +73,7 @@ def train(optimizer, steps=6):
     optimizer.train()
     for step in range(steps):
         for i, p in enumerate(params):
-            g = torch.randn(p.shape, generator=generator).to(p.device)
+            g = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
             p.grad = None if (step + i) % 5 == 0 else g
         optimizer.step()
     optimizer.eval()
