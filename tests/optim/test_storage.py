@@ -47,6 +47,8 @@ from optimplug.optim import (
 
 NARROW = torch.bfloat16
 CHOICES = [{}, {"foreach": True}, {"foreach": False}]
+SOME_CHOICES = [{}, *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES[1:])]
+"""Of these the default is a part of the quick tests."""
 ROUNDINGS = ["exact", "kahan", "stochastic"]
 HAVING = [cls for cls in public() if "rounding" in inspect.signature(cls).parameters]
 CLASSES = [cls for cls in HAVING if cls is not SparseAdam]  # for its gradients, see its own tests
@@ -92,9 +94,10 @@ def weight(value=0.5, size=1, dtype=NARROW):
 @pytest.mark.parametrize(
     ("cls", "options", "choice"),
     [
-        (cls, options, choice)
+        pytest.param(cls, options, choice, marks=() if quick else pytest.mark.slow)
         for choice in CHOICES
-        for cls, options in (DECAYING if choice == {} else DECAYING[:4])
+        for i, (cls, options) in enumerate(DECAYING if choice == {} else DECAYING[:4])
+        for quick in [choice == {} and i < 4]
     ],
     ids=label,
 )
@@ -146,12 +149,13 @@ def full(optimizer, p):
     return joined(p.detach().float(), optimizer.state[p]["remainder"].float())
 
 
+@pytest.mark.parametrize("steps", [15, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("choice", CHOICES, ids=label)
 @pytest.mark.parametrize(("cls", "options"), OPTIONS, ids=label)
-def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice):
+def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice, steps):
     ours, wide = twins(cls, options, choice)
     for optimizer in (ours, wide):
-        descend(optimizer, 200, rounding=NARROW)
+        descend(optimizer, steps, rounding=NARROW)
     (group,), (other,) = ours.param_groups, wide.param_groups
     for p, q in zip(group["params"], other["params"], strict=True):
         assert same_bits(full(ours, p), q.detach())
@@ -161,7 +165,7 @@ def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice):
             assert same_bits(ours.state[p][name], value)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("choice", SOME_CHOICES, ids=label)
 @pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
 @pytest.mark.parametrize("cls", CLASSES, ids=label)
 def test_other_roundings_stay_near_float32(cls, rounding, choice):

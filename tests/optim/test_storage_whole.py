@@ -51,7 +51,11 @@ def value_of(optimizer, p):
     return plain + kept["compensation"].float() if "compensation" in kept else plain
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(
+    "choice",
+    [{}, *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES if choice)],
+    ids=label,
+)
 @pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16", "8bit"])
 @pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
 @WHOLE
