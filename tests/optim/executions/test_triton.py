@@ -64,7 +64,7 @@ def test_every_case_in_the_interpreter(part):
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["test_laws.py", "test_gradients.py", "test_storage.py"])
+@pytest.mark.parametrize("law", ["test_laws.py", "test_gradients.py"])
 def test_what_holds_for_other_executions(law):
     assert " passed" in interpreted(f"{HERE.parent}/{law}", "-m", "not slow")
 
