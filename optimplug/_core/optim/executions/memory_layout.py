@@ -7,9 +7,10 @@ from itertools import chain, pairwise
 
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch
+from optimplug._core.internals import in_dispatch_mode
+from optimplug._core.optim.batch import Batch, are_plain
 
-__all__ = ["overlap", "same_strides", "without_memory"]
+__all__ = ["overlap", "same_strides", "share_memory", "without_memory"]
 
 
 def same_strides(batch: Batch) -> bool:
@@ -27,6 +28,13 @@ def overlap(columns: Sequence[Sequence[Tensor]]) -> bool:
     tensors = chain.from_iterable(columns)
     spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
     return any(start < stop for (_, stop), (start, _) in pairwise(spans))
+
+
+def share_memory(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether some share memory; no where they only play that they have any."""
+    if in_dispatch_mode() or not are_plain(tensors) or tensors[0].is_meta:
+        return False
+    return overlap([tensors])
 
 
 def without_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) -> bool:
