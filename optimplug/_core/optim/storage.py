@@ -73,6 +73,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from optimplug._core.arguments import require_one_of
 from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
@@ -138,6 +139,10 @@ class StoredRule(Rule):
     widens: ClassVar = True
 
     def __post_init__(self) -> None:
+        # A group may have been given another one between two steps.
+        require_one_of("rounding", self.rounding, ROUNDINGS)
+        if self.kept is not None:
+            require_one_of("state_dtype, if not None,", self.kept, tuple(DTYPES))
         own = {field.name for field in fields(self)} | {"fused_dtypes", "widens"}
         for name in Rule.__annotations__.keys() - own:
             object.__setattr__(self, name, getattr(self.inner, name))
