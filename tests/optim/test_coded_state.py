@@ -288,6 +288,15 @@ def test_a_compact_state_that_does_not_fit_changes_nothing(change, message):
     assert all(same_bits(value, after[key]) for key, value in before["state"][0].items())
 
 
+def test_a_state_dict_has_the_moments_that_a_step_uses():
+    ours = AdamW(parameters(SHAPES), state_dtype="8bit")
+    descend(ours, 1, skip=False)
+    before = ours.state_dict()["state"][0]["exp_avg"]
+    kept = ours.state[ours.param_groups[0]["params"][0]]
+    kept["exp_avg"] = torch.ones_like(before)  # beside the codes, which stay what they are
+    assert same_bits(ours.state_dict()["state"][0]["exp_avg"], before)
+
+
 def test_a_negative_second_moment_is_refused():
     ours = AdamW(parameters(SHAPES), state_dtype="8bit")
     descend(ours, 1, skip=False)

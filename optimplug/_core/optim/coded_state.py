@@ -39,8 +39,8 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
         name = str(key).removesuffix(_CODES)
         if name != key and name in coded:
             found[name] = _numbers(name, value, kept[coded_names(name)[1]])
-        elif str(key).removesuffix(_SCALES) not in coded:
-            found[key] = value
+        elif str(key).removesuffix(_SCALES) not in coded and key not in coded:
+            found[key] = value  # numbers beside codes are somebody's own: a step knows the codes
     return found
 
 
