@@ -93,7 +93,7 @@ def checked_state(
             continue
         if not isinstance(kept, Mapping):
             raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
-        numbers = _numbers(kept, names[p])
+        numbers = _without_rounded_bits(_numbers(kept, names[p]), rules[p])
         state[p] = {k: _fitted(value, p, k, names[p], rules[p]) for k, value in numbers.items()}
     changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
     for p in (p for i in changed for p in groups[i]["params"] if p in state):
@@ -143,6 +143,20 @@ def _numbers(kept: Mapping[str, Any], name: str) -> dict[str, Any]:
         return with_numbers(kept)
     except StateError as error:
         raise StateError(f"the state of {name}: {error}") from None
+
+
+def _without_rounded_bits(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """Leave out bits of weights that are floating point: another optimizer has had them.
+
+    Torch's turns all that it loads into its parameter's type, where they become other bits. What
+    they were for it has moved on without them.
+    """
+    bits = {s.name for s in rule.saved if s.is_weight and s.dtype == torch.int16}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key not in bits or not isinstance(value, Tensor) or not value.is_floating_point()
+    }
 
 
 def _coded(kept: Mapping[str, Any], rule: Rule, name: str) -> dict[str, Any]:
