@@ -85,7 +85,10 @@ def checked_state(
         _group(theirs, ours, settings_of(ours)) for theirs, ours in zip(saved, groups, strict=True)
     ]
     rules = _rules(loaded, groups, rule_of)
+    changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
+    other = {p for i in changed for p in groups[i]["params"]}
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+    # One after the other up to its codes, so that no more than one is in float32 on its device.
     for number, kept in state_dict["state"].items():
         p = owners.get(number)
         if p is None:
@@ -93,18 +96,30 @@ def checked_state(
             continue
         if not isinstance(kept, Mapping):
             raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
-        numbers = _without_rounded_bits(_numbers(kept, names[p]), rules[p])
-        state[p] = {k: _fitted(value, p, k, names[p], rules[p]) for k, value in numbers.items()}
-    changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
-    for p in (p for i in changed for p in groups[i]["params"] if p in state):
-        state[p] = converted(state[p], p, rules[p])
-    for p, rule in rules.items():
-        _check_whole(state.get(p), rule, names[p])
-        if p in state and rule.codes:
-            state[p] = _coded(state[p], rule, names[p])
+        state[p] = _state_of(p, kept, rules[p], names[p], p in other)
     for i in changed:
         tell(i, saved[i], groups[i])
     return state, loaded
+
+
+def _state_of(
+    p: Tensor, kept: Mapping[str, Any], rule: Rule, name: str, is_other: bool
+) -> dict[str, Any]:
+    """Return the state of a parameter, as the rule keeps it.
+
+    Args:
+        p: the parameter.
+        kept: what was saved of it.
+        rule: of the parameter.
+        name: how errors name it.
+        is_other: whether it was saved under another storage.
+    """
+    numbers = _without_rounded_bits(_numbers(kept, name), rule)
+    found = {key: _fitted(value, p, key, name, rule) for key, value in numbers.items()}
+    if is_other:
+        found = converted(found, p, rule)
+    _check_whole(found, rule, name)
+    return _coded(found, rule, name) if rule.codes else found
 
 
 def _rules(
