@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow bench gallery optimizers check format clean
+.PHONY: demo test test-slow test-gpu bench gallery optimizers check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
@@ -19,6 +19,11 @@ test: $(READY) check  ## Lint, types, import directions, and every test that is 
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(PYTEST) -m slow $(ARGS)
+
+# In the environment that is there: a machine with a GPU has a torch of its own, which fits it.
+test-gpu:  ## On a machine with a GPU: kernels against the loop, no waiting, captured steps
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal -W default -m "not slow" \
+		tests/optim/test_cuda.py tests/optim/executions/triton_cases.py $(ARGS)
 
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
 	$(BIN)/python benchmarks/schedulers.py $(ARGS)

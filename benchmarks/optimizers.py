@@ -43,6 +43,7 @@ MODELS = {
     "tiny": transformer(48, 64, 0, 0),
     "MiniLM": transformer(6, 384, 30522, 512),
     "BERT-base": transformer(12, 768, 30522, 512),
+    **{f"{count} tensors": [(64, 64)] * count for count in (1, 2, 20, 200, 720)},
     "MiniLM matrices": [shape for shape in transformer(6, 384, 0, 0) if len(shape) == 2],
 }
 
@@ -57,12 +58,15 @@ class Case:
     rival: str
     """One of torch's ways; ``best``: whichever is the fastest here."""
     optimizer: str = "AdamW"
+    change: str = ""
+    """What a user does before each step: one of :data:`CHANGES`."""
 
     @property
     def name(self) -> str:
         """What is measured, in words."""
         what = "" if self.optimizer == "AdamW" else f"{self.optimizer}, "
-        return f"{what}{self.model}, {self.groups} groups{', clipped' if self.clipped else ''}"
+        rest = f"{', clipped' if self.clipped else ''}{self.change and f', {self.change}'}"
+        return f"{what}{self.model}, {self.groups} groups{rest}"
 
 
 CASES = [
@@ -79,12 +83,22 @@ CASES = [
     Case("BERT-base", 2, False, "fused"),
     Case("BERT-base", 2, True, "fused"),
     Case("BERT-base", 52, False, "default"),
+    Case("BERT-base", 52, True, "fused"),
+    *(Case("MiniLM", 52, False, "foreach", name) for name in ("Lion", "RMSprop", "NAdam")),
     *(
         Case("tiny", 200, False, "best", name)
         for name in ("SGD", "Adam", "RMSprop", "NAdam", "RAdam", "Adamax", "Adadelta", "ASGD")
     ),
     *(Case("tiny", 200, False, "best", name) for name in ("Rprop", "Adagrad", "Adafactor")),
     Case("MiniLM matrices", 1, False, "best", "Muon"),
+    *(
+        Case(f"{count} tensors", 1, False, "best", name)
+        for count in (1, 2, 20)
+        for name in ("AdamW", "SGD")
+    ),
+    Case("200 tensors", 1, False, "best", change="a random half has gradients"),
+    Case("720 tensors", 1, False, "best", change="2 of 8 experts have gradients"),
+    Case("200 tensors", 1, False, "best", change="its own state loaded"),
 ]
 RIVALS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -106,6 +120,14 @@ def parameters(shapes: Shapes, device: str) -> list[torch.nn.Parameter]:
     return found
 
 
+def narrowed(params: list[torch.nn.Parameter], dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Return parameters of another type with their gradients."""
+    found = [torch.nn.Parameter(p.detach().to(dtype)) for p in params]
+    for p, old in zip(found, params, strict=True):
+        p.grad = old.grad.to(dtype)
+    return found
+
+
 def grouped(params: list[torch.nn.Parameter], count: int) -> list[dict[str, Any]]:
     """Split into groups of neighbours, each with its own rate, every other one without decay."""
     size = -(-len(params) // count)
@@ -119,14 +141,74 @@ def grouped(params: list[torch.nn.Parameter], count: int) -> list[dict[str, Any]
     ]
 
 
+def half_missing(optimizer: torch.optim.Optimizer) -> Step:
+    """Return what gives gradients to a random half of the parameters, another one each time."""
+    generator = torch.Generator().manual_seed(0)
+
+    def choose(count: int) -> list[bool]:
+        return (torch.rand(count, generator=generator) < 0.5).tolist()
+
+    return missing(optimizer, choose)
+
+
+def experts(optimizer: torch.optim.Optimizer) -> Step:
+    """Return what gives gradients to two of eight experts of three tensors a layer."""
+    generator = torch.Generator().manual_seed(0)
+
+    def choose(count: int) -> list[bool]:
+        top = torch.randperm(8, generator=generator)[:2].tolist()
+        return [i // 3 % 8 in top for i in range(count)]
+
+    return missing(optimizer, choose)
+
+
+def missing(optimizer: torch.optim.Optimizer, choose: Callable[[int], list[bool]]) -> Step:
+    """Return what takes the gradients of some parameters away, and gives back those of others."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params]
+
+    def change() -> None:
+        for p, g, has_one in zip(params, grads, choose(len(params)), strict=True):
+            p.grad = g if has_one else None
+
+    return change
+
+
+def loading(optimizer: torch.optim.Optimizer) -> Step:
+    """Return what replaces the state by one that was saved, as it is."""
+    optimizer.step()
+    saved = optimizer.state_dict()
+    return lambda: optimizer.load_state_dict(saved)
+
+
+CHANGES: dict[str, Callable[[torch.optim.Optimizer], Step]] = {
+    "a random half has gradients": half_missing,
+    "2 of 8 experts have gradients": experts,
+    "its own state loaded": loading,
+}
+
+
+def changed(case: Case, optimizer: torch.optim.Optimizer) -> Step:
+    """Return a step, after what the case has a user do before it."""
+    if not case.change:
+        return optimizer.step
+    change = CHANGES[case.change](optimizer)
+
+    def change_and_step() -> None:
+        change()
+        optimizer.step()
+
+    return change_and_step
+
+
 def ours(case: Case, device: str, groups: int | None = None) -> Step:
     """Return a step of ours."""
     params = parameters(MODELS[case.model], device)
     clip = MAX_NORM if case.clipped else None
     cls = getattr(optim, case.optimizer)
     options = OPTIONS.get(case.optimizer, {})
-    step: Step = cls(grouped(params, groups or case.groups), max_grad_norm=clip, **options).step
-    return step
+    optimizer = cls(grouped(params, groups or case.groups), max_grad_norm=clip, **options)
+    return changed(case, optimizer)
 
 
 def rivals(case: Case, device: str) -> list[str]:
@@ -142,11 +224,12 @@ def rivals(case: Case, device: str) -> list[str]:
 def torchs(case: Case, rival: str, device: str) -> Step:
     """Return a step of torch's, with clipping before it where the case asks for it."""
     params = parameters(MODELS[case.model], device)
-    cls = getattr(torch.optim, case.optimizer)
+    # What torch does not have runs through its operators by our own foreach=True.
+    cls = getattr(torch.optim, case.optimizer, None) or getattr(optim, case.optimizer)
     options = {**OPTIONS.get(case.optimizer, {}), **RIVALS[rival]}
     optimizer: torch.optim.Optimizer = cls(grouped(params, case.groups), **options)
     if not case.clipped:
-        return optimizer.step
+        return changed(case, optimizer)
 
     def clip_and_step() -> None:
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
@@ -185,7 +268,8 @@ def measure(
         steps = [ours(case, device), *(torchs(case, rival, device) for rival in names)]
         here, *others = race(steps, rounds, synchronize)
         there, best = min(zip(others, names, strict=True), key=lambda other: _ms(other[0]))
-        rival = f"torch {best}" + (" after clip_grad_norm_" if case.clipped else "")
+        whose = "torch" if hasattr(torch.optim, case.optimizer) else "our"
+        rival = f"{whose} {best}" + (" after clip_grad_norm_" if case.clipped else "")
         yield case.name, rival, _ms(there), _ms(here), ratio(there, here)
     for model, many in (("tiny", 200), ("MiniLM", 52)) if not only else ():
         case = Case(model, many, False, "")

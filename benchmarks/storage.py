@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from optimizers import MODELS, Shapes, machine, parameters, race, ratio
+from optimizers import MODELS, Shapes, machine, narrowed, parameters, race, ratio
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -178,14 +178,6 @@ def weight(shapes: Shapes) -> Iterator[tuple[str, float]]:
         kept = sum(v.nbytes for state in optimizer.state.values() for v in state.values())
         count = sum(p.numel() for p in params)
         yield name, (kept + sum(p.nbytes for p in params)) / count
-
-
-def narrowed(params: list[torch.nn.Parameter], dtype: torch.dtype) -> list[torch.nn.Parameter]:
-    """Return parameters of another type with their gradients."""
-    found = [torch.nn.Parameter(p.detach().to(dtype)) for p in params]
-    for p, old in zip(found, params, strict=True):
-        p.grad = old.grad.to(dtype)
-    return found
 
 
 def times(shapes: Shapes, rounds: int, everyone: bool) -> Iterator[tuple[str, str, float]]:

@@ -26,7 +26,7 @@ from optimplug.errors import (
 )
 
 if TYPE_CHECKING:
-    from optimplug.recipe import Horizon, Recipe, Run
+    from optimplug.recipe import Horizon, Recipe, Resumption, Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "OptimplugError",
     "Recipe",
     "RecipeError",
+    "Resumption",
     "Run",
     "StateError",
     "__version__",
@@ -46,7 +47,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Recipes bring pydantic; someone who only wants the optimizers should not wait for it.
-    if name in {"Horizon", "Recipe", "Run"}:
+    if name in {"Horizon", "Recipe", "Resumption", "Run"}:
         from optimplug import recipe
 
         return getattr(recipe, name)

@@ -1,4 +1,4 @@
-"""The command line: ``optimplug plan``, ``explain``, ``check``, ``optimizers`` and ``schema``.
+"""The command line: ``optimplug plan``, ``explain``, ``check``, ``checkpoint`` and others.
 
 Exit status: 0 if all is well, 1 for a bad recipe, 2 for bad usage.
 """
@@ -21,10 +21,14 @@ from rich.console import Console, RenderableType
 from torch import nn
 
 from optimplug.errors import ArgumentError, MissingExtraError, OptimplugError
-from optimplug.recipe import Horizon, Recipe
+from optimplug.recipe import Horizon, Recipe, Resumption
+from optimplug.recipe.checkpoint.file import read_file
+from optimplug.recipe.checkpoint.saved import Saved
+from optimplug.recipe.checkpoint.whole import horizon_in
+from optimplug.show.checkpoint import CheckpointTable
 from optimplug.show.optimizers import OptimizerTable
 
-__all__ = ["app", "check", "explain", "main", "optimizers", "plan", "schema"]
+__all__ = ["app", "check", "checkpoint", "explain", "main", "optimizers", "plan", "schema"]
 
 app = typer.Typer(
     name="optimplug",
@@ -119,6 +123,77 @@ def explain(
     with _bad_usage("PARAMETER", ArgumentError):
         found = [loaded.explain(built, name) for name in names]
     _show(_json([one.to_dict() for one in found]) if json else "\n\n".join(map(str, found)))
+
+
+@app.command()
+def checkpoint(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A file of torch.save or of Lightning, or the Trainer's folder."
+        ),
+    ],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Show too what going on under this recipe would change.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FACTORY|FOLDER", help="The model that goes on; as for plan."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer updates in the run that goes on.")
+    ] = None,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer updates in an epoch of it.")
+    ] = None,
+    json: AsJson = False,
+    meta: OnMeta = False,
+) -> None:
+    """Show what is in a checkpoint: its recipe, the update, groups and settings, bytes.
+
+    Nothing in it is run. With a recipe and a model, show what resuming would change: what is taken
+    over, settings, rates, the schedule. The run is as long as the checkpoint's without --steps.
+
+    Example: optimplug checkpoint run.pt
+
+    Example: optimplug checkpoint out/checkpoint-500 --recipe new.yaml --model mypackage:build
+    """
+    if (recipe is None) != (model is None):
+        missing = "--model" if model is None else "--recipe"
+        raise typer.BadParameter("is needed to tell what would change", param_hint=missing)
+    states = read_file(path)
+    found = {where: CheckpointTable(saved, where) for where, saved in states.items()}
+    changes: dict[str, Resumption] = {}
+    if recipe is not None and model is not None:
+        loaded, built = Recipe.load(recipe), _build_model(model, meta)
+        given = Horizon(steps, steps_per_epoch) if steps or steps_per_epoch else None
+        changes = {
+            where: _would_change(loaded, built, saved, given) for where, saved in states.items()
+        }
+    if json:
+        _show(
+            _json(
+                [
+                    {
+                        **table.to_dict(),
+                        **({"resuming": changes[where].to_dict()} if where in changes else {}),
+                    }
+                    for where, table in found.items()
+                ]
+            )
+        )
+        return
+    for where, table in found.items():
+        _show(table)
+        if where in changes:
+            _show(f"\n{changes[where]}")
+
+
+def _would_change(
+    recipe: Recipe, model: nn.Module, saved: Saved, horizon: Horizon | None
+) -> Resumption:
+    with recipe.start(model, horizon or horizon_in(saved) or Horizon()) as run:
+        return run.would_change(saved)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,6 +11,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        # Processes side by side compile once, and nothing is left to or taken from other runs.
+        os.environ["OPTIMPLUG_CACHE"] = tempfile.mkdtemp(prefix="optimplug-tests-")
+
+
+def pytest_unconfigure(config):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["OPTIMPLUG_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

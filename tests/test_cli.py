@@ -298,7 +298,7 @@ def test_a_missing_recipe_is_status_1(run):
     )
 
 
-COMMANDS = [[], ["plan"], ["check"], ["explain"], ["optimizers"], ["schema"]]
+COMMANDS = [[], ["plan"], ["check"], ["explain"], ["optimizers"], ["schema"], ["checkpoint"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=label)

@@ -7,6 +7,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from optimplug._core import internals
 from optimplug._core.optim.executions.ops import OPERATIONS
@@ -59,6 +63,59 @@ def test_modes_that_see_every_operation():
     assert not internals.in_dispatch_mode()
     with FakeTensorMode():
         assert internals.in_dispatch_mode(), f"torch's fake tensors are no mode: {GONE}"
+
+
+def test_forms_that_are_remembered():
+    a, p = torch.ones(3, 4), nn.Parameter(torch.ones(2))
+    same = internals.remembered_forms([a, p])
+    assert same is not None, f"torch's guards of tensors: {GONE}"
+    assert same(torch.zeros(3, 4), p), f"they look at more than the form: {GONE}"
+    others = [torch.ones(4, 3), torch.ones(4, 3).t(), torch.ones(3, 4).double()]
+    others += [
+        torch.ones(3, 4).bfloat16(),
+        torch.ones(3, 4).to_sparse(),
+        nn.Parameter(a),
+        a.to("meta"),
+    ]
+    others += [torch.ones(3, 4, dtype=torch.int32), torch._neg_view(torch.ones(3, 4)), None]
+    assert not any(same(other, p) for other in others), f"they look at less: {GONE}"
+
+
+def test_a_form_is_not_remembered_where_torch_has_nothing_for_it(monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    assert internals.remembered_forms([torch.ones(1)]) is None
+
+
+def test_a_step_that_nobody_listens_to_goes_past_the_hooks():
+    class Quick(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return closure
+
+    own, told = Quick.step, []
+    internals.hook_step_of(Quick)
+    first = Quick.step
+    optimizer = Quick([torch.zeros(1)], {})  # where torch would hook it
+    assert Quick.step is first, f"the mark of hooked steps: {GONE}"
+    assert internals.unhooked_step(Quick) is own, f"the mark of hooked steps: {GONE}"
+    assert optimizer.step(3) == 3
+    handles = [
+        optimizer.register_step_pre_hook(lambda *args: told.append("before")),
+        optimizer.register_step_post_hook(lambda *args: told.append("after")),
+        register_optimizer_step_pre_hook(lambda *args: told.append("before all")),
+        register_optimizer_step_post_hook(lambda *args: told.append("after all")),
+    ]
+    for handle in handles:
+        told.clear()
+        optimizer.step()
+        assert told, f"where torch keeps the hooks of steps: {GONE}"
+        handle.remove()
+    told.clear()
+    optimizer.step()
+    assert not told
+    with torch.autograd.profiler.profile() as profile:
+        optimizer.step()
+    seen = {event.key for event in profile.key_averages()}
+    assert "Optimizer.step#Quick.step" in seen, f"whether a profiler listens: {GONE}"
 
 
 def test_fsdp_marks_what_it_has_flattened():

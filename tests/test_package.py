@@ -63,13 +63,14 @@ ERRORS = (
     "ArgumentError GradientError MissingExtraError ModeError OptimplugError RecipeError StateError"
 )
 PUBLIC = {
-    "optimplug": f"{ERRORS} Horizon Recipe Run __version__",
-    "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Run build_scheduler",
+    "optimplug": f"{ERRORS} Horizon Recipe Resumption Run __version__",
+    "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Resumption Run build_scheduler",
+    "optimplug.show.checkpoint": "CheckpointTable",
     "optimplug.show.optimizers": "OptimizerTable rate state",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
     "optimplug.show.table": "as_text render",
-    "optimplug.cli": "app check explain main optimizers plan schema",
+    "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
 }
 
 
@@ -89,7 +90,7 @@ SHOWS = "rich typer matplotlib optimplug.show"
         (
             "import optimplug.optim",
             "torch",
-            f"lightning transformers accelerate pydantic yaml {SHOWS}",
+            f"lightning transformers accelerate pydantic yaml triton {SHOWS}",
         ),
         (
             "from optimplug.recipe.text import form, override, reader",

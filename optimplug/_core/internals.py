@@ -6,12 +6,14 @@ that took it away.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = [
     "EVERY_CONVOLUTION",
@@ -23,6 +25,7 @@ __all__ = [
     "fused_adam",
     "fused_adamw",
     "fused_sgd",
+    "hook_step_of",
     "hooked_step",
     "in_dispatch_mode",
     "inside_wrapper",
@@ -31,6 +34,7 @@ __all__ = [
     "load_pre_hooks",
     "outside_graphs",
     "parameters_by_name",
+    "remembered_forms",
     "shard_start",
     "unhooked_step",
     "with_children",
@@ -94,6 +98,25 @@ def in_dispatch_mode() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def remembered_forms(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
+    """Return what tells whether tensors are of the kinds, types, shapes and strides of these.
+
+    It holds none of them, and takes for each a part of what their attributes take one by one.
+    None where torch has it no longer: then there is only the longer way.
+    """
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    made: Any = getattr(guards, "TensorGuards", None)
+    if made is None:
+        return None
+    made = made(
+        *tensors,
+        dynamic_dims_sizes=[list(t.shape) for t in tensors],
+        dynamic_dims_strides=[list(t.stride()) for t in tensors],
+    )
+    check: Callable[..., bool] = made.check
+    return check
+
+
 def is_flattened(p: torch.Tensor) -> bool:
     """Tell whether a parameter is a flat one of FSDP's first version, or a part of one.
 
@@ -123,6 +146,39 @@ def hooked_step(step: Callable[..., Any]) -> Callable[..., Any]:
     hooked: Any = torch.optim.Optimizer.profile_hook_step(step)
     hooked.hooked = True
     return hooked  # type: ignore[no-any-return]
+
+
+def hook_step_of(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    """Let the ``step`` of a class call the hooks, and go past them where nobody listens.
+
+    As :func:`hooked_step`, which torch puts there otherwise. But where there is no hook, of one
+    optimizer or of all, and no profiler, what it does for them takes as long as to step a small
+    tensor.
+    """
+    step: Any = optimizer_class.step
+    if getattr(step, "hooked", False):
+        return
+    slow = hooked_step(step)
+
+    @functools.wraps(step)
+    def quick(self: Any, *args: Any, **kwargs: Any) -> Any:
+        heard = (
+            torch.compiler.is_compiling()
+            or _profiled()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _before_all
+            or _after_all
+        )
+        return (slow if heard else step)(self, *args, **kwargs)
+
+    quick.hooked = True  # type: ignore[attr-defined]
+    optimizer_class.step = quick  # type: ignore[method-assign]
+
+
+_before_all: Mapping[int, Any] = _global_optimizer_pre_hooks
+_after_all: Mapping[int, Any] = _global_optimizer_post_hooks
+_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
 
 
 def unhooked_step(optimizer_class: type[torch.optim.Optimizer]) -> Callable[..., Any]:

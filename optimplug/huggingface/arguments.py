@@ -14,14 +14,17 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from optimplug.errors import RecipeError
+from optimplug.errors import ArgumentError, RecipeError
 from optimplug.recipe import Recipe
+from optimplug.recipe.checkpoint.adopt import check_policy
+from optimplug.recipe.checkpoint.resumption import Policy
 from optimplug.recipe.text.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
     "report_replaced",
+    "resolve_policy",
     "resolve_recipe",
 ]
 
@@ -37,11 +40,15 @@ class RecipeArguments:
         recipe: a path (a relative one begins at the working directory, wherever it is written),
             YAML itself or a mapping, as :meth:`optimplug.Recipe.load` takes it.
 
+        resume: what may be otherwise where training goes on from a checkpoint; see
+            :func:`~optimplug.huggingface.with_recipe`.
+
     In a YAML file of training arguments, write it as a block of text (``recipe: |``) to have it
     read as a recipe's own file is. A mapping there is read by transformers: a key given twice is
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
+        ArgumentError: ``resume`` is no policy.
         RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
             the arguments are those of a Trainer that runs no recipes.
 
@@ -57,8 +64,18 @@ class RecipeArguments:
         metadata={"help": "The recipe: a path to a YAML file, YAML itself, or a mapping."},
     )
 
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "help": "What may be otherwise than in the checkpoint that training goes on from: "
+            "exact, adapt or weights. Default: as the recipe says."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Read and check the recipe, then do what the other bases do."""
+        if self.resume is not None:
+            check_policy(self.resume)
         if self.recipe is not None:
             self.recipe = _plain(self.recipe)
             Recipe.load(self.recipe)
@@ -111,6 +128,20 @@ def resolve_recipe(given: Source | Recipe | None, args: TrainingArguments) -> Re
     if found[0].spec.model_dump() != found[-1].spec.model_dump():
         raise RecipeError.at("recipe", "recipe= and args.recipe differ; give only one of the two")
     return found[0]
+
+
+def resolve_policy(given: Policy | None, args: TrainingArguments) -> Policy | None:
+    """Return how a trainer resumes, as it or its arguments say; None: as the recipe does.
+
+    Raises:
+        ArgumentError: both say it, and differ.
+    """
+    own = getattr(args, "resume", None)
+    if None not in (given, own) and given != own:
+        raise ArgumentError(
+            f"resume={given!r} and args.resume={own!r} differ; give only one of the two"
+        )
+    return given if own is None else check_policy(own)
 
 
 def report_replaced(

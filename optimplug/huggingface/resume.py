@@ -1,87 +1,124 @@
-"""Going on with a recipe where a Trainer without one has stopped."""
+"""Going on from a checkpoint of the Trainer's, of a recipe's run or of any other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from optimplug.errors import StateError
-from optimplug.huggingface.other_state import take_over
-from optimplug.recipe import RecipeScheduler, Run
+from optimplug.recipe import Horizon, Run
+from optimplug.recipe.checkpoint.adopt import check_policy
+from optimplug.recipe.checkpoint.file import load_file
+from optimplug.recipe.checkpoint.order import Order
+from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.saved import Saved, read_state
 
-__all__ = ["resume"]
+__all__ = ["Checkpoint", "resume"]
 
 
-def resume(checkpoint: Path, run: Run, groups: Sequence[Sequence[str]], updates: int) -> str | None:
-    """Go on from a checkpoint, if it is not of a recipe and so not for the Trainer to load.
+class Checkpoint(NamedTuple):
+    """A checkpoint of the Trainer's, and what the Trainer knows of it."""
 
-    What a run without a recipe has of the optimizer's state is loaded by parameter name. The
-    schedule goes to the update where the run was.
+    folder: Path
+    updates: int
+    """How many there were."""
+    order: Order
+    """The parameters of each group of the Trainer's own optimizer."""
+    is_sharded: bool
+    """Whether this run keeps the state in parts, as FSDP does."""
+    load: Callable[[], Mapping[str, Any]]
+    """Lets the Trainer load the optimizer by itself, as only it can where that is sharded; returns
+    the state of the schedule, which is left as it is."""
+
+
+def resume(checkpoint: Checkpoint, run: Run, policy: Policy | None) -> None:
+    """Go on from a checkpoint, and say what has changed.
 
     Args:
-        checkpoint: the folder.
+        checkpoint: of a run with a recipe, or without one.
         run: the recipe's; its optimizer's groups name their parameters.
-        groups: the parameters of each group of the Trainer's own optimizer, in its order.
-        updates: how many there were; not asked for where the saved schedule knows.
-
-    Returns:
-        One line that says what has changed; None if the checkpoint is of a recipe.
+        policy: what may be otherwise; None: as the recipe says. Under ``weights`` the schedule is
+            laid over the updates that are left.
 
     Raises:
-        StateError: a part of the checkpoint is missing, or the optimizer's state does not fit, or
-            is neither AdamW's nor that of a recipe's optimizer. Nothing has changed then.
+        StateError: a part of the checkpoint is missing, the policy does not allow what is
+            otherwise, or the state does not fit. The run is as it was then.
     """
-    if not (checkpoint / SCHEDULER_NAME).is_file():
-        return _without_state(checkpoint, run.scheduler, updates)
-    schedule = torch.load(checkpoint / SCHEDULER_NAME, map_location="cpu", weights_only=True)
-    if "fingerprint" in schedule:
-        run.scheduler.check_state(schedule)  # before the Trainer loads the optimizer's
-        return None
-    saved = _optimizer_state(checkpoint)
-    taken = take_over(saved, run.optimizer, groups)
-    # Torch's ReduceLROnPlateau has no base_lrs, and counts evaluations.
-    run.scheduler.go_to(schedule["last_epoch"] if "base_lrs" in schedule else updates)
-    kind = "whose schedule was the Trainer's own" if taken.by_a_recipe else "without a recipe"
-    return (
-        f"{checkpoint.name} is of a run {kind}, with {_summary(saved['param_groups'])}; "
-        f"from update {run.scheduler.last_epoch} on the recipe applies, with "
-        f"{_summary(run.optimizer.param_groups)}; the optimizer's state is taken over by parameter "
-        "name"
-        + (f", but for {taken.left} parameters that the recipe freezes" if taken.left else "")
-    )
+    policy = check_policy(run.recipe.spec.resume if policy is None else policy)
+    if policy == "weights":
+        run.go_on_from(read_state(_nothing(run)), policy)
+        _lay_over_the_rest(run, checkpoint.updates)
+        return
+    folder = checkpoint.folder
+    if not (folder / SCHEDULER_NAME).is_file():
+        _without_state(checkpoint, run, policy)
+    elif (folder / OPTIMIZER_NAME).is_file():
+        state = {
+            "optimizer": load_file(folder / OPTIMIZER_NAME),
+            "scheduler": load_file(folder / SCHEDULER_NAME),
+        }
+        run.go_on_from(_saved(state, checkpoint), policy, [checkpoint.order])
+    elif checkpoint.is_sharded:
+        _as_loaded(checkpoint, run, policy)
+    else:
+        raise StateError(
+            f"{folder} has no {OPTIMIZER_NAME}: the state of a sharded optimizer cannot be taken "
+            "over by a run that is not sharded; go on under FSDP, or give resume='weights' to let "
+            "the optimizer begin anew"
+        )
 
 
-def _without_state(checkpoint: Path, scheduler: RecipeScheduler, updates: int) -> str:
+def _saved(state: Mapping[str, Any], checkpoint: Checkpoint) -> Saved:
+    saved = read_state(state)
+    last = (saved.schedule or {}).get("last_epoch")
+    # Torch's ReduceLROnPlateau has no base_lrs, and counts evaluations. What the Trainer steps
+    # counts updates, without those that AMP has skipped.
+    steps = last if isinstance(last, int) and "base_lrs" in (saved.schedule or {}) else None
+    return replace(saved, updates=checkpoint.updates if steps is None else steps)
+
+
+def _as_loaded(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
+    """Take over what the Trainer has loaded by itself, with the run's own settings."""
+    owner = run.optimizer
+    own = [{k: v for k, v in g.items() if k != "params"} for g in owner.param_groups]
+    schedule = checkpoint.load()
+    found = owner.state_dict()
+    for group, settings in zip(owner.param_groups, own, strict=True):
+        group.update(settings)
+    run.go_on_from(_saved({"optimizer": found, "scheduler": schedule}, checkpoint), policy)
+
+
+def _without_state(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
     """Go on from a checkpoint of save_only_model; the Trainer would start the schedule anew."""
-    if any("optimizer" in file.name for file in checkpoint.iterdir()):
+    folder = checkpoint.folder
+    if any("optimizer" in file.name for file in folder.iterdir()):
         raise StateError(
-            f"{checkpoint} has a state of the optimizer, but no {SCHEDULER_NAME}: the Trainer "
-            "would load neither; bring that file back, or take the optimizer's away to start both "
-            "anew"
+            f"{folder} has a state of the optimizer, but no {SCHEDULER_NAME}: the Trainer would "
+            "load neither; bring that file back, or take the optimizer's away to start both anew"
         )
-    scheduler.go_to(updates)
-    return (
-        f"{checkpoint.name} has no state of the optimizer or the schedule: the optimizer starts "
-        f"anew, the schedule goes on from update {updates}"
-    )
-
-
-def _optimizer_state(checkpoint: Path) -> dict[str, Any]:
-    file = checkpoint / OPTIMIZER_NAME
-    if not file.is_file():
+    if policy == "exact":
         raise StateError(
-            f"{checkpoint} is of a run without a recipe, and has no {OPTIMIZER_NAME}: the state of "
-            "a sharded optimizer cannot be taken over"
+            f"{folder.name} has no state of the optimizer or the schedule (it was saved with "
+            "save_only_model), and resume='exact' lets nothing change; give resume='adapt' to let "
+            f"the optimizer begin anew and the schedule go on from update {checkpoint.updates}, or "
+            "resume='weights' to let both begin anew"
         )
-    saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    return saved
+    note = f"{folder.name} has no state of the optimizer, which begins anew"
+    run.go_on_from(replace(_saved(_nothing(run), checkpoint), notes=(note,)), policy)
 
 
-def _summary(groups: Sequence[Mapping[str, Any]]) -> str:
-    rates = sorted({float(group["lr"]) for group in groups})
-    span = " to ".join(f"{lr:.3g}" for lr in {rates[0]: 0, rates[-1]: 0})
-    return f"{len(groups)} group{'s' if len(groups) > 1 else ''}, lr {span}"
+def _nothing(run: Run) -> dict[str, Any]:
+    """Return the state of the run's optimizer before it has begun."""
+    return {"state": {}, "param_groups": run.optimizer.state_dict()["param_groups"]}
+
+
+def _lay_over_the_rest(run: Run, updates: int) -> None:
+    """Let a schedule that begins anew end where the run does."""
+    whole = run.horizon or Horizon()
+    if whole.total_steps is not None and updates < whole.total_steps:
+        left = Horizon(whole.total_steps - updates, whole.steps_per_epoch)
+        run.schedule_over(left, run.optimizer)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -16,7 +15,7 @@ from transformers import Trainer
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.added import by_either_name, plain_names
-from optimplug.huggingface.arguments import report_replaced, resolve_recipe
+from optimplug.huggingface.arguments import report_replaced, resolve_policy, resolve_recipe
 from optimplug.huggingface.conflicts import (
     refuse_arguments,
     refuse_methods,
@@ -24,12 +23,13 @@ from optimplug.huggingface.conflicts import (
     tell_of_clipping,
     trains_its_loss,
 )
-from optimplug.huggingface.differences import settings_of, tell_differences
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
-from optimplug.huggingface.resume import resume
+from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
+from optimplug.recipe.checkpoint.adopt import check_policy
+from optimplug.recipe.checkpoint.resumption import Policy
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
@@ -51,8 +51,15 @@ class _WithRecipe(TrainerEvents):
     ``train`` after that begins a new one.
     """
 
-    def __init__(self, *args: Any, recipe: Source | Recipe | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        recipe: Source | Recipe | None = None,
+        resume: Policy | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
+        self._resume = None if resume is None else check_policy(resume)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
@@ -88,7 +95,8 @@ class _WithRecipe(TrainerEvents):
     def _is_over(self, run: Run) -> bool:
         """Tell whether a run is closed, or its optimizer is not what the recipe says by now."""
         ours, theirs = (
-            r.spec.model_copy(update={"schedule": []}) for r in (self.recipe, run.recipe)
+            r.spec.model_copy(update={"schedule": [], "resume": "exact"})
+            for r in (self.recipe, run.recipe)
         )
         return run.closed or ours != theirs
 
@@ -224,34 +232,52 @@ class _WithRecipe(TrainerEvents):
             self._own_run().validated(of_main_process(metrics))
 
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
-        """Load what a checkpoint has of both; of a run without a recipe, by parameter name."""
-        change = None
-        if not self.is_deepspeed_enabled:
-            plain = plain_names(cast(nn.Module, self.model), self._loss())
-            decayed = set(self.get_decay_parameter_names(plain))
-            groups = [
-                [
-                    name
-                    for plain_name, name in self._trainable.items()
-                    if (plain_name in decayed) == decays
-                ]
-                for decays in (True, False)
-            ]
-            change = resume(checkpoint, self._own_run(), groups, self.state.global_step)
-        if change is None:
-            ours = settings_of(self.optimizer)
+        """Take over what a checkpoint has of both, by parameter name."""
+        if self.is_deepspeed_enabled:
             load()
-            if self.is_world_process_zero():
-                tell_differences(ours, settings_of(self.optimizer), checkpoint.name)
-        elif self.is_world_process_zero():
-            warnings.warn(change, UserWarning, stacklevel=2)
+            return
+        plain = plain_names(cast(nn.Module, self.model), self._loss())
+        decayed = set(self.get_decay_parameter_names(plain))
+        own = self._trainable.items()
+        order = [
+            [n for plain_n, n in own if (plain_n in decayed) == decays] for decays in (True, False)
+        ]
+        scheduler = self.lr_scheduler
+
+        def load_optimizer() -> Mapping[str, Any]:
+            self.lr_scheduler = unloaded = _Unloaded()
+            try:
+                load()
+            finally:
+                self.lr_scheduler = scheduler
+            return unloaded.state
+
+        run = self._own_run()
+        sharded = bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled)
+        found = Checkpoint(checkpoint, self.state.global_step, order, sharded, load_optimizer)
+        resume(found, run, resolve_policy(self._resume, self.args))
+        if isinstance(scheduler, RecipeScheduler):
+            self.lr_scheduler = run.scheduler
+
+
+class _Unloaded:
+    """Stands where the Trainer loads the state of a schedule, and keeps that."""
+
+    state: Mapping[str, Any] = {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state = state
 
 
 def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     """Return a subclass of any Trainer class that runs a recipe.
 
     The recipe is given as ``recipe=``, or in its arguments
-    (:class:`~optimplug.huggingface.RecipeTrainingArguments`).
+    (:class:`~optimplug.huggingface.RecipeTrainingArguments`). So is ``resume=``: what may be
+    otherwise where ``train`` goes on from a checkpoint, of a recipe's run or of a Trainer's without
+    one; ``exact``, ``adapt`` or ``weights``, as for :meth:`optimplug.Run.load_state_dict`, which is
+    as the recipe says where it is left out. Under ``weights`` the schedule is laid over the updates
+    that are left. ``trainer.run.resumption`` tells what has changed.
 
     It is the whole truth: the optimizer, its groups, the schedule and clipping come from it alone,
     and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.

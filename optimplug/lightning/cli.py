@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -36,6 +36,9 @@ class RecipeCLI(LightningCLI):
 
     In a config, YAML is read as Lightning reads it, which is not quite as a recipe's own file is
     read: ``010`` is 8 there, and a key given twice has its last value.
+
+    ``--resume=adapt`` says what may be otherwise where a fit goes on from a checkpoint
+    (``--ckpt_path``); see :func:`optimplug.lightning.configure_optimizers`.
 
     There are no ``--optimizer`` and ``--lr_scheduler``; everything else is as in LightningCLI.
 
@@ -70,6 +73,13 @@ class RecipeCLI(LightningCLI):
             help="Path of a recipe, or the recipe itself; single values: "
             "--recipe.optimizer.lr=1e-4, --recipe.groups[0].lr_scale=2",
         )
+        parser.add_argument(
+            "--resume",
+            type=Literal["exact", "adapt", "weights"] | None,
+            default=None,
+            help="What may be otherwise than in the checkpoint that the fit goes on from; "
+            "default: as the recipe says.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; those of single values are put into the recipe that they give."""
@@ -89,7 +99,7 @@ class RecipeCLI(LightningCLI):
         super().instantiate_classes()
         recipe = self._get(self.config_init, "recipe")
         if recipe is not None:
-            take_over(self.model, recipe)
+            take_over(self.model, recipe, self._get(self.config_init, "resume"))
 
     def _recipe(self, value: str | Mapping[str, Any]) -> dict[str, Any] | None:
         """Read and check a recipe; this is the type of ``--recipe``."""

@@ -24,6 +24,7 @@ from optimplug.lightning.patches import (
     replaced,
 )
 from optimplug.recipe import Recipe, build_scheduler
+from optimplug.recipe.checkpoint.resumption import Policy
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.standalone import Schedule
 from optimplug.recipe.text.reader import Source
@@ -41,7 +42,7 @@ _CONFIGURE = "configure_optimizers"
 
 
 def configure_optimizers(
-    module: LightningModule, recipe: Source | Recipe
+    module: LightningModule, recipe: Source | Recipe, resume: Policy | None = None
 ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
     """Build what a LightningModule's own ``configure_optimizers`` returns.
 
@@ -55,6 +56,10 @@ def configure_optimizers(
     Args:
         module: attached to a trainer, from which the length of the run is taken.
         recipe: a recipe, or what :meth:`Recipe.load` takes.
+        resume: what may be otherwise in a fit that goes on from a checkpoint (``ckpt_path``), of a
+            recipe's run or of a module's without one: ``exact``, ``adapt`` or ``weights``, as for
+            :meth:`optimplug.Run.load_state_dict`. None: as the recipe says. Under ``weights`` the
+            schedule is laid over the updates that are left.
 
     The recipe is the whole truth: clipping is its ``max_grad_norm``; the trainer's
     ``gradient_clip_val`` does not apply.
@@ -63,6 +68,8 @@ def configure_optimizers(
     also by an error, closes it: the module and the trainer are then as they were before.
 
     Raises:
+        StateError: as the fit begins, the checkpoint has something otherwise, and ``resume`` does
+            not allow it.
         RecipeError: the recipe does not fit the module or the run, both it and the module's own
             ``configure_gradient_clipping`` would clip the gradients, or a callback would change
             rates or the length of the run behind it.
@@ -79,7 +86,7 @@ def configure_optimizers(
     with _closed_on_error(run):
         follow_added_groups(run.model, run)
         leave_clipping_to(module, run)
-        config = _wired(module, run)
+        config = _wired(module, run, resume)
     return [run.optimizer], [config]
 
 
@@ -129,7 +136,9 @@ def scheduler_config(
         return _wired(module, scheduled)
 
 
-def take_over(module: LightningModule, recipe: Source | Recipe) -> Callable[[], None]:
+def take_over(
+    module: LightningModule, recipe: Source | Recipe, resume: Policy | None = None
+) -> Callable[[], None]:
     """Let a recipe configure a module in place of its own ``configure_optimizers``.
 
     Returns:
@@ -151,15 +160,15 @@ def take_over(module: LightningModule, recipe: Source | Recipe) -> Callable[[], 
             f"there are two: {name} has one by RecipeMixin, in self.recipe; leave out that one, or "
             "the RecipeCallback or the recipe of RecipeCLI",
         )
-    configure = partial(configure_optimizers, module, Recipe.load(recipe))
+    configure = partial(configure_optimizers, module, Recipe.load(recipe), resume)
     return replaced(module, _CONFIGURE, configure)
 
 
 class RecipeMixin:
     """Lets a recipe configure a LightningModule; put it before LightningModule in the bases.
 
-    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`. See
-    :func:`configure_optimizers` for what that does.
+    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`; and ``self.resume``, if
+    it is to be otherwise than the recipe says. See :func:`configure_optimizers` for what that does.
 
     Raises:
         RecipeError: as a class is derived from it, if it or another base configures optimizers,
@@ -174,6 +183,7 @@ class RecipeMixin:
     """
 
     recipe: Source | Recipe
+    resume: Policy | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -187,7 +197,7 @@ class RecipeMixin:
         if not hasattr(self, "recipe"):
             name = type(self).__name__
             raise RecipeError.at("recipe", f"{name} must set self.recipe to a path or a mapping")
-        return configure_optimizers(self, self.recipe)
+        return configure_optimizers(self, self.recipe, self.resume)
 
 
 # One of these names stands in a method that does something with the recipe.
@@ -249,10 +259,12 @@ def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built
             raise error from None
 
 
-def _wired(module: LightningModule, run: ScheduledOptimizer) -> dict[str, Any]:
+def _wired(
+    module: LightningModule, run: ScheduledOptimizer, resume: Policy | None = None
+) -> dict[str, Any]:
     """Return the config of a run's scheduler, and see to it that it hears of all that it counts."""
     refuse_conflicts(module.trainer, run.scheduler)
-    wire(run, module)
+    wire(run, module, resume)
     return {"scheduler": run.scheduler, "interval": "step", "frequency": 1}
 
 

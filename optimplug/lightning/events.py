@@ -13,7 +13,10 @@ from optimplug.lightning.internals import add_callback, remove_callback
 from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
+from optimplug.lightning.resuming import Resumes
 from optimplug.lightning.validations import TellsValidations, require_validations
+from optimplug.recipe import Run
+from optimplug.recipe.checkpoint.resumption import Policy
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["RunEvents", "wire"]
@@ -64,11 +67,17 @@ class RunEvents(TellsValidations, LeavesAfterFit):
             self.run.close()
 
 
-def wire(run: ScheduledOptimizer, module: LightningModule) -> None:
+def wire(run: ScheduledOptimizer, module: LightningModule, resume: Policy | None = None) -> None:
     """Let a run hear of all that it counts in the fit of a module, until it is closed.
+
+    Args:
+        run: what hears of it.
+        module: in a trainer that fits it.
+        resume: by which policy a run goes on from a checkpoint; None: as its recipe says.
 
     Raises:
         RecipeError: the schedule counts validations, and this fit has none.
+        ArgumentError: there is no such policy.
     """
     trainer = module.trainer
     if run.scheduler.counts_validations:
@@ -78,10 +87,12 @@ def wire(run: ScheduledOptimizer, module: LightningModule) -> None:
     save_in_eval_mode(trainer, run, lambda: events.in_batch)
     _add(events, trainer, run)
     events.look_back(trainer)
+    if isinstance(run, Run):
+        _add(Resumes(run, resume), trainer, run, last=True)
     if not module.automatic_optimization:
         _add(ManualCheck(run), trainer, run)
 
 
-def _add(callback: Callback, trainer: Trainer, run: ScheduledOptimizer) -> None:
-    add_callback(trainer, callback)
+def _add(callback: Callback, trainer: Trainer, run: ScheduledOptimizer, last: bool = False) -> None:
+    add_callback(trainer, callback, last)
     run.on_close(partial(remove_callback, trainer, callback))

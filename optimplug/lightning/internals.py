@@ -35,12 +35,13 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
-def add_callback(trainer: Trainer, callback: Callback) -> None:
-    """Let a callback hear of everything first: before those that save checkpoints.
+def add_callback(trainer: Trainer, callback: Callback, last: bool = False) -> None:
+    """Let a callback hear of everything first, before those that save checkpoints; or last.
 
     A trainer takes callbacks only when it is built, and a recipe is known when it runs.
     """
-    trainer.callbacks = [callback, *callbacks_of(trainer)]  # type: ignore[attr-defined]
+    others = callbacks_of(trainer)
+    trainer.callbacks = [*others, callback] if last else [callback, *others]  # type: ignore[attr-defined]
 
 
 def remove_callback(trainer: Trainer, callback: Callback) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optimplug.recipe.checkpoint.resumption import Resumption
     from optimplug.recipe.plan import Plan
     from optimplug.recipe.recipe import Recipe
     from optimplug.recipe.run import Run
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
     from optimplug.recipe.schedule.standalone import build_scheduler
     from optimplug.recipe.text.durations import Horizon
 
-__all__ = ["Horizon", "Plan", "Recipe", "RecipeScheduler", "Run", "build_scheduler"]
+__all__ = ["Horizon", "Plan", "Recipe", "RecipeScheduler", "Resumption", "Run", "build_scheduler"]
 
 _MODULES = {
     "Horizon": "text.durations",
     "Plan": "plan",
     "Recipe": "recipe",
     "RecipeScheduler": "schedule.scheduler",
+    "Resumption": "checkpoint.resumption",
     "Run": "run",
     "build_scheduler": "schedule.standalone",
 }

@@ -11,10 +11,11 @@ import yaml
 from torch import nn
 
 from optimplug import optim
+from optimplug._core.arguments import owner_of
 from optimplug._core.optim.memory import Memory, memory_of, state_bytes_of_groups
 from optimplug.errors import Problem, RecipeError
 from optimplug.recipe.check import CheckedRecipe, check, checked_form
-from optimplug.recipe.clipped import construct
+from optimplug.recipe.clipped import CLIPPING, construct
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
@@ -25,6 +26,7 @@ from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
+from optimplug.recipe.provenance import provenance
 from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
@@ -32,6 +34,7 @@ from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, read
 from optimplug.recipe.text.schema import RecipeSpec
+from optimplug.recipe.text.writer import as_yaml
 from optimplug.recipe.text.written import Written
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings, tell
 
@@ -114,6 +117,15 @@ class Recipe:
         """Return the JSON Schema of recipes, for editors: what they can check without a model."""
         return json_schema()
 
+    def to_yaml(self) -> str:
+        """Return what is written in it as YAML text, by which :meth:`load` gives the same recipe.
+
+        Example:
+            >>> print(Recipe({"optimizer": {"name": "AdamW", "lr": 3e-4}}).to_yaml(), end="")
+            optimizer: {name: AdamW, lr: 0.0003}
+        """
+        return as_yaml(self._written.content)
+
     def plan(self, model: nn.Module, horizon: Horizon) -> Plan:
         """Return what the recipe will do to a model; the model is not changed.
 
@@ -160,7 +172,7 @@ class Recipe:
         found = self._schedule_warnings(run_schedule, horizon)
         optimizer = self._optimizer(grouping, model)
         settle_lengths(optimizer, horizon)
-        scheduler = RecipeScheduler(optimizer, run_schedule)
+        scheduler = RecipeScheduler(optimizer, run_schedule, self._provenance(optimizer, horizon))
         self._tell(found)
         return optimizer, scheduler
 
@@ -195,7 +207,7 @@ class Recipe:
             run_schedule = fit_to_horizon(self._checked, horizon)
         found = self._schedule_warnings(run_schedule, horizon)
         settle_lengths(optimizer, horizon)
-        scheduler = RecipeScheduler(optimizer, run_schedule)
+        scheduler = RecipeScheduler(optimizer, run_schedule, self._provenance(optimizer, horizon))
         self._tell(found)
         return scheduler
 
@@ -246,6 +258,10 @@ class Recipe:
         Where there are several, those of the one under ``optimizer``.
         """
         return self._checked.hyperparameters
+
+    def _provenance(self, optimizer: torch.optim.Optimizer, horizon: Horizon) -> dict[str, Any]:
+        whole = {name: self.hyperparameters.get(name) for name in CLIPPING}
+        return provenance(self.to_yaml(), owner_of(optimizer), horizon, whole)
 
     def _group(self, model: nn.Module) -> Grouping:
         with self._written.located():

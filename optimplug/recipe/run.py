@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
+from optimplug.recipe.checkpoint.adopt import Target, check_policy, resume_from, tell
+from optimplug.recipe.checkpoint.order import Order
+from optimplug.recipe.checkpoint.resumption import Policy, Resumption
+from optimplug.recipe.checkpoint.saved import Saved, read_state
 from optimplug.recipe.clipped import leave_steps
 from optimplug.recipe.parameters.frozen import freezings_in
+from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon, require_horizon
@@ -54,6 +60,7 @@ class Run(ScheduledOptimizer):
         updates: counts the updates that really happened, for a trainer that steps the scheduler by
             itself.
         training: whether :meth:`train` was called last, and not :meth:`eval`. A run begins so.
+        resumption: what became of the checkpoint that it has gone on from, if any.
 
     Raises:
         RecipeError: the rules do not fit the model, or the phases the horizon. The model is as it
@@ -79,6 +86,7 @@ class Run(ScheduledOptimizer):
         self.recipe = recipe
         self.model = model
         self.horizon = horizon
+        self.resumption: Resumption | None = None
         if horizon is None:
             super().__init__(recipe.build_optimizer(model))
         else:
@@ -121,3 +129,66 @@ class Run(ScheduledOptimizer):
             scheduler.go_to(0)  # the one before may have left the groups at other rates
         self._scheduler, self.horizon, self.optimizer = scheduler, horizon, stepped
         return scheduler
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], resume: Policy | None = None
+    ) -> Resumption:
+        """Go on from a checkpoint: a run's state, or that of an optimizer alone.
+
+        A state belongs to names, not to positions. Of an optimizer alone, the schedule stays where
+        it is under ``exact``, and goes on from the update that the moments have counted under
+        ``adapt``. The mode is that in which the state was saved: of a schedule-free optimizer, call
+        :meth:`train` before the next step, unless that was the last call before it was saved.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned, or an optimizer's, of torch.optim as well,
+                with names or without.
+            resume: ``exact``: the same names, groups, optimizers, settings, schedule and horizon,
+                or an error that shows what is otherwise. ``adapt``: state goes to parameters by
+                name, settings are the recipe's, the schedule goes on from the same update over this
+                run's horizon. ``weights``: optimizer and schedule begin anew. None: as the recipe
+                says, which is ``exact`` if it says nothing.
+
+        Returns:
+            What was taken over, and what is otherwise now; the log ``optimplug`` has it as well.
+
+        Raises:
+            StateError: the policy does not allow it, or it does not fit, and it says what. Nothing
+                has changed then.
+            ArgumentError: ``resume`` is none of the three, or is ``weights`` for a run that has
+                begun.
+        """
+        return self.go_on_from(read_state(state_dict), resume)
+
+    def would_change(self, saved: Saved) -> Resumption:
+        """Take over a checkpoint under ``adapt``, and say nothing in the log: for a preview.
+
+        Raises:
+            StateError: it does not fit.
+        """
+        return resume_from(saved, self._target(()), "adapt")
+
+    def go_on_from(
+        self, saved: Saved, resume: Policy | None = None, orders: Sequence[Order] = ()
+    ) -> Resumption:
+        """Do the same with what a trainer has read of its own checkpoint.
+
+        Args:
+            saved: what it holds.
+            resume: as above.
+            orders: names for a state without any, as a trainer's own optimizer would have had them:
+                each time those of every group.
+
+        Raises:
+            StateError: as above.
+            ArgumentError: as above.
+        """
+        policy = check_policy(self.recipe.spec.resume if resume is None else resume)
+        self.resumption = resume_from(saved, self._target(orders), policy)
+        self._loaded(None if policy == "weights" else saved.training)
+        tell(self.resumption)
+        return self.resumption
+
+    def _target(self, orders: Sequence[Order]) -> Target:
+        parameters = dict(without_wrappers(self.model).named_parameters())
+        return Target(self.optimizer, self.scheduler, self.horizon, parameters, orders)

@@ -156,9 +156,11 @@ def test_a_run_that_the_plain_trainer_began_goes_on_by_name(saved, tmp_path):
     theirs = trainer_of(saved, tmp_path, SentenceTransformerTrainer)
     theirs.add_callback(SaveAfter([3]))
     theirs.train()
-    ours = recipe_trainer(saved, tmp_path, {"optimizer": {"name": "AdamW", "lr": 0.1}})
-    with pytest.warns(UserWarning, match="without a recipe, with 2 groups"):
-        run(ours, str(tmp_path / "checkpoint-3"))
+    recipe = {"optimizer": {"name": "AdamW", "lr": 0.1}, "resume": "adapt"}
+    ours = recipe_trainer(saved, tmp_path, recipe)
+    run(ours, str(tmp_path / "checkpoint-3"))
+    (cut, *_) = ours.run.resumption.schedule
+    assert cut[:2] == ("groups", "2: 0, 1")
     names = dict(ours.run.model.named_parameters())
     counts = {name: s["step"] for name, p in names.items() if (s := ours.optimizer.state.get(p))}
     assert set(OWN) < counts.keys()

@@ -7,7 +7,7 @@ from support.trainers import Lines, arguments, points, recipe_trainer
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from optimplug import ArgumentError, RecipeError
+from optimplug import ArgumentError, RecipeError, StateError
 from optimplug.huggingface import RecipeTrainer, RecipeTrainingArguments, build, with_recipe
 
 SGD = {"optimizer": {"name": "SGD", "lr": 0.1}}
@@ -259,11 +259,10 @@ def test_what_changes_by_itself_in_a_group_is_no_difference(tmp_path):
     trainer.train()
     checkpoint = str(tmp_path / "checkpoint-3")
     again = counting(tmp_path)
-    again.train(resume_from_checkpoint=checkpoint)  # a warning would be an error here
+    again.train(resume_from_checkpoint=checkpoint)
     assert again.optimizer.param_groups[0]["k"] == 6
-    with pytest.warns(
-        UserWarning, match=r"checkpoint-3 was .*: momentum 0\.9 \(the recipe's is 0\.5"
-    ):
+    assert again.run.resumption.is_exact
+    with pytest.raises(StateError, match=r"momentum of model +0\.9 +0\.5 +adapt"):
         counting(tmp_path, momentum=0.5).train(resume_from_checkpoint=checkpoint)
 
 

@@ -137,18 +137,23 @@ def test_a_refused_run_leaves_no_schedule_behind(tmp_path):
 def test_a_checkpoint_of_another_length_is_refused_before_anything_is_loaded(tmp_path):
     trainer_of(tmp_path, callbacks=[StopAfter(6)]).train()
     trainer = trainer_of(tmp_path, num_train_epochs=5)
-    with pytest.raises(StateError, match="over a run of the same number of updates"):
+    with pytest.raises(
+        StateError, match=r"horizon +18 updates, 6 an epoch +30 updates, 6 an epoch +adapt"
+    ):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert not trainer.optimizer.state
 
 
-def test_settings_that_a_checkpoint_brings_with_it_are_named(tmp_path):
+def test_settings_that_are_otherwise_than_in_a_checkpoint_are_refused_or_the_recipes(tmp_path):
     trainer_of(tmp_path, callbacks=[StopAfter(6)]).train()
     changed = {**RECIPE, "optimizer": {**RECIPE["optimizer"], "lr": 0.5, "betas": [0.5, 0.9]}}
-    trainer = trainer_of(tmp_path, changed)
-    said = r"checkpoint-6 was saved with other settings, which apply: .*: lr [\d.e-]+ \(the recipe's is .*betas \(0\.9, 0\.999\) \(the recipe's is \(0\.5, 0\.9\)"
-    with pytest.warns(UserWarning, match=said):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    checkpoint = str(tmp_path / "checkpoint-6")
+    with pytest.raises(StateError, match=r"betas of .* +\(0\.9, 0\.999\) +\(0\.5, 0\.9\) +adapt"):
+        trainer_of(tmp_path, changed).train(resume_from_checkpoint=checkpoint)
+    trainer = trainer_of(tmp_path, changed, resume="adapt")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.5, 0.9)}
+    assert {change.setting for change in trainer.run.resumption.changed} == {"lr", "betas"}
 
 
 def test_arguments_that_change_before_a_run_apply(tmp_path):

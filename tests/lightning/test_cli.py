@@ -355,3 +355,15 @@ class TestInLightningsOwnCommandLine:
         optimizer = ["--optimizer", "AdamW", "--optimizer.lr", "0.5"]
         found = run_apart("python", "train.py", "fit", *optimizer, folder=tmp_path)
         assert found.stdout.split() == ["torch.optim.adamw", "0.5"], found.stderr
+
+
+def test_a_policy_is_said_on_the_command_line(command, tmp_path):
+    fit = ("fit", "--config", "run.yaml")
+    command(*fit).trainer.save_checkpoint(tmp_path / "last.ckpt")
+    on = (*fit, "--ckpt_path", "last.ckpt", "--trainer.max_epochs", "2")
+    with pytest.raises(SystemExit, match=r"horizon +6 updates, .* adapt\n"):
+        command(*on)
+    cli = command(*on, "--resume=adapt", "--recipe.optimizer.lr=1e-4")
+    assert cli.trainer.optimizers[0].param_groups[-1]["initial_lr"] == 2e-4
+    with pytest.raises(SystemExit):
+        command(*on, "--resume=exactly")

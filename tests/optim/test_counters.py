@@ -10,7 +10,7 @@ import torch.multiprocessing as multiprocessing
 from support.labels import label
 from support.tensors import parameters, same_bits
 
-from optimplug._core.optim.counters import gather
+from optimplug._core.optim.counters import gather, rows
 from optimplug.optim import AdamW, NAdam
 
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]
@@ -124,13 +124,14 @@ def test_counters_of_several_types_and_places_are_gathered_apart():
         {"step": torch.tensor([3.0])},
         {"step": 5},
     ]
-    places = gather((state, cpu, ("step",), None) for state in kept)
-    shared = [place.shared.step for place in places]
+    places = gather((state, cpu, ("step",)) for state in kept)
+    assert [row[-1] for row in rows(places)] == [(3.0,), (3.0,), (3.0,), (5.0,)]
+    assert [i for i, row in enumerate(rows(places)) if row == rows(places)[0]] == [0, 2]
+    shared = [place.counters.count(place.at).step for place in places]
     counters = {id(place.counters): place.counters for place in places}.values()
     assert len(counters) == 2
     assert [place.at for place in places] == [0, 0, 1, 2]
     assert [float(counter) for counter in shared] == [3.0, 3.0, 3.0, 5.0]
-    assert shared[0] is shared[2]
     assert kept[2]["step"].shape == ()
     for each in counters:
         each.advance(2)

@@ -1,4 +1,7 @@
-"""On a GPU: the same results as on the CPU, mixed devices, captured steps."""
+"""On a GPU: the same results as on the CPU, mixed devices, captured steps, no waiting.
+
+``make test-gpu`` runs this, and what else is to be run there.
+"""
 
 import copy
 
@@ -7,6 +10,8 @@ import torch
 from support.labels import label
 from support.tensors import parameters
 
+from optimplug import ArgumentError
+from optimplug._core.optim.executions.triton.there import triton_serves
 from optimplug.optim import (
     CAME,
     LAMB,
@@ -18,6 +23,7 @@ from optimplug.optim import (
     Adamax,
     AdamW,
     Lion,
+    NAdam,
     RAdam,
     RMSprop,
     Rprop,
@@ -67,7 +73,7 @@ def train(optimizer, steps=6):
     optimizer.train()
     for step in range(steps):
         for i, p in enumerate(params):
-            g = torch.randn(p.shape, generator=generator).to(p.device)
+            g = torch.randn(p.shape, generator=generator).to(p.device, p.dtype)
             p.grad = None if (step + i) % 5 == 0 else g
         optimizer.step()
     optimizer.eval()
@@ -94,6 +100,31 @@ def test_a_run_of_any_other_is_that_of_the_cpu(cls, options, choice, devices):
     truth = train(on(["cpu"], cls, **options, max_grad_norm=0.5, foreach=False))
     for a, b in zip(found, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", CHOICES[:3], ids=label)
+@pytest.mark.parametrize("rounding", ["nearest", "exact", "stochastic"])
+@pytest.mark.parametrize("cls", [AdamW, SGD, Lion, Adagrad])
+def test_moments_in_eight_bits_are_those_of_the_cpu(cls, rounding, choice):
+    dtype = torch.float32 if rounding == "nearest" else torch.bfloat16
+    options = {"lr": 1e-3, "state_dtype": "8bit", "rounding": rounding}
+    options |= {"momentum": 0.9} if cls is SGD else {}
+
+    def run(device, **choice):
+        values = parameters(((70, 61), (5000,), (10,)), dtype)
+        ours = cls([torch.nn.Parameter(v.detach().to(device)) for v in values], **options, **choice)
+        found = train(ours)
+        return [p.float() for p in found], ours.state_dict()["state"]
+
+    found, state = run("cuda", **choice)
+    truth, expected = run("cpu", foreach=False)
+    for a, b in zip(found, truth, strict=True):
+        # One number in thousands gets the next code, or is rounded to the next bfloat16.
+        assert ((a - b).abs() > 1e-4 + 1e-2 * b.abs()).double().mean() < 0.002
+    for i, kept in expected.items():
+        for name, value in kept.items():
+            off = (state[i][name].cpu().float() - value.float()).norm()
+            assert off <= 0.01 * value.float().norm() or "remainder" in name
 
 
 @pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=label)
@@ -181,3 +212,123 @@ def test_a_model_that_moves_goes_on_where_it_is(choice):
         twin.step()
     for p, q in zip(params, stay, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def stepping(cls, dtype=torch.float32, sizes=((300, 40), (7,), (5000,)), **options):
+    """An optimizer that has stepped twice, so that all is compiled; and its parameters."""
+    params = [
+        p.requires_grad_() for p in (torch.ones(s, device="cuda", dtype=dtype) for s in sizes)
+    ]
+    optimizer = cls([{"params": params[:1], "lr": 0.01}, {"params": params[1:]}], **options)
+    optimizer.train()
+    for _ in range(2):
+        give(params)
+        optimizer.step()
+    return optimizer, params
+
+
+def give(params):
+    for p in params:
+        p.grad = torch.full_like(p, 0.5)
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and triton_serves(torch.device("cuda"))),
+    reason="there is no Triton",
+)
+class TestKernel:
+    CLIPPED = {"max_grad_norm": 0.5}
+    SKIPS = {"max_grad_norm": 0.5, "skip_nonfinite": True}
+    NARROW = {"dtype": torch.bfloat16}
+    QUIET = [
+        (AdamW, {}),
+        (AdamW, CLIPPED),
+        (AdamW, SKIPS),
+        (SGD, {"lr": 0.1, "momentum": 0.9, **SKIPS}),
+        (NAdam, SKIPS),
+        (ScheduleFreeAdamW, SKIPS),
+        (AdamW, {**NARROW, "rounding": "stochastic"}),
+        (AdamW, {**NARROW, **SKIPS, "rounding": "kahan"}),
+        (AdamW, {**NARROW, **CLIPPED, "rounding": "exact", "state_dtype": "bfloat16"}),
+        (Lion, {**NARROW, "lr": 0.01}),
+    ]
+
+    @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+    @pytest.mark.parametrize(("cls", "options"), QUIET, ids=label)
+    def test_a_step_waits_for_nothing(self, cls, options, scaled):
+        optimizer, params = stepping(cls, **options)
+        before = params[0].detach().clone()
+        if scaled:
+            optimizer.grad_scale = torch.full((), 2.0, device="cuda")
+            optimizer.found_inf = torch.zeros((), device="cuda")
+            optimizer.step()  # another variant is compiled
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                give(params)
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert not torch.equal(params[0], before)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"), [({}, ["update"]), (CLIPPED, ["norm", "update"])], ids=label
+    )
+    def test_a_step_of_200_groups_is_one_launch_or_two(self, options, expected):
+        params = [torch.ones(50, device="cuda", requires_grad=True) for _ in range(400)]
+        groups = [{"params": params[2 * i : 2 * i + 2], "lr": 1e-3 * i} for i in range(200)]
+        optimizer = AdamW(groups, **options)
+        give(params)
+        optimizer.step()
+        optimizer.step()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            optimizer.step()
+            torch.cuda.synchronize()
+        device = torch.autograd.DeviceType.CUDA
+        names = [event.name for event in profile.events() if event.device_type == device]
+        copies = [name for name in names if name.startswith("Mem")]
+        assert [name for name in names if name not in copies] == expected
+        assert all("Pinned" in name for name in copies)
+
+    def test_more_elements_than_32_bits_count(self):
+        free, _ = torch.cuda.mem_get_info()
+        if free < 12 * 2**30:
+            pytest.skip("there is too little memory")
+        p = torch.zeros(2**31 + 5, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        p.grad = torch.ones_like(p)
+        SGD([p], lr=1.0, max_grad_norm=None).step()
+        assert bool((p == -1).all())
+
+    def test_in_a_graph_it_would_do_the_same_step_again_and_is_refused(self):
+        optimizer, params = stepping(AdamW)
+        before = [p.detach().clone() for p in params]
+        torch.cuda.synchronize()
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device="cuda")  # a graph must not be empty
+            with pytest.raises(ArgumentError, match="capturable=True"):
+                optimizer.step()
+        assert all(map(torch.equal, before, params))
+        assert float(optimizer.state[params[0]]["step"]) == 2
+
+    def test_counts_stand_on_the_host_unless_a_step_is_to_be_captured(self):
+        for options, device in (
+            ({}, "cpu"),
+            ({"fused": True}, "cpu"),
+            ({"capturable": True}, "cuda"),
+        ):
+            optimizer, params = stepping(AdamW, **options)
+            assert optimizer.state[params[0]]["step"].device.type == device
+
+    def test_a_step_that_overflows_is_not_counted(self):
+        optimizer, params = stepping(AdamW, skip_nonfinite=True)
+        before = [p.detach().clone() for p in params]
+        params[0].grad = torch.full_like(params[0], float("inf"))
+        optimizer.step()
+        assert optimizer.skipped_steps == 1
+        assert float(optimizer.state[params[0]]["step"]) == 2
+        assert all(map(torch.equal, before, params))
+        give(params)
+        optimizer.step()
+        assert float(optimizer.state[params[0]]["step"]) == 3
+        assert not torch.equal(before[0], params[0])

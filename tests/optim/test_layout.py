@@ -78,7 +78,7 @@ CHOICES = [
 def stepped(cls, options, count=3):
     params = [torch.nn.Parameter(torch.ones(8, 8)) for _ in range(count)]
     ours = cls(params, lr=0.1, **options)
-    for _ in range(2):
+    for _ in range(4):  # by then a step is done with what the one before has found
         give_gradients(params)
         ours.step()
     return params, ours
@@ -191,7 +191,7 @@ def test_a_parameter_may_be_swapped_for_another(cls, options):
     torch.utils.swap_tensors(params[0], torch.nn.Parameter(torch.full((8, 8), 5.0)))
     give_gradients(params)
     ours.step()
-    assert 4.7 < params[0][0, 0] < 5
+    assert 4.5 < params[0][0, 0] < 5
 
 
 class Failing(SGD):

@@ -29,7 +29,7 @@ SEVERAL = {
 UNCLIPPED = {**RECIPE, "optimizer": {"name": "AdamW", "lr": 1e-2}}
 
 
-OTHERS = ("optimizers", "optimizer_cls_and_kwargs", "eval_dataset", "compute_metrics")
+OTHERS = ("resume", "optimizers", "optimizer_cls_and_kwargs", "eval_dataset", "compute_metrics")
 
 
 def trainer_of(

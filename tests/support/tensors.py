@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 
-def parameters(shapes=((3, 4), (7,), (5, 5, 2), ()), dtype=torch.float32):
+def parameters(shapes=((3, 4), (7,), (5, 5, 2), ()), dtype=torch.float32, device="cpu"):
     generator = torch.Generator().manual_seed(1)
-    return [nn.Parameter(torch.randn(s, generator=generator).to(dtype)) for s in shapes]
+    values = [torch.randn(s, generator=generator, device="cpu") for s in shapes]
+    return [nn.Parameter(value.to(device, dtype)) for value in values]
 
 
 def descend(optimizer, steps, skip=True, seed=2, rounding=torch.float32):
@@ -15,7 +16,7 @@ def descend(optimizer, steps, skip=True, seed=2, rounding=torch.float32):
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for step in range(steps):
         for i, p in enumerate(params):
-            g = torch.randn(p.shape, generator=generator).to(rounding).to(p.dtype)
+            g = torch.randn(p.shape, generator=generator).to(rounding).to(p.device, p.dtype)
             p.grad = None if skip and (step + i) % 5 == 0 else g
         optimizer.step()
     return [p.detach().clone() for p in params]
@@ -27,7 +28,7 @@ def same_bits(a, b):
 
 
 def bytes_of(tensor):
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def same_weights(model, other):

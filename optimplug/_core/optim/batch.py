@@ -6,9 +6,11 @@ that shares its rule, device and dtype; hyperparameters that differ go in as one
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +18,13 @@ from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
 
-__all__ = ["Batch", "Cell", "Form", "are_plain"]
+__all__ = ["Batch", "Cell", "Form", "are_plain", "pick"]
+
+
+def pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
+    """Return what stands at these places."""
+    # For one alone, itemgetter returns no tuple.
+    return list(itemgetter(*places)(found)) if len(places) > 1 else [found[i] for i in places]
 
 
 def are_plain(tensors: Iterable[Tensor]) -> bool:
@@ -120,6 +128,16 @@ class Batch:
         """
         return self.form.is_that_of(self.owners)
 
+    @property
+    def cell_of(self) -> array[int]:
+        """For each tensor the number of its cell."""
+        found: array[int] | None = self.memo.get("cells")
+        if found is None:
+            sizes = (cell.part.stop - cell.part.start for cell in self.cells)
+            numbers = (i for i, size in enumerate(sizes) for _ in range(size))
+            found = self.memo["cells"] = array("q", numbers)
+        return found
+
     def coefficients(self, ahead: int = 0) -> list[dict[str, Any]]:
         """Return the scalars of each cell; tensors where a hyperparameter is one.
 
@@ -128,10 +146,13 @@ class Batch:
         """
         self._split_cells()
         counts = self._counts(ahead)
-        return [
-            self.rule.coefficients(hyper, t)
-            for hyper, t in zip(self._known(counts), counts, strict=True)
-        ]
+        # Cells may take turns, where their tensors have stepped unequally often.
+        found: dict[Any, dict[str, Any]] = {}
+        kinds = [(cell.group, id(cell.counter), cell.first) for cell in self.cells]
+        for kind, hyper, t in zip(kinds, self._known(counts), counts, strict=True):
+            if kind not in found:
+                found[kind] = self.rule.coefficients(hyper, t)
+        return [found[kind] for kind in kinds]
 
     def _counts(self, ahead: int) -> list[float]:
         """Return for each cell the number of an update; as :meth:`coefficients`."""
@@ -167,14 +188,18 @@ class Batch:
         found = {}
         for spec in self.rule.scalars:
             old = kept[spec.name]
-            new = torch.tensor([float(each[spec.name]) for each in given], dtype=old.dtype)
+            numbers = [float(each[spec.name]) for each in given]
+            new = torch.tensor(numbers, dtype=old.dtype, device=old.device)
             found[spec.name] = old * new if spec.is_product else new
         return found
 
     def next_scalars(self) -> dict[str, Tensor]:
         """Return for each tensor what :attr:`Rule.scalars` become by the update at hand."""
-        sizes = torch.tensor([cell.part.stop - cell.part.start for cell in self.cells])
-        return {name: values.repeat_interleave(sizes) for name, values in self._after.items()}
+        sizes = [cell.part.stop - cell.part.start for cell in self.cells]
+        return {
+            name: values.repeat_interleave(torch.tensor(sizes, device=values.device))
+            for name, values in self._after.items()
+        }
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.

@@ -8,13 +8,14 @@ The further numbers that some rules keep for each parameter are kept in the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from itertools import starmap
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
-from optimplug._core.optim.batch import are_plain
+from optimplug._core.optim.batch import are_plain, pick
 
 __all__ = [
     "AnyCounters",
@@ -23,6 +24,7 @@ __all__ = [
     "Place",
     "SingleCounters",
     "gather",
+    "rows",
     "take_apart",
     "with_own_count",
 ]
@@ -52,36 +54,53 @@ class Counters:
     """
 
     def __init__(self, kept: list[Kept], device: torch.device, names: Sequence[str]) -> None:
-        self._all = {
+        found = {
             name: torch.stack([state[name].detach().reshape(()).to(device) for state in kept])
             for name in names
         }
         # Written beside them: where the two differ, somebody else has written to a number. To look
         # at those on a GPU would wait for it; what needs their values reads them itself.
-        self._expected = {n: a.clone() if a.is_cpu else a for n, a in self._all.items()}
+        twice = {n: torch.stack([a, a] if a.is_cpu else [a]) for n, a in found.items()}
+        self._both = twice["step"]
+        self._all = {name: both[0] for name, both in twice.items()}
+        self._expected = {name: both[-1] for name, both in twice.items()}
+        pairs = zip(self._all.values(), self._expected.values(), strict=True)
+        self._pairs = [pair for pair in pairs if pair[0].is_cpu]
         for name, numbers in self._all.items():
             for state, number in zip(kept, numbers.unbind(), strict=True):
                 state[name] = number
 
-    def shared(self, kinds: Sequence[Any]) -> list[Count]:
-        """Return for each parameter what follows all of its kind that stand where it stands."""
-        first: dict[Any, Count] = {}
-        rows = list(zip(kinds, *(all_.tolist() for all_ in self._all.values()), strict=True))
-        for i, row in enumerate(rows):
-            if row not in first:
-                first[row] = _count({name: a[i] for name, a in self._expected.items()})
-        return [first[row] for row in rows]
+    def rows(self) -> list[tuple[float, ...]]:
+        """Return for each parameter where it stands: the values of its numbers."""
+        return list(zip(*(numbers.tolist() for numbers in self._all.values()), strict=True))
+
+    def values(self) -> list[float]:
+        """Return how often each parameter has stepped."""
+        found: list[float] = self._all["step"].tolist()
+        return found
+
+    def count(self, at: int) -> Count:
+        """Return what follows the numbers of one parameter, and of all that go on with it."""
+        return _count({name: numbers[at] for name, numbers in self._expected.items()})
 
     @property
     def untouched(self) -> bool:
         """Whether nobody else has written to a number, so far as can be told without waiting."""
-        pairs = zip(self._all.values(), self._expected.values(), strict=True)
-        return all(found is expected or torch.equal(found, expected) for found, expected in pairs)
+        return all(starmap(torch.equal, self._pairs))
 
-    def advance(self, steps: Tensor | float) -> None:
-        """Count ``steps`` updates for every parameter."""
-        for counts in {id(c): c for c in (self._all["step"], self._expected["step"])}.values():
-            counts += steps if isinstance(steps, float | int) else steps.to(counts.device)
+    def advance(self, steps: Tensor | float, places: Sequence[int] | None = None) -> None:
+        """Count ``steps`` updates for the parameters at these places; None for every one."""
+        if places is not None:
+            marks = bytearray(self._both.shape[1])
+            for at in places:
+                marks[at] = 1
+            # Made of a list, it would take longer than all of the addition.
+            steps = torch.frombuffer(marks, dtype=torch.uint8).to(self._both) * steps
+        self._both += steps.to(self._both.device) if isinstance(steps, Tensor) else steps
+
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: self._all[name][torch.tensor(places)] for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
@@ -103,22 +122,22 @@ class SingleCounters:
     def __init__(self, kept: list[Kept], names: Sequence[str]) -> None:
         self._all: list[dict[str, Tensor]] = [{n: state[n] for n in names} for state in kept]
 
-    def shared(self, kinds: Sequence[Any]) -> list[Count]:
-        """Return for each parameter the numbers of one of its kind that stands where it stands."""
-        first: dict[Any, Count] = {}
-        rows = [
-            (kind, *map(float, numbers.values()))
-            for kind, numbers in zip(kinds, self._all, strict=True)
-        ]
-        return [
-            first.setdefault(row, _count(numbers))
-            for row, numbers in zip(rows, self._all, strict=True)
-        ]
+    def rows(self) -> list[tuple[float, ...]]:
+        """Return for each parameter where it stands: the values of its numbers."""
+        return [tuple(map(float, numbers.values())) for numbers in self._all]
 
-    def advance(self, steps: Tensor | float) -> None:
-        """Count ``steps`` updates for every parameter."""
-        for numbers in self._all:
+    def count(self, at: int) -> Count:
+        """Return the numbers of one parameter, for all that go on with it."""
+        return _count(self._all[at])
+
+    def advance(self, steps: Tensor | float, places: Sequence[int] | None = None) -> None:
+        """Count ``steps`` updates for the parameters at these places; None for every one."""
+        for numbers in self._all if places is None else [self._all[at] for at in places]:
             numbers["step"] += steps
+
+    def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return further numbers of the parameters at these places."""
+        return {name: torch.stack([self._all[i][name] for i in places]) for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
@@ -136,27 +155,31 @@ class Place(NamedTuple):
     counters: AnyCounters
     at: int
     """Its place among those."""
-    shared: Count
-    """What it shares with others that stand where it stands."""
 
 
-def gather(
-    members: Iterable[tuple[Kept, torch.device, tuple[str, ...], Any]],
-) -> list[Place]:
+def rows(places: Sequence[Place]) -> list[tuple[Any, ...]]:
+    """Return for each parameter where it stands: its counters, and the values of its numbers."""
+    found = {id(place.counters): place.counters for place in places}
+    if len(found) == 1:
+        return pick([at for _, at in places], places[0].counters.rows())
+    values = {key: counters.rows() for key, counters in found.items()}
+    return [(id(counters), values[id(counters)][at]) for counters, at in places]
+
+
+def gather(members: Iterable[tuple[Kept, torch.device, tuple[str, ...]]]) -> list[Place]:
     """Gather the numbers of parameters.
 
     Args:
-        members: for each its state, where it counts, the names of its numbers, ``step`` first,
-            and its kind: those of one kind that stand at the same numbers go on together.
+        members: for each its state, where it counts, the names of its numbers, ``step`` first.
     """
     members = list(members)
     rows: dict[Any, list[int]] = {}
-    for i, (kept, device, names, _) in enumerate(members):
+    for i, (kept, device, names) in enumerate(members):
         for name in names:
             if not isinstance(kept[name], Tensor):
                 kept[name] = torch.tensor(float(kept[name]))  # as older versions of torch had it
         rows.setdefault((device, names, *(kept[n].dtype for n in names)), []).append(i)
-    own = [kept[name] for kept, _, names, _ in members for name in names]
+    own = [kept[name] for kept, _, names in members for name in names]
     plain = not in_dispatch_mode() and are_plain(own) and not any(map(_is_shared, own))
     found: dict[int, Place] = {}
     for (device, names, *_), numbers in rows.items():
@@ -164,9 +187,8 @@ def gather(
         counters: AnyCounters = (
             Counters(states, device, names) if plain else SingleCounters(states, names)
         )
-        shared = counters.shared([members[i][3] for i in numbers])
-        for at, (i, count) in enumerate(zip(numbers, shared, strict=True)):
-            found[i] = Place(counters, at, count)
+        for at, i in enumerate(numbers):
+            found[i] = Place(counters, at)
     return [found[i] for i in range(len(members))]
 
 

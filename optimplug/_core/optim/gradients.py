@@ -12,7 +12,6 @@ from torch import Tensor
 
 from optimplug._core.arguments import as_number
 from optimplug._core.internals import foreach_operator, is_flattened
-from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.execution import Ready
 from optimplug.errors import ArgumentError
 
@@ -57,13 +56,14 @@ def refuse_flattened(groups: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def prepared_norm(ready: Sequence[Ready], batches: Sequence[Batch]) -> Tensor | None:
+def prepared_norm(ready: Sequence[Ready], grads: Sequence[Tensor | None]) -> Tensor | None:
     """Return the norm of all gradients as the executions that will use them compute it.
 
     None where one of them has no quick way, or the gradients are of several types, or of narrow
     ones: sums of their squares would be of another precision than torch's.
     """
-    dtypes = {batch.grads[0].dtype for batch in batches}
+    found = {g.dtype for g in grads if g is not None}
+    dtypes = {dtype.to_real() if dtype.is_complex else dtype for dtype in found}
     if dtypes not in ({torch.float32}, {torch.float64}):
         return None
     total = 0.0

@@ -2,109 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from operator import itemgetter
-from types import NoneType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch, Cell, Form
-from optimplug._core.optim.counters import AnyCounters, Place
-from optimplug._core.optim.members import State, ensure_state, forget, gather_numbers, stepping
+from optimplug._core.optim.batch import Batch, Form
+from optimplug._core.optim.batch_layout import BatchLayout
+from optimplug._core.optim.counters import AnyCounters
+from optimplug._core.optim.members import (
+    State,
+    ensure_state,
+    forget,
+    gather_numbers,
+    has_all,
+    stepping,
+)
 from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.shards import Shards, is_sharded, local
+from optimplug._core.optim.shards import Shards
 from optimplug._core.optim.totals import Totals
 
-__all__ = ["Layout"]
+if TYPE_CHECKING:
+    from optimplug._core.optim.repeat import Repeat
+
+__all__ = ["Layout", "WayBack"]
+
+WayBack: TypeAlias = "Callable[[Mapping[int, Mapping[str, Any]]], bool]"
+"""What takes a step back, as :meth:`Layout.way_back` says."""
+
+_KNOWN = {(None, None), (None, False), (None, True), (False, False), (True, True)}
+"""Who has no gradient may have been laid out or not; who has one, with one of this kind."""
+
+_PATTERNS = 64
+"""So many patterns of missing gradients are kept; of eight experts, two at a time, there are 28."""
 
 
 @dataclass
-class _BatchLayout:
-    """The part of a batch that stays from step to step.
+class _Pattern:
+    """Those that step together where some gradients are missing."""
 
-    It holds neither parameters nor states, only where they stand: what the user lets go is free.
-    """
+    layouts: list[BatchLayout]
+    counted: list[tuple[AnyCounters, list[int] | None]]
+    """Which counters go on: the places among them; None for all."""
+    who: list[tuple[AnyCounters, list[int]]]
+    """For each of these counters the parameters that have gone on."""
 
-    rule: Rule
-    form: Form
-    cells: list[Cell] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    """The position of each parameter among those of all groups."""
-    kept: list[int] = field(default_factory=list)
-    """The position of each parameter's state among all states; empty where the rule has none."""
-    steps: list[Tensor] = field(default_factory=list)
-    """The step counter of each parameter; empty where the rule does not count."""
-    numbers: list[Place] = field(default_factory=list)
-    """Where each parameter's numbers are kept; empty where its rule has none beside the count."""
-    addresses: list[int] = field(default_factory=list)
-    """Where all these numbers stand in memory; empty where nobody asks again."""
-    memo: dict[str, Any] = field(default_factory=dict)
-    """What an execution keeps here; see :class:`Batch`."""
-
-    def add(self, place: int, cell: Cell) -> None:
-        """Append a tensor, to the last cell if it belongs there, else to a new one."""
-        if not self.cells or not self.cells[-1].takes(cell):
-            self.cells.append(cell)
-            cell.part = slice(len(self.places), len(self.places))
-        self.places.append(place)
-        self.cells[-1].part = slice(self.cells[-1].part.start, len(self.places))
-
-    def batch(
-        self,
-        groups: Sequence[dict[str, Any]],
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-        states: Sequence[dict[str, Any]],
-    ) -> Batch | None:
-        """Return this step's work; None where it is not what was laid out.
-
-        Args:
-            groups: the optimizer's param_groups.
-            params: the parameters of all groups.
-            grads: the gradient of each.
-            states: all states, in their order.
-        """
-        columns = self._columns(params, grads, states)
-        if columns is None:
-            return None
-        owners = columns["params"]
-        sharded = is_sharded(owners[0])
-        if sharded:
-            columns = _local(columns)
-        if owners[0].is_complex():
-            # Rules treat a complex number as two real ones, as torch does.
-            columns["grads"] = [g.resolve_conj() for g in columns["grads"]]
-            columns = {name: list(map(torch.view_as_real, c)) for name, c in columns.items()}
-        hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
-        tensors = columns.pop("params"), columns.pop("grads"), columns, self.steps
-        known = sharded, self.memo, owners, self.form
-        return Batch(self.rule, self.cells, hypers, *tensors, *known, places=self.places)
-
-    def _columns(
-        self,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
-        states: Sequence[dict[str, Any]],
-    ) -> dict[str, list[Any]] | None:
-        """Return the tensors of this step; None where a state is not what it was."""
-        kept = _pick(self.kept, states)
-        try:
-            # Whoever has put another counter into a state, or other memory under one, wants it to
-            # be used.
-            numbers = self.rule.number_names if self.steps else ()
-            if self.addresses and self.addresses != _addresses(kept, numbers):
-                return None
-            columns = {name: list(map(itemgetter(name), kept)) for name in self.rule.state_names}
-        except (KeyError, TypeError):  # one is gone, or a number stands in its place
-            return None
-        if any(NoneType in set(map(type, column)) for column in columns.values()):
-            return None
-        return {"params": _pick(self.places, params), "grads": _pick(self.places, grads), **columns}
+    @classmethod
+    def of(cls, layouts: list[BatchLayout], everyone: bool) -> _Pattern:
+        """Gather what counts for these."""
+        counted: dict[int, tuple[AnyCounters, dict[int, int]]] = {}
+        for layout in layouts:
+            for (counters, at), place in zip(layout.numbers, layout.places, strict=False):
+                counted.setdefault(id(counters), (counters, {}))[1][at] = place
+        who = [(c, [places[at] for at in sorted(places)]) for c, places in counted.values()]
+        found = [(c, None if everyone else sorted(places)) for c, places in counted.values()]
+        return cls(layouts, found, who)
 
 
 class Layout:
@@ -118,6 +74,8 @@ class Layout:
             parameter without gradient is not touched.
         count_on: the types of device that count the steps of their parameters themselves, for
             rules that have a fused operator; all else is counted on the CPU.
+        before: what was laid out for the last step, if that still holds: who stepped then, and
+            now has no gradient, may step again.
 
     Raises:
         GradientError: a gradient is sparse where the rule takes none. Nothing has changed then.
@@ -131,20 +89,28 @@ class Layout:
         rules: Sequence[Rule],
         state: State,
         count_on: Collection[str],
+        before: Layout | None = None,
     ) -> None:
         refuse_sparse(groups, grads, rules)
-        members = list(stepping(groups, grads, rules))
+        known: list[bool | None] = [] if before is None else before._kinds
+        away = {i for i, kind in enumerate(known) if kind is not None and grads[i] is None}
+        members = [
+            member
+            for member in stepping(groups, grads, rules, away)
+            if member.place not in away or has_all(member.p, member.rule, state)
+        ]
         for member in members:
-            refuse_parameter(member.p, member.rule)
+            if member.place not in away:
+                refuse_parameter(member.p, member.rule)
         for member in members:
             hyper = groups[member.group]
             member.kept, member.begun = ensure_state(member.p, member.rule, state, hyper)
         self._begun = [(member.place, member.begun) for member in members if member.begun]
         gather_numbers(members, count_on)
-        self._counters: list[AnyCounters] = list(
-            {id(m.number.counters): m.number.counters for m in members if m.number}.values()
-        )
-        self._kinds = _kinds(grads)
+        self._kinds: list[bool | None] = _kinds(grads)
+        for member in members:
+            if member.place in away:
+                self._kinds[member.place] = known[member.place]
         self._rules = list(rules)
         # Whoever is compared by its number alone may be gone, and another one have that number:
         # that is why a batch looks at its tensors' forms again.
@@ -152,7 +118,7 @@ class Layout:
         self._sizes = _sizes(groups)
         self._owners = list(map(id, state))
         positions = {number: i for i, number in enumerate(self._owners)}
-        layouts: dict[Any, _BatchLayout] = {}
+        layouts: dict[Any, BatchLayout] = {}
         for member in members:
             # What agrees in all of this can be updated by one call, whatever its group.
             form = Form.of(member.p)
@@ -160,19 +126,34 @@ class Layout:
             counters = member.number.counters if member.number and member.rule.scalars else None
             lies = Shards.of([member.p]).lies if member.rule.scope != "element" else None
             key = (member.rule, form, self._kinds[member.place], types, id(counters), lies)
-            layout = layouts.setdefault(key, _BatchLayout(member.rule, form))
-            layout.add(member.place, member.cell)
-            if member.kept:
-                layout.kept.append(positions[id(member.p)])
-            if member.number is not None:
-                layout.steps.append(member.kept["step"])
-                layout.numbers.append(member.number)
-        self.layouts = list(layouts.values())
+            layout = layouts.setdefault(key, BatchLayout(member.rule, form))
+            layout.add(member, positions[id(member.p)] if member.kept else None)
+        self._everyone = _Pattern.of(list(layouts.values()), everyone=True)
+        # A rule without a count has other scalars at a parameter's first update.
+        self._begins = any(not layout.steps and any(layout.firsts) for layout in layouts.values())
+        self._patterns: OrderedDict[bytes, _Pattern] = OrderedDict()
+        self._now: _Pattern | None = None
+        self.again: Repeat | None = None
+        self.attempts = 3
+        """How often it is tried yet to keep what a step has found."""
         states = list(state.values())
-        for layout in self.layouts if self._lasts else ():
-            if layout.steps:
-                kept = _pick(layout.kept, states)
-                layout.addresses = _addresses(kept, layout.rule.number_names)
+        for layout in layouts.values() if self._untouched and not self._begins else ():
+            layout.remember(states)
+
+    @property
+    def everyone(self) -> list[BatchLayout]:
+        """All that are laid out, whether they have a gradient in this step or not."""
+        return self._everyone.layouts
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rule of each group."""
+        return self._rules
+
+    @property
+    def layouts(self) -> list[BatchLayout]:
+        """Those of this step."""
+        return cast("_Pattern", self._now).layouts
 
     def fits(
         self,
@@ -182,30 +163,87 @@ class Layout:
         state: State,
     ) -> bool:
         """Tell whether the next step may use it, so far as is known without looking at states."""
+        return not self._begins and self._knows(grads) and self.holds(groups, rules, state)
+
+    def holds(self, groups: Sequence[dict[str, Any]], rules: Sequence[Rule], state: State) -> bool:
+        """Tell whether what it knows is still so, whoever steps next."""
+        return self._rules == rules and self.has_all(groups, _flat(groups), state)
+
+    def has_all(
+        self, groups: Sequence[dict[str, Any]], params: Sequence[Tensor], state: State
+    ) -> bool:
+        """Tell whether parameters and states are those that it knows, and counted as it knows."""
         return (
-            self._lasts
-            and self._params == list(map(id, _flat(groups)))
+            self._untouched
+            and self._params == list(map(id, params))
             and self._sizes == _sizes(groups)  # one may have gone to the group next to its own
-            and self._kinds == _kinds(grads)
-            and self._rules == rules
             and self._owners == list(map(id, state))
         )
+
+    def takes(self, present: Sequence[bool] | None) -> bool:
+        """Tell whether all that have a dense gradient were laid out with one; None: all have."""
+        if present is None:
+            return None not in self._kinds
+        return (True, None) not in zip(present, self._kinds, strict=True)
+
+    @property
+    def was_turned(self) -> bool:
+        """Whether a step was done the longer way since :meth:`count` was last called."""
+        return self._now is not None
+
+    def count(self, present: Sequence[bool] | None) -> None:
+        """Count an update for those that have a gradient; None: for all."""
+        for counters, places in self._everyone.who:
+            if present is None:
+                counters.advance(1)
+            elif ats := [at for at, place in enumerate(places) if present[place]]:
+                counters.advance(1, ats)
+        self._now = None
+
+    def _knows(self, grads: Sequence[Tensor | None]) -> bool:
+        """Tell whether all that have a gradient are among those that were laid out."""
+        kinds = _kinds(grads)
+        if len(kinds) != len(self._kinds):
+            return False  # some have been added, or taken out
+        return kinds == self._kinds or {*zip(kinds, self._kinds, strict=True)} <= _KNOWN
 
     def batches(
         self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], state: State
     ) -> list[Batch] | None:
         """Return this step's work; None where some state is not what was laid out."""
+        self._turn_to(grads)
         params, states = _flat(groups), list(state.values())
         found = [layout.batch(groups, params, grads, states) for layout in self.layouts]
         return None if None in found else cast("list[Batch]", found)
 
+    def _turn_to(self, grads: Sequence[Tensor | None]) -> None:
+        """Make ready for those that have a gradient now."""
+        pattern = self._pattern([g is not None for g in grads])
+        if pattern is not self._now:
+            # Others have gone on meanwhile, or these with others.
+            for layout in pattern.layouts:
+                layout.cut()
+            self._now = pattern
+
+    def _pattern(self, present: list[bool]) -> _Pattern:
+        """Return what is laid out for these, kept or found."""
+        if present == [kind is not None for kind in self._kinds]:
+            return self._everyone
+        key = bytes(present)
+        if key in self._patterns:
+            self._patterns.move_to_end(key)
+            return self._patterns[key]
+        parts = [layout.part(present) for layout in self._everyone.layouts]
+        # In the order in which they would be laid out without the others: so sums have one order.
+        found = sorted((part for part in parts if part), key=lambda part: part.places[0])
+        pattern = self._patterns[key] = _Pattern.of(found, everyone=False)
+        if len(self._patterns) > _PATTERNS:
+            self._patterns.popitem(last=False)
+        return pattern
+
     @property
-    def _lasts(self) -> bool:
-        for layout in self.layouts:
-            # A rule without a count has other scalars at a parameter's first update.
-            if not layout.steps and any(cell.first for cell in layout.cells):
-                return False
-        return all(counters.untouched for counters in self._counters)
+    def _untouched(self) -> bool:
+        return all(counters.untouched for counters, _ in self._everyone.counted)
 
     def forget_begun(self, groups: Sequence[dict[str, Any]], state: State) -> bool:
         """Take back states that began for an update which was then left out; tell if there are."""
@@ -217,11 +255,7 @@ class Layout:
     @property
     def has_first(self) -> bool:
         """Whether there are parameters whose first update decides how the next ones go."""
-        return any(
-            cell.first and not layout.rule.counts_steps
-            for layout in self.layouts
-            for cell in layout.cells
-        )
+        return any(any(layout.firsts) and not layout.rule.counts_steps for layout in self.layouts)
 
     @property
     def must_know_of_skips(self) -> bool:
@@ -273,27 +307,42 @@ class Layout:
                 found.update({places[i]: sums for i in pool})
         return found
 
+    def way_back(self, groups: Sequence[dict[str, Any]], state: State) -> WayBack:
+        """Return what undoes a step, asked for before it.
+
+        It is given what the step has changed in the groups' settings, as :meth:`next_settings`
+        returns it, and tells whether states are gone. Tensors are left alone, but those that began.
+        """
+        begun = list(self._begun)
+        numbers = [
+            layout.numbers[0].counters.read([place.at for place in layout.numbers], names)
+            for layout in self.layouts
+            if (names := [spec.name for spec in layout.rule.scalars])
+        ]
+        before = [dict(group) for group in groups]
+
+        def restore(changed: Mapping[int, Mapping[str, Any]]) -> bool:
+            self.advance(-1)
+            self.write(numbers)
+            for i, settings in changed.items():
+                for key in settings.keys() - before[i].keys():
+                    del groups[i][key]
+                groups[i].update({k: before[i][k] for k in settings.keys() & before[i].keys()})
+            self._begun = begun
+            return self.forget_begun(groups, state)
+
+        return restore
+
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
         self._begun = []  # what has been updated has begun
-        for counters in self._counters:
-            counters.advance(steps)
+        for counters, places in cast("_Pattern", self._now).counted:
+            counters.advance(steps, places)
 
 
 def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:
     """Return for each gradient whether it is sparse; None where there is none."""
     return [None if g is None else g.is_sparse for g in grads]
-
-
-def _addresses(kept: Sequence[dict[str, Any]], names: Sequence[str]) -> list[int]:
-    """Return where the numbers of these states stand in memory."""
-    return [at for n in names for at in map(Tensor.data_ptr, map(itemgetter(n), kept))]
-
-
-def _pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
-    """Return what stands at these places."""
-    # For one alone, itemgetter returns no tuple.
-    return list(itemgetter(*places)(found)) if len(places) > 1 else [found[i] for i in places]
 
 
 def _sizes(groups: Iterable[Mapping[str, Any]]) -> list[int]:
@@ -302,12 +351,3 @@ def _sizes(groups: Iterable[Mapping[str, Any]]) -> list[int]:
 
 def _flat(groups: Iterable[Mapping[str, Any]]) -> list[Tensor]:
     return list(chain.from_iterable(group["params"] for group in groups))
-
-
-def _local(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
-    """Return the shards that are here: an update works on each element by itself."""
-    columns["grads"] = [
-        g if g.placements == p.placements else g.redistribute(placements=p.placements)
-        for p, g in zip(columns["params"], columns["grads"], strict=True)
-    ]
-    return {name: list(map(local, column)) for name, column in columns.items()}

@@ -9,13 +9,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Cell
 from optimplug._core.optim.coded_state import with_codes, with_numbers
-from optimplug._core.optim.counters import Count, Place, gather
+from optimplug._core.optim.counters import Place, gather
 from optimplug._core.optim.rule import Hyper, Rule, coded_names
 from optimplug._core.optim.storage import LOW_BITS
 
-__all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "stepping"]
+__all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "has_all", "stepping"]
 
 State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 
@@ -35,27 +34,23 @@ class Member:
     """Where its count and other numbers are kept; None where its rule does not count."""
 
     @property
-    def kind(self) -> int | None:
-        """The group, where numbers beside the count go on as its settings say."""
-        return self.group if self.rule.scalars else None
-
-    @property
-    def cell(self) -> Cell:
-        count = self.number.shared if self.number else Count(None, {})
-        specs = [spec for spec in self.rule.state if not spec.is_weight]
-        first = any(spec.name in self.begun for spec in specs)
-        return Cell(self.group, count.step, first, count.scalars)
+    def is_first(self) -> bool:
+        """Whether some of its state, other than of the weight itself, begins with this update."""
+        return any(spec.name in self.begun for spec in self.rule.state if not spec.is_weight)
 
 
 def stepping(
-    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], rules: Sequence[Rule]
+    groups: Sequence[dict[str, Any]],
+    grads: Sequence[Tensor | None],
+    rules: Sequence[Rule],
+    beside: Collection[int] = (),
 ) -> Iterator[Member]:
-    """Walk the parameters that have a gradient."""
+    """Walk the parameters that have a gradient, and those at the places ``beside``."""
     place = -1
     for i, (group, rule) in enumerate(zip(groups, rules, strict=True)):
         for p in group["params"]:
             place += 1
-            if grads[place] is not None:
+            if grads[place] is not None or place in beside:
                 yield Member(i, place, p, rule.suited(p))
 
 
@@ -63,7 +58,7 @@ def gather_numbers(members: Sequence[Member], count_on: Collection[str]) -> None
     """Gather the numbers of those whose rule counts."""
     counting = [member for member in members if member.rule.counts_steps]
     places = gather(
-        (m.kept, _counts_on(m.p, m.rule, count_on), m.rule.number_names, m.kind) for m in counting
+        (m.kept, _counts_on(m.p, m.rule, count_on), m.rule.number_names) for m in counting
     )
     for member, place in zip(counting, places, strict=True):
         member.number = place
@@ -81,6 +76,12 @@ def forget(p: Tensor, names: Sequence[str], state: State) -> None:
         state[p].pop(name, None)
     if not state[p]:
         del state[p]
+
+
+def has_all(p: Tensor, rule: Rule, state: State) -> bool:
+    """Tell whether a parameter's state lacks nothing, so that there is nothing to begin."""
+    kept = state.get(p) or {}
+    return all(kept.get(name) is not None for name in (*rule.number_names, *rule.state_names))
 
 
 def ensure_state(

@@ -233,6 +233,11 @@ class Rule(ABC):
         return self.state
 
     @cached_property
+    def saved_as(self) -> Mapping[str, StateSpec]:
+        """:attr:`saved` by name."""
+        return {spec.name: spec for spec in self.saved}
+
+    @cached_property
     def operand_names(self) -> tuple[str, ...]:
         """The names of what :meth:`update` finds among the states."""
         names = tuple(spec.name for spec in self.saved)

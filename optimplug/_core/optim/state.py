@@ -209,7 +209,7 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
         raise StateError(f"{key} of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
-    spec = next((spec for spec in rule.saved if spec.name == key), None)
+    spec = rule.saved_as.get(key)
     if spec is not None or key in rule.variant_state:
         value = _own_state(value, p, f"{key} of {name}", spec)
     # Where the rule says a type, it computes in it, whatever somebody has rounded the state to.

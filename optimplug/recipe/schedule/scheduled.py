@@ -17,7 +17,7 @@ from optimplug.recipe.updates import Updates
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ScheduledOptimizer"]
+__all__ = ["ScheduledOptimizer", "kept_on_error", "parts_of_state"]
 
 
 class ScheduledOptimizer:
@@ -183,7 +183,7 @@ class ScheduledOptimizer:
             **({} if self.training else {"training": False}),
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
         """Go on from a state, with a schedule or of an optimizer alone.
 
         With the state of an optimizer alone, the schedule stays where it is and sets the rates. The
@@ -196,13 +196,17 @@ class ScheduledOptimizer:
         Raises:
             StateError: it does not fit, and says what. Nothing has changed then.
         """
-        optimizer_state, schedule_state, training = _parts(state_dict)
+        optimizer_state, schedule_state, training = parts_of_state(state_dict)
         if schedule_state is None:
             schedule_state = self.scheduler.state_dict()
         self.scheduler.check_state(schedule_state)
-        with _kept_on_error(self.optimizer, self._owner):
+        with kept_on_error(self.optimizer, self._owner):
             self.optimizer.load_state_dict(optimizer_state)
             self.scheduler.load_state_dict(schedule_state)
+        self._loaded(training)
+
+    def _loaded(self, training: bool | None) -> None:
+        """Go on in the mode in which a state was saved, where that is known."""
         mode = self.training if training is None else training
         groups = self._owner.param_groups
         self.training = all(group.get("train_mode", mode) for group in groups)
@@ -252,7 +256,7 @@ class ScheduledOptimizer:
         self.close()
 
 
-def _parts(
+def parts_of_state(
     state_dict: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Mapping[str, Any] | None, bool | None]:
     """Return the state of the optimizer; that of the schedule and the mode, where it has them."""
@@ -277,7 +281,7 @@ def _parts(
 
 
 @contextmanager
-def _kept_on_error(stepped: torch.optim.Optimizer, owner: torch.optim.Optimizer) -> Iterator[None]:
+def kept_on_error(stepped: torch.optim.Optimizer, owner: torch.optim.Optimizer) -> Iterator[None]:
     """Give an optimizer, of any class, back what it had if a state cannot be loaded."""
     # Loading puts new objects in place of these two, so these stay what they were. A wrapper may
     # hold them as well.

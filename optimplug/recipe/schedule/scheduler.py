@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,14 @@ from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.freeze import TimedFreeze
+from optimplug.recipe.schedule.marks import keep_marks
+from optimplug.recipe.schedule.memory import (
+    Memory,
+    factor_keys,
+    memory_of,
+    paired,
+    remembered,
+)
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.rule_id import RuleId
 
@@ -33,6 +41,8 @@ class RecipeScheduler(LRScheduler):
     Args:
         optimizer: the optimizer whose groups are scheduled.
         run_schedule: the curves. They remember metrics: one run_schedule serves one scheduler.
+        provenance: plain values that say where it comes from, for whoever reads a checkpoint; part
+            of its state, and never read from one.
 
     Attributes:
         steps_taken: how many steps this object has taken; no part of its state.
@@ -52,11 +62,18 @@ class RecipeScheduler(LRScheduler):
     _not_saved = (
         *LRScheduler._not_saved,
         *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
+        *("_keeps_marks", "provenance"),
     )
     _catches_up = True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, run_schedule: RunSchedule) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        run_schedule: RunSchedule,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
         self._run_schedule = run_schedule
+        self.provenance = {**(provenance or {}), "factors": [*map(list, factor_keys(run_schedule))]}
         self._was_told = False
         self._is_beyond = False
         self.steps_taken = 0
@@ -65,6 +82,7 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
         self._freeze = TimedFreeze(self.optimizer, run_schedule.frozen_until, self._updates_done)
+        self._keeps_marks = keep_marks(self.optimizer)
 
     def closed_form(self, base_lr: float, t: int) -> float:
         """Return the rate after ``t`` updates of a group that follows the shared schedule."""
@@ -185,6 +203,27 @@ class RecipeScheduler(LRScheduler):
         self._step_count = t + 1
         self._jump(t)
 
+    def memory_of(self, state_dict: Mapping[str, Any]) -> Memory:
+        """Return what another schedule's state remembers, as far as its phases are here as well.
+
+        Raises:
+            StateError: it is no state of a recipe's schedule.
+        """
+        return memory_of(self._run_schedule, state_dict)
+
+    def adopt(self, t: int, memory: Memory | None = None, was_told: bool = False) -> None:
+        """Be where the schedule is after ``t`` updates of a run that had another one.
+
+        Args:
+            t: how many there were.
+            memory: what of that one's memory goes on.
+            was_told: whether it was told of any validation.
+        """
+        for factor, state in memory.kept if memory else ():
+            factor.load(state)
+        self._was_told = was_told
+        self.go_to(t)
+
     def _set(self, rates: list[float]) -> None:
         self._write(rates, [group["lr"] for group in self._groups])
 
@@ -202,10 +241,10 @@ class RecipeScheduler(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: primitives, and a fingerprint of the schedule."""
-        remembered = [p.state() for c in self._run_schedule.all_curves() for p in c.factors()]
         others = {of for curves in self._all_curves() for of in curves if of != "lr"}
         initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
-        return {**super().state_dict(), "_remembered": remembered, "_initial": initial}
+        own = {"_remembered": remembered(self._run_schedule), "_initial": initial}
+        return {**super().state_dict(), **own, "provenance": self._copied(self.provenance)}
 
     def _curves_of(self, group: Mapping[str, Any]) -> Curves:
         return self._run_schedule.curves_of(RuleId.in_group(group, "schedule"))
@@ -214,8 +253,10 @@ class RecipeScheduler(LRScheduler):
         return [self._run_schedule.shared, *self._run_schedule.own.values()]
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        # A state of before it was noted is asked for all metrics once more.
-        return {"_was_told": False, **super()._completed(state_dict)}
+        # A state of before it was noted is asked for all metrics once more. Where a state comes
+        # from is for others to read.
+        found = {"_was_told": False, **super()._completed(state_dict)}
+        return {**found, "provenance": self.provenance}
 
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
         """Raise a StateError unless :meth:`load_state_dict` would take this state."""
@@ -230,7 +271,7 @@ class RecipeScheduler(LRScheduler):
             )
         # Each factor judges its own; here they need not be alike.
         super()._check_state({**state_dict, "_remembered": []})
-        for factor, state in self._paired(state_dict["_remembered"]):
+        for factor, state in paired(self._run_schedule, state_dict["_remembered"]):
             factor.check_state(state)
         for of, values in state_dict["_initial"].items():
             if len(values) != len(self._groups):
@@ -239,19 +280,11 @@ class RecipeScheduler(LRScheduler):
                     f"(got {values!r})"
                 )
 
-    def _paired(self, remembered: Any) -> Iterator[tuple[Factor, Any]]:
-        """Walk all factors with what was saved of them."""
-        factors = [
-            factor for curve in self._run_schedule.all_curves() for factor in curve.factors()
-        ]
-        if not isinstance(remembered, list) or len(remembered) != len(factors):
-            raise StateError(f"_remembered must hold {len(factors)} states (got {remembered!r})")
-        yield from zip(factors, remembered, strict=True)
-
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        remembered, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
+        states, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
+        del state_dict["provenance"]
         super()._restore(state_dict)
-        for factor, state in self._paired(remembered):
+        for factor, state in paired(self._run_schedule, states):
             factor.load(state)
         for of, values in initial.items():
             for group, own in zip(self._groups, values, strict=True):
@@ -274,6 +307,7 @@ class RecipeScheduler(LRScheduler):
             note_steps(self.optimizer).forget()
         self._notes_steps = False
         self._freeze.close()
+        self._keeps_marks.remove()
 
 
 def _monitors(factors: Iterable[Factor]) -> frozenset[str]:

@@ -14,7 +14,7 @@ from optimplug.errors import RecipeError
 from optimplug.recipe.text.plain import plain
 from optimplug.recipe.text.written import Written
 
-__all__ = ["Source", "is_text", "read", "value_of"]
+__all__ = ["YAML_FORMS", "Source", "is_text", "read", "value_of"]
 
 _REPLACED = ("int", "float", "timestamp")  # PyYAML reads these otherwise than YAML 1.2 has them
 
@@ -157,6 +157,10 @@ for _tag, _form in (
         f"tag:yaml.org,2002:{_tag}", re.compile(_form), list("-+.0123456789")
     )
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
+
+
+YAML_FORMS = _Loader.yaml_implicit_resolvers
+"""By which first character and of which form a text is no text: for whoever writes YAML."""
 
 
 def _yaml_message(error: yaml.YAMLError) -> str:

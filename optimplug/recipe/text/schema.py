@@ -308,6 +308,9 @@ class RecipeSpec(_Spec):
         None, description="globs on the modules that are the layers, bottom to top"
     )
     schedule: Phases = []
+    resume: Literal["exact", "adapt", "weights"] = Field(
+        "exact", description="what a run that goes on from a checkpoint may have otherwise"
+    )
 
     def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
         """Walk the recipe's schedule and those of its rules, each with its rule and its path."""

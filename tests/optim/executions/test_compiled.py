@@ -316,7 +316,8 @@ def test_where_there_is_a_compiler_it_serves(kernels):
 
 class TestCompiler:
     @pytest.fixture(autouse=True)
-    def _forget(self):
+    def _forget(self, monkeypatch):
+        monkeypatch.setenv("OPTIMPLUG_CACHE", "")
         caches = compiler, compiled._update_library, compiled._squares_kernel
         for cache in caches:
             cache.cache_clear()
@@ -339,7 +340,7 @@ class TestCompiler:
         def fail(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("subprocess.run", fail)
+        monkeypatch.setattr("subprocess.Popen", fail)
         ours = AdamW(parameters())
         for p in flat(ours):
             p.grad = torch.ones_like(p)

@@ -54,7 +54,7 @@ def runs(monkeypatch):
     original = compiled_whole.ReadyCompiledWhole.run
 
     def watched(self, scale, found_inf):
-        ran.append(len(self.batch.params))
+        ran.append(len(self.params))
         return original(self, scale, found_inf)
 
     monkeypatch.setattr(compiled_whole.ReadyCompiledWhole, "run", watched)

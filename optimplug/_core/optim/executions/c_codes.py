@@ -65,8 +65,9 @@ static inline float encode_signed(const float *x, small *codes, float offset, in
 }}
 static inline float cube_root(float x) {{
     int32_t bits;
-    x = x > 1e-30f ? x : 1e-30f;
     memcpy(&bits, &x, 4);
+    bits = bits > 0x0da24260 ? bits : 0x0da24260; /* 1e-30; to compare floats would be a branch */
+    memcpy(&x, &bits, 4);
     bits = 1419967488 - (int32_t)((float)bits * (float)(1.0 / 3));
     float y, third = x * (float)(1.0 / 3);
     memcpy(&y, &bits, 4);

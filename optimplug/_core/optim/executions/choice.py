@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+
+import torch
 
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.compiled import Compiled
@@ -13,16 +15,23 @@ from optimplug._core.optim.executions.execution import Execution, Ready
 from optimplug._core.optim.executions.foreach import Foreach
 from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused
 from optimplug._core.optim.executions.loop import Differentiable, Loop
+from optimplug._core.optim.executions.triton.execution import ReadyTriton, Triton
+from optimplug._core.optim.executions.triton.norm import DeviceNorm, norm_on_device
+from optimplug._core.optim.executions.triton.there import triton_serves
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError
 
 __all__ = [
     "CHOICES",
+    "DeviceNorm",
     "check_choices",
+    "chosen",
     "devices_asked_for",
     "devices_that_count",
     "is_compiled",
+    "norm_on_device",
     "prepare",
+    "waits_for_nothing",
 ]
 
 Choices = Mapping[str, Any]
@@ -46,11 +55,10 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
     Returns:
         None where the parameters have no longer one form, and are to be put together anew.
     """
-    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
     looked = False
-    for execution in _in_order(*asked):
-        # A library's memory is looked at again by itself wherever it has moved.
-        if not (looked or isinstance(execution, Compiled)):
+    for execution in _in_order(*chosen(choices), choices.get("capturable")):
+        # What reads memory past torch looks at it again by itself wherever it has moved.
+        if not (looked or isinstance(execution, Triton | Compiled)):
             if not batch.has_its_form:
                 return None
             looked = True
@@ -60,10 +68,27 @@ def prepare(batch: Batch, choices: Choices) -> Ready | None:
     raise AssertionError("the loop takes every batch")
 
 
+def chosen(choices: Choices) -> tuple[bool | None, bool | None, bool | None]:
+    """Return what says which executions are tried: ``foreach``, ``fused``, ``differentiable``."""
+    return choices.get("foreach"), choices.get("fused"), choices.get("differentiable")
+
+
+def waits_for_nothing(ready: Sequence[Ready]) -> bool:
+    """Tell whether all of these leave it to the device to skip a step."""
+    return bool(ready) and all(isinstance(each, ReadyTriton) for each in ready)
+
+
 def devices_that_count(choices: Choices) -> tuple[str, ...]:
-    """Return on which devices a whole rule may run in one pass, which reads the count there."""
-    asked = (choices.get(name) for name in ("foreach", "fused", "differentiable"))
-    return FUSED_DEVICES if _may_fuse(*asked) else ()
+    """Return on which devices torch's operators do a whole rule, which read the count there.
+
+    What a kernel of ours needs of the count is computed on the host.
+    """
+    if not _may_fuse(*chosen(choices)):
+        return ()
+    # Where CUDA has not begun yet, nothing stands there; to ask about it would make it begin.
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    counted_here = begun and triton_serves(torch.device("cuda"))
+    return ("cpu",) if counted_here and not choices.get("capturable") else FUSED_DEVICES
 
 
 def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | None) -> bool:
@@ -72,14 +97,15 @@ def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | N
 
 @lru_cache
 def _in_order(
-    foreach: bool | None, fused: bool | None, differentiable: bool | None
+    foreach: bool | None, fused: bool | None, differentiable: bool | None, capturable: bool | None
 ) -> tuple[Execution, ...]:
     """Return the executions to try, the fastest that the user allows first."""
     if differentiable:
         return (Differentiable(),)
-    one_pass: tuple[Execution, ...] = (
-        (*_COMPILED, Fused()) if _may_fuse(foreach, fused, differentiable) else ()
-    )
+    one_pass: tuple[Execution, ...] = ()
+    if _may_fuse(foreach, fused, differentiable):
+        # A captured step must read rates and counts on the device, as torch's operators do.
+        one_pass = (*(() if capturable else (Triton(),)), *_COMPILED, Fused())
     return (*one_pass, Loop()) if foreach is False else (*one_pass, Foreach(), Loop())
 
 

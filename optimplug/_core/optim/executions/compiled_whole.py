@@ -10,16 +10,17 @@ import ctypes
 import functools
 from array import array
 from ctypes import c_double, c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.compiled import TURN, Compiled, Memory, ReadyCompiled, address
+from optimplug._core.optim.executions.compiled import Compiled, ReadyCompiled, address
 from optimplug._core.optim.executions.compiler import compile_library
 from optimplug._core.optim.executions.execution import must_skip
+from optimplug._core.optim.executions.known_memory import TURN, Memory, threads_for
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.totals import Measured
 
@@ -49,7 +50,7 @@ class CompiledWhole(Compiled):
         shapes = [p.shape for p in batch.params]
         return super()._reads(batch, memory) and memory.contiguous and memory.shapes == shapes
 
-    def _library(
+    def library(
         self, program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]
     ) -> ctypes.CDLL | None:
         return _whole_library(program, rule, (*dtypes, torch.int64) if rule.draws else dtypes)
@@ -65,7 +66,11 @@ class CompiledWhole(Compiled):
         plan: _Plan | None = batch.memo.get("plan")
         if plan is None or not plan.suits(memory, library):
             plan = batch.memo["plan"] = _plan(memory, library)
-        return ReadyCompiledWhole(batch, memory, grads, numbers, library, plan)
+        found = batch, memory, grads, numbers, library
+        ready: ReadyCompiledWhole = ReadyCompiledWhole.of(
+            *found, plan=plan, names=batch.rule.measures
+        )
+        return ready
 
 
 @dataclass
@@ -91,11 +96,11 @@ class _Plan:
     def suits(self, memory: Memory, library: ctypes.CDLL) -> bool:
         """Tell whether it is for these."""
         same = self.memory is memory and self.library is library
-        return same and self.threads == memory.threads()
+        return same and self.threads == threads_for(memory.starts[-1])
 
 
 def _plan(memory: Memory, library: ctypes.CDLL) -> _Plan:
-    threads, sizes = memory.threads(), memory.sizes
+    threads, sizes = threads_for(memory.starts[-1]), memory.sizes
     shapes = array("q")
     for shape in memory.shapes:
         rows, length = (1, *shape)[-2:] if shape else (1, 1)
@@ -115,23 +120,25 @@ def _plan(memory: Memory, library: ctypes.CDLL) -> _Plan:
 class ReadyCompiledWhole(ReadyCompiled):
     """A batch of whole tensors to be updated in place by a compiled library."""
 
-    plan: _Plan
+    plan: _Plan = field(kw_only=True)
+    names: tuple[str, ...] = field(kw_only=True)
+    """Of what the rule measures."""
 
     def run(self, scale: Tensor | None, found_inf: Tensor | None) -> Measured | None:
         """Update the batch; return what the rule measures, if it does."""
         if must_skip(found_inf):
             return None
-        plan, names = self.plan, self.batch.rule.measures
+        plan, names = self.plan, self.names
         measured = torch.empty((len(self.grads), len(names)), dtype=torch.float64)
         scratch = torch.empty(plan.scratch, dtype=torch.uint8)
         columns = self.columns()
         self.library.update(
             *(len(self.grads), plan.few, address(plan.order), address(plan.shapes)),
-            *(address(columns), address(self.numbers), address(self.memory.cells)),
+            *(address(columns), address(self.numbers), address(self.cells)),
             1.0 if scale is None else float(scale),
             *(measured.data_ptr(), scratch.data_ptr(), plan.apart, plan.threads),
         )
-        torch.autograd.graph.increment_version(self.batch.params)
+        torch.autograd.graph.increment_version(self.params)
         return dict(zip(names, measured.unbind(1), strict=True)) if names else None
 
 

@@ -28,15 +28,17 @@ def draw_keys(batch: Batch) -> Tensor:
 
     They are int64, in a row for each; ``draw`` in :mod:`.c_source` reads them too.
     """
-    numbers = torch.tensor(batch.places, dtype=torch.int64)
+    numbers = torch.tensor(batch.places, dtype=torch.int64, device="cpu")
     of_cells = [
         _keys(hyper.get("rounding_seed", 0), hyper.get("rounding_step", 0))
         for hyper in batch.hypers
     ]
-    sizes = torch.tensor([cell.part.stop - cell.part.start for cell in batch.cells])
-    first, second = torch.tensor(of_cells, dtype=torch.int64).repeat_interleave(sizes, 0).unbind(1)
-    starts = [_start(p)[0] if is_sharded(p) else 0 for p in batch.owners]
-    columns = _mixed(numbers ^ first), _mixed((numbers + second) & _LOW), torch.tensor(starts)
+    sizes = [cell.part.stop - cell.part.start for cell in batch.cells]
+    of_each = [keys for keys, size in zip(of_cells, sizes, strict=True) for _ in range(size)]
+    first, second = torch.tensor(of_each, dtype=torch.int64, device="cpu").unbind(1)
+    at = [_start(p)[0] if is_sharded(p) else 0 for p in batch.owners]
+    starts = torch.tensor(at, dtype=torch.int64, device="cpu")
+    columns = _mixed(numbers ^ first), _mixed((numbers + second) & _LOW), starts
     return torch.stack(columns, 1)
 
 
@@ -63,7 +65,8 @@ def draw(
         piece.storage_offset() - batch.params[i].storage_offset()
         for piece, i in zip(pieces, owners, strict=True)
     ]
-    rows[:, 2] += torch.tensor(first) - torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    before = torch.tensor([0, *sizes[:-1]], device="cpu").cumsum(0)
+    rows[:, 2] += torch.tensor(first, device="cpu") - before
     counts = torch.tensor(sizes, device=device)
     columns = rows.to(device).unbind(1)
     one, other, start = (

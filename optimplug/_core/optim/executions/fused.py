@@ -28,7 +28,9 @@ class Fused:
         """Take a batch for which the operator is right."""
         p = batch.params[0]
         has_operator = p.device.type in FUSED_DEVICES and p.dtype in batch.rule.fused_dtypes
-        fits = has_operator and batch.goes_together and same_strides(batch)
+        # It reads the counts where it runs.
+        counted = not batch.steps or batch.steps[0].device == p.device
+        fits = has_operator and counted and batch.goes_together and same_strides(batch)
         if not fits or without_memory(batch.grads, list(map(Tensor.data_ptr, batch.grads))):
             return None
         return ReadyFused(batch)

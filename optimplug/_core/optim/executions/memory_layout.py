@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -23,18 +24,28 @@ def same_strides(batch: Batch) -> bool:
     return all(_is_dense(row[0]) and _strides_agree(row) for row in zip(*columns, strict=True))
 
 
-def overlap(columns: Sequence[Sequence[Tensor]]) -> bool:
-    """Tell whether tensors share memory: threads would write there at the same time."""
-    tensors = chain.from_iterable(columns)
-    spans = sorted((t.data_ptr(), t.data_ptr() + t.nbytes) for t in tensors if t.nbytes)
-    return any(start < stop for (_, stop), (start, _) in pairwise(spans))
+def overlap(spans: Sequence[Sequence[Sequence[Any]]]) -> bool:
+    """Tell whether tensors share memory: threads would write there at the same time.
+
+    Args:
+        spans: for each column of tensors their addresses, their bytes (none of those that are not
+            known), and anything else.
+    """
+    ends = [
+        (at, at + size)
+        for addresses, sizes, *_ in spans
+        for at, size in zip(addresses, sizes, strict=True)
+        if size
+    ]
+    ends.sort()
+    return any(start < stop for (_, stop), (start, _) in pairwise(ends))
 
 
 def share_memory(tensors: Sequence[Tensor]) -> bool:
     """Tell whether some share memory; no where they only play that they have any."""
     if in_dispatch_mode() or not are_plain(tensors) or tensors[0].is_meta:
         return False
-    return overlap([tensors])
+    return overlap([[[t.data_ptr() for t in tensors], [t.nbytes for t in tensors]]])
 
 
 def without_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) -> bool:

@@ -1,7 +1,8 @@
 """The operations that a rule may use: one row each, with every form that an execution needs.
 
 A rule calls them by Tensor's own names, ``mul`` or, in place, ``mul_``. To add one, add a row:
-the loop has it from Tensor, foreach from ``torch._foreach_*``, the compiled execution from its C.
+the loop has it from Tensor, foreach from ``torch._foreach_*``, the compiled execution from its C,
+a GPU's kernel from the same text or from its own.
 """
 
 from __future__ import annotations
@@ -31,10 +32,18 @@ class Operation(NamedTuple):
     c: str | None = None
     """The C expression of such a step. Its operands, ``{0}``, ``{1}``, are names or numbers of the
     type ``work``; ``root``, ``blend`` and the like are functions of :mod:`.c_source`."""
+    triton: str | None = None
+    """The same in Triton, where that is other text: its functions, of :mod:`.triton.device`, have
+    the names of those in C."""
     foreach: tuple[Lists, Lists] | None = None
     """Its form on lists of tensors, and the same in place, where torch's would not do."""
     tensor: Callable[..., Tensor] | None = None
     """Its form on tensors, where Tensor has no method of that name; :func:`apply` knows it."""
+
+    @property
+    def in_triton(self) -> str | None:
+        """The Triton expression of a step."""
+        return self.triton or self.c
 
     def on_lists(self, name: str) -> tuple[Lists, Lists]:
         """Return its form on lists of tensors, and the same in place."""
@@ -154,12 +163,12 @@ OPERATIONS: Mapping[str, Operation] = {
     "neg": Operation(operator.neg, c="-{0}"),
     "abs": Operation(c="magnitude({0})"),
     "sqrt": Operation(c="root({0})"),
-    "rsqrt": Operation(c="1 / root({0})"),
-    "reciprocal": Operation(c="1 / {0}"),
-    "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))"),
+    "rsqrt": Operation(c="1 / root({0})", triton="inverse(root({0}))"),
+    "reciprocal": Operation(c="1 / {0}", triton="inverse({0})"),
+    "sign": Operation(c="(work)(({0} > 0) - ({0} < 0))", triton="sign_of({0})"),
     "add": Operation(_add, c="{0} + {1}", foreach=(_foreach_add, _foreach_add_)),
     "mul": Operation(operator.mul, c="{0} * {1}", foreach=(_foreach_mul, _foreach_mul_)),
-    "div": Operation(operator.truediv, c="{0} / {1}"),
+    "div": Operation(operator.truediv, c="{0} / {1}", triton="quotient({0}, {1})"),
     "lerp": Operation(_lerp, c="blend({0}, {1}, {2})"),
     "maximum": Operation(c="larger({0}, {1})"),
     "minimum": Operation(c="smaller({0}, {1})"),

@@ -1,0 +1,121 @@
+"""The execution that runs a rule as a Triton kernel: one launch for all tensors of a batch.
+
+The kernel is made of the same program as the library for the CPU (:mod:`..compiled`), and the
+memory is looked at in the same way. A step uploads the scalars of each cell, and whatever else has
+changed; it waits for nothing.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optimplug._core.internals import in_dispatch_mode
+from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.compiled import program_for
+from optimplug._core.optim.executions.draws import are_in_order, draw_keys
+from optimplug._core.optim.executions.known_memory import Memory, current_memory
+from optimplug._core.optim.executions.memory_layout import without_memory
+from optimplug._core.optim.executions.triton import kernels
+from optimplug._core.optim.executions.triton.tables import Tables, as_tensor, tables_of, upload
+from optimplug._core.optim.executions.triton.there import triton_serves
+from optimplug._core.optim.rule import Rule
+from optimplug.errors import ArgumentError
+
+__all__ = ["ReadyTriton", "Triton"]
+
+
+class Triton:
+    """One launch of a kernel for the whole batch, on a GPU."""
+
+    def compiles(self, rule: Rule) -> bool:
+        """Tell whether this rule is such a kernel, where tensors and machine allow it."""
+        return rule.scope == "element" and not rule.only_sparse and not rule.codes
+
+    def prepare(self, batch: Batch) -> ReadyTriton | None:
+        """Make the kernel where that is still to be done, and the tables that it reads."""
+        device = batch.params[0].device
+        if not (self.compiles(batch.rule) and triton_serves(device)):
+            return None
+        if not batch.is_plain or batch.has_sparse or in_dispatch_mode():
+            batch.memo.clear()
+            return None
+        if batch.steps and not batch.steps[0].is_cpu:
+            return None  # to read the counts would wait for the device
+        _refuse_capture(device)
+        memory = current_memory(batch, kernels.TYPES)
+        if memory is None or (batch.rule.draws and not (memory.contiguous and are_in_order(batch))):
+            return None
+        grads = array("Q", map(Tensor.data_ptr, batch.grads))
+        if without_memory(batch.grads, grads):
+            return None
+        return self._ready(batch, _tables(batch, memory, device), grads)
+
+    def _ready(self, batch: Batch, tables: Tables, grads: array[int]) -> ReadyTriton:
+        scalars = batch.coefficients(ahead=1)
+        dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
+        program = program_for(batch.rule, scalars, dtypes)
+        kernel = kernels.update_kernel(program, dtypes, ("p", "g", *batch.rule.operand_names))
+        numbers = array("d", chain.from_iterable(k.values() for k in scalars))
+        return ReadyTriton(batch, tables, grads, numbers, kernel)
+
+
+def _refuse_capture(device: torch.device) -> None:
+    """Refuse to be recorded in a graph: it would do this very step again each time.
+
+    Raises:
+        ArgumentError: a graph is being captured.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ArgumentError(
+            "a step inside a CUDA graph needs an optimizer with capturable=True: rates and step "
+            "counts are otherwise taken from the host, and every replay would repeat this one's"
+        )
+
+
+def _tables(batch: Batch, memory: Memory, device: torch.device) -> Tables:
+    cells = array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]))
+    tables: Tables | None = batch.memo.get("tables")
+    if tables is None or tables.memory is not memory or tables.cells != cells:
+        tables = batch.memo["tables"] = tables_of(memory, cells, device, kernels.BLOCK)
+    return tables
+
+
+@dataclass
+class ReadyTriton:
+    """A batch to be updated in place by a kernel."""
+
+    batch: Batch
+    tables: Tables
+    grads: array[int]
+    """The address of each gradient."""
+    numbers: array[float]
+    """The scalars of each cell, for the next update."""
+    kernel: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.batch.params[0].device
+
+    def squares(self) -> None:
+        """Leave the norm to a kernel for all batches; see :mod:`.norm`."""
+
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Update the batch; the kernel itself looks at ``scale`` and ``found_inf``."""
+        batch, tables, device = self.batch, self.tables, self.device
+        blocks = len(tables.chunks)
+        if blocks:
+            keys = draw_keys(batch) if batch.rule.draws else None
+            scalars = as_tensor(self.numbers), keys, scale, found_inf
+            given = [None if each is None else upload(each, device) for each in scalars]
+            there = tables.grads.uploaded(self.grads)
+            tensors = tables.rows, there, tables.chunks, *given
+            kernels.launch(self.kernel, blocks, device, *tensors, BLOCK=kernels.BLOCK)
+        # What autograd has saved of a parameter for a backward pass is no longer true.
+        torch.autograd.graph.increment_version(batch.params)

@@ -1,0 +1,1 @@
+"""Checkpoints: what one holds, what resuming from it changes, and carrying that out."""

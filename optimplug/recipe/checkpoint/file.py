@@ -1,0 +1,102 @@
+"""Checkpoints in files: of a loop, of Lightning, of the Trainer. Reading one runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optimplug.errors import StateError
+from optimplug.recipe.checkpoint.saved import Saved, read_state
+
+__all__ = ["load_file", "read_file"]
+
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # in a folder of the Trainer's
+
+
+def load_file(file: Path) -> Any:
+    """Return what a file holds, on the CPU: tensors and plain values.
+
+    Raises:
+        StateError: it cannot be read, or holds something else.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader raises anything over a damaged file
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise StateError(
+            f"{file} cannot be read: {type(error).__name__}: {reason}; it is incomplete or "
+            "damaged, or holds more than tensors and plain values; go on from an earlier checkpoint"
+        ) from error
+
+
+def read_file(path: Path) -> dict[str, Saved]:
+    """Return the optimizers' states in a checkpoint, each with its schedule's.
+
+    Args:
+        path: a file, of a run's or an optimizer's state, of a dict with such in it, or of
+            Lightning; or a folder of the Trainer's.
+
+    Returns:
+        By where each stands in it; ``""`` for one that is all there is.
+
+    Raises:
+        StateError: it cannot be read, or there is none.
+    """
+    content = _folder(path) if path.is_dir() else load_file(path)
+    found = {where: _read(where, state, path) for where, state in _states(content)}
+    if not found:
+        keys = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise StateError(f"{path} has no state of a run or of an optimizer (got {keys})")
+    steps = content.get("global_step") if isinstance(content, Mapping) else None
+    if isinstance(steps, int):  # Lightning counts the updates of all optimizers
+        return {k: replace(saved, updates=steps // len(found)) for k, saved in found.items()}
+    return found
+
+
+def _read(where: str, state: Any, path: Path) -> Saved:
+    try:
+        return read_state(state)
+    except StateError as error:
+        at = f", under {where}" if where else ""
+        raise StateError(f"{path}{at}: {error}") from None
+
+
+def _folder(folder: Path) -> Any:
+    if not (folder / _OPTIMIZER).is_file():
+        raise StateError(f"{folder} has no {_OPTIMIZER}: it is no checkpoint of the Trainer's")
+    optimizer = load_file(folder / _OPTIMIZER)
+    if not (folder / _SCHEDULER).is_file():
+        return optimizer
+    return {"optimizer": optimizer, "scheduler": load_file(folder / _SCHEDULER)}
+
+
+def _states(content: Any) -> Iterator[tuple[str, Any]]:
+    """Walk what looks like a state, each with where it stands."""
+    if not isinstance(content, Mapping):
+        return
+    if _is_state(content):
+        yield "", content
+        return
+    states = content.get("optimizer_states")
+    if isinstance(states, list):
+        yield from _of_lightning(states, content.get("lr_schedulers"))
+        return
+    for key, part in content.items():
+        if _is_state(part):
+            yield str(key), part
+
+
+def _of_lightning(states: list[Any], schedules: Any) -> Iterator[tuple[str, Any]]:
+    fit = isinstance(schedules, list) and len(schedules) == len(states)
+    for i, state in enumerate(states):
+        where = "" if len(states) == 1 else f"optimizer_states[{i}]"
+        yield where, {"optimizer": state, "scheduler": schedules[i] if fit else {}}
+
+
+def _is_state(part: Any) -> bool:
+    keys = part.keys() if isinstance(part, Mapping) else set()
+    return {"optimizer", "scheduler"} <= keys or {"state", "param_groups"} <= keys

@@ -1,0 +1,135 @@
+"""A rule as a Triton kernel: run by Triton's interpreter, and compiled for a GPU that is not there.
+
+Which of the two Triton does is settled for a process when Triton is imported, and even its own
+functions are made for it. So the cases (``triton_cases.py``, whose name pytest does not look for)
+run in processes of their own, and no other test is in one with the interpreter.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.commands import run_apart
+
+from optimplug._core.optim.executions import ops
+from optimplug._core.optim.executions.compiled import program_for
+from optimplug._core.optim.executions.triton import there
+from optimplug._core.optim.executions.triton.source import BLOCK, update_text
+from optimplug.optim import AdamW, Lion
+
+HERE = Path(__file__).parent
+PARTS = [
+    "test_an_operation_alone",
+    "TestRules",
+    "TestStorage",
+    "TestNorm",
+    "TestSkips",
+    "TestMemory",
+]
+NEEDS_TRITON = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="there is no Triton"
+)
+
+
+def interpreted(*arguments):
+    """Run cases in the interpreter; return what pytest has said of them."""
+    tests = HERE.parents[1]
+    command = ["python", "-m", "pytest", "-p", "support.interpreter", "-p", "no:cacheprovider"]
+    path = ":".join([str(tests.parent), str(tests), *filter(None, sys.path)])
+    variables = {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
+    done = run_apart(*command, "-q", *arguments, folder=tests.parent, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("part", PARTS)
+def test_in_the_interpreter(part):
+    assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "not slow")
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS[1:3])
+def test_every_case_in_the_interpreter(part):
+    assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "slow")
+
+
+@NEEDS_TRITON
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["test_laws.py", "test_gradients.py", "test_storage.py"])
+def test_what_holds_for_other_executions(law):
+    assert " passed" in interpreted(f"{HERE.parent}/{law}", "-m", "not slow")
+
+
+def test_every_operation_of_a_program_has_a_form():
+    assert all((row.c is None) == (row.in_triton is None) for row in ops.OPERATIONS.values())
+
+
+def written(cls, dtype, **options):
+    """What a kernel is made of: the program, the types of its columns, their names."""
+    p = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    group = cls([p], **options).param_groups[0]
+    rule = cls.stored_rule(group).suited(p)
+    dtypes = (dtype, dtype, *(spec.dtype or dtype for spec in rule.state))
+    numbers = {name: float(value) for name, value in rule.coefficients(group, 3.0).items()}
+    return program_for(rule, [numbers], dtypes), dtypes, ("p", "g", *rule.operand_names)
+
+
+def test_the_text_of_a_small_rule():
+    text = update_text(*written(Lion, torch.bfloat16, rounding="exact"))
+    assert "x_remainder = load_number(at_remainder, i, size, WHOLE, tl.int16, tl.float32)" in text
+    assert "x_p = load_bfloat(at_p, i, size, WHOLE, tl.uint16, tl.float32)" in text
+    assert "store_bfloat(at_p, i, t" in text
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options"),
+    [(AdamW, torch.float32, {}), (AdamW, torch.bfloat16, {"rounding": "stochastic"})],
+    ids=["float32", "bfloat16"],
+)
+def test_it_compiles_for_a_gpu_and_reads_16_bytes_at_once(
+    cls, dtype, options, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from optimplug._core.optim.executions.triton.kernels import update_kernel
+
+    types = {"table": "*i64", "grads": "*i64", "chunks": "*i32", "scalars": "*fp64"}
+    types |= {"keys": "*i64", "factor": "*fp32", "found_inf": "*fp32", "BLOCK": "constexpr"}
+    kernel = update_kernel(*written(cls, dtype, **options))
+    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": BLOCK}, attrs={})
+    made = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
+    )
+    text = made.asm["ptx"]
+    # Eight elements a thread, of parameter, gradient and two moments.
+    assert text.count("ld.global.v4.b32") == {torch.float32: 8, torch.bfloat16: 6}[dtype]
+    assert "div.full" not in text
+
+
+def test_without_triton_torchs_operators_serve(monkeypatch):
+    there._compiles_for.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not there.triton_serves(torch.device("cuda"))
+    there._compiles_for.cache_clear()
+
+
+def test_where_no_kernel_can_be_made_it_is_said_once(monkeypatch):
+    def fail(device):
+        raise RuntimeError("no compiler")
+
+    there._compiles_for.cache_clear()
+    monkeypatch.setattr(there, "DEVICES", {"cpu"})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("optimplug._core.optim.executions.triton.kernels.try_out", fail)
+    with pytest.warns(RuntimeWarning, match="Triton could not make a kernel for cpu.*no compiler"):
+        assert not there.triton_serves(torch.device("cpu"))
+    assert not there.triton_serves(torch.device("cpu"))
+    there._compiles_for.cache_clear()
