@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -549,6 +550,28 @@ def test_no_update_is_lost_where_parameters_share_memory(cls, options, parts):
         return memory
 
     assert torch.equal(run(), run(foreach=False))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(
+    "options", [{"rounding": "stochastic"}, {"state_dtype": "8bit"}], ids=label
+)
+@pytest.mark.parametrize("cls", [AdamW, StableAdamW, Muon, Prodigy])
+def test_a_step_is_the_same_whatever_the_default_device(cls, options, choice):
+    def run(mode):
+        params = parameters([(70, 70), (5, 3)], NARROW)
+        ours = ready(cls(params, **RATE.get(cls, {"lr": 1e-3}), **options, **choice))
+        for p in params:
+            p.grad = torch.ones_like(p)
+        with mode():
+            ours.step()
+            ours.load_state_dict(ours.state_dict())
+            ours.step()
+        return params
+
+    # A library would read whatever stands at address 0.
+    pairs = zip(run(nullcontext), run(lambda: torch.device("meta")), strict=True)
+    assert all(same_bits(one, other) for one, other in pairs)
 
 
 # Sharded: what is drawn belongs to the element of the whole parameter.

@@ -205,7 +205,7 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.detach().clone()
         if isinstance(value, int | float):
-            return torch.tensor(float(value))
+            return torch.tensor(float(value), device="cpu")
         raise StateError(f"{key} of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)
