@@ -503,6 +503,18 @@ def test_a_group_may_change_its_storage_between_two_steps():
     assert kept["step"] == 4
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(AdamW, {"rounding": "stochastic"}), (SGD, {"momentum": 0.9, "state_dtype": "8bit"})],
+    ids=label,
+)
+def test_a_group_counts_its_steps_for_those_that_may_need_it(cls, options, choice):
+    ours = cls(parameters(), lr=0.01, **options, **choice)  # too wide, or too small
+    descend(ours, 6, skip=False)
+    assert ours.param_groups[0]["rounding_step"] == 6
+
+
 @pytest.mark.parametrize("rounding", ["exact", "kahan"])
 def test_what_another_rounding_kept_is_let_go(rounding):
     w = weight(1.0)
