@@ -16,8 +16,11 @@ FOLDER = Path(__file__).parents[2] / "examples" / "low_memory"
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
+    names = ("small", "train_lightning", "train_trainer", "train_lora")
+    for name in names:  # other examples have scripts of these names
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
-    for name in ("small", "train_lightning", "train_trainer", "train_lora"):
+    for name in names:
         sys.modules.pop(name, None)
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from support.lightning_runs import EPOCH, Tiny, batches, fit, trainer_of
 from support.tensors import same_weights
 
 from optimplug import Horizon, ModeError, Recipe
-from optimplug.optim import ScheduleFreeAdamW
+from optimplug.optim import AdamW, ScheduleFreeAdamW
 
 FREE = {"optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 4}}
 
@@ -96,6 +97,17 @@ class Plain(Tiny):
 
     def configure_optimizers(self):
         return ScheduleFreeAdamW(self.parameters(), lr=0.1)
+
+
+def test_what_an_optimizer_keeps_is_seen_through_lightnings_wrapper():
+    p = torch.nn.Parameter(torch.ones(3))
+    ours = AdamW([p], skip_nonfinite=True)
+    p.grad = torch.ones(3)
+    ours.step()
+    wrapped = LightningOptimizer(ours)
+    assert wrapped.state[p] is ours.state[p]
+    assert wrapped.skipped_steps == 0
+    assert not hasattr(wrapped, "no_such_thing")
 
 
 class Switching(Plain):

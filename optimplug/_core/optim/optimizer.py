@@ -288,10 +288,17 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if last is not None:
             last.settle()
 
+    def _own(self, name: str) -> Any:
+        """Return an attribute of this object; a wrapper of this class may have none."""
+        try:
+            return vars(self)[name]
+        except KeyError:
+            raise AttributeError(name) from None  # it then asks what it wraps
+
     @property
     def skipped_steps(self) -> int:
         self._settle()
-        return cast("int", vars(self)["skipped_steps"])
+        return cast("int", self._own("skipped_steps"))
 
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
@@ -300,7 +307,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @property
     def state(self) -> defaultdict[Tensor, Any]:
         self._settle()
-        return cast("defaultdict[Tensor, Any]", vars(self)["state"])
+        return cast("defaultdict[Tensor, Any]", self._own("state"))
 
     @state.setter
     def state(self, state: defaultdict[Tensor, Any]) -> None:

@@ -44,8 +44,13 @@ def interpreted(*arguments):
     return done.stdout
 
 
+QUICK = ("TestRules", "TestNorm")
+
+
 @NEEDS_TRITON
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PARTS]
+)
 def test_in_the_interpreter(part):
     assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "not slow")
 
