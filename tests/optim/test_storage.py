@@ -504,6 +504,18 @@ def test_a_group_may_change_its_storage_between_two_steps():
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_another_seed_draws_otherwise(choice):
+    def run(seed):
+        w = weight(size=1000)
+        w.grad = torch.ones_like(w)
+        SGD([w], lr=1e-3, rounding="stochastic", rounding_seed=seed, **choice).step()
+        return w
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
 @pytest.mark.parametrize(
     ("cls", "options"),
     [(AdamW, {"rounding": "stochastic"}), (SGD, {"momentum": 0.9, "state_dtype": "8bit"})],
