@@ -249,6 +249,21 @@ def test_a_weight_that_is_set_to_zero_begins_there_again():
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("value", [0.0, 1e-3, -1e-3])
+def test_what_was_left_out_of_a_large_weight_is_not_added_to_a_small_one(value, choice):
+    w = weight(3.0)
+    ours = SGD([w], lr=1e-3, rounding="kahan", **choice)
+    w.grad = torch.full_like(w, 5.0)
+    ours.step()
+    assert ours.state[w]["compensation"].abs() > 4e-3
+    with torch.no_grad():
+        w.fill_(value)
+    w.grad = torch.zeros_like(w)
+    ours.step()
+    assert w.item() == pytest.approx(value, rel=0.01)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
 @pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
 @pytest.mark.parametrize("cls", [AdamW, SGD])
