@@ -135,7 +135,7 @@ def test_optimizers(run):
         "1",
         "8, 12 with amsgrad",
         "compiled, fused, foreach, loop, differentiable",
-        "float32, bfloat16",
+        "float32, bfloat16, 8bit",
         "FSDP1, DTensor",
         "https://arxiv.org/abs/1711.05101",
     ]

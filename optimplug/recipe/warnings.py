@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import nn
 
+from optimplug._core.optim.codes import SMALLEST
+from optimplug._core.optim.optimizer import Optimizer
 from optimplug.errors import Problem, listed
-from optimplug.recipe.parameters.groups import Grouping
+from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds
 from optimplug.recipe.parameters.match import asks_layers, asks_norm
 from optimplug.recipe.resolve import Optimizers, settable_per_group
@@ -43,6 +45,7 @@ def rule_warnings(
     """
     yield from _vain_rules(grouping)
     yield from _vain_settings(optimizers, grouping)
+    yield from _vain_storage(optimizers, grouping)
     yield from _schedules_of_averages(spec, grouping)
     yield from _layer_warnings(spec, optimizers, grouping)
     yield from _kind_warnings(spec, model)
@@ -177,6 +180,30 @@ def _vain_settings(optimizers: Optimizers, grouping: Grouping) -> Iterator[Probl
                 by = ", ".join(f"groups[{winner}]" for winner in winners)
                 message = f"is overridden for all its parameters by {by}; remove one of them"
                 yield Problem(f"{choice.path}.{key}", message)
+
+
+def _vain_storage(optimizers: Optimizers, grouping: Grouping) -> Iterator[Problem]:
+    """Find what is said of a storage that no parameter has."""
+    kept = [
+        (group, {**group.optimizer.hyperparameters, **group.settings})
+        for group in grouping.groups
+        if issubclass(group.optimizer.optimizer_class, Optimizer)
+    ]
+    in_codes = [group for group, settings in kept if settings.get("state_dtype") == "8bit"]
+    draws = any(settings.get("rounding") == "stochastic" for _, settings in kept)
+    for choice in optimizers if kept else ():
+        if choice.settings.get("compact_state") and not in_codes:
+            yield Problem(f"{choice.path}.compact_state", "has no effect without state_dtype: 8bit")
+        if "rounding_seed" in choice.settings and not draws:
+            message = "has no effect without rounding: stochastic"
+            yield Problem(f"{choice.path}.rounding_seed", message)
+    if in_codes and not any(map(_has_large, in_codes)):
+        message = f"is float32 for all, as no parameter has {SMALLEST:,} elements, which 8bit needs"
+        yield Problem(f"{in_codes[0].optimizer.path}.state_dtype", message)
+
+
+def _has_large(group: Group) -> bool:
+    return any(p.numel() >= SMALLEST for p in group.parameters.values())
 
 
 def _schedules_of_averages(spec: RecipeSpec, grouping: Grouping) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import ROWS, public, stored
 from support.tensors import descend, parameters, same_bits
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     get_state_dict,
@@ -23,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from optimplug import ArgumentError, StateError
+from optimplug._core.optim import coded_state
 from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions import foreach
 from optimplug._core.optim.executions.bits import joined
@@ -286,6 +289,43 @@ def test_a_compact_state_that_does_not_fit_changes_nothing(change, message):
         ours.load_state_dict(saved)
     after = ours.state_dict()["state"][0]
     assert all(same_bits(value, after[key]) for key, value in before["state"][0].items())
+
+
+def test_a_state_dict_has_the_moments_that_a_step_uses():
+    ours = AdamW(parameters(SHAPES), state_dtype="8bit")
+    descend(ours, 1, skip=False)
+    before = ours.state_dict()["state"][0]["exp_avg"]
+    kept = ours.state[ours.param_groups[0]["params"][0]]
+    kept["exp_avg"] = torch.ones_like(before)  # beside the codes, which stay what they are
+    assert same_bits(ours.state_dict()["state"][0]["exp_avg"], before)
+
+
+def test_saving_and_loading_turn_a_part_after_the_other(monkeypatch):
+    monkeypatch.setattr(coded_state, "_PART", 128 * 16)
+    ours = AdamW(parameters([(64, 128)] * 20), state_dtype="8bit")
+    descend(ours, 1, skip=False)
+    size = 20 * 64 * 128
+    assert peak_of(ours.state_dict) < 9 * size  # 8 of them are the result
+    saved = ours.state_dict()
+    assert peak_of(lambda: ours.load_state_dict(saved)) < 4 * size  # 2.06 are the result
+
+
+@pytest.mark.parametrize(("mode", "device"), [(nullcontext, "meta"), (FakeTensorMode, "cpu")])
+def test_a_state_without_values_is_loaded(mode, device):
+    with mode():
+        p = torch.nn.Parameter(torch.empty(64, 64, device=device))
+        ours = AdamW([p], state_dtype="8bit")
+        descend_without_values(ours)
+        ours.load_state_dict(ours.state_dict())
+        descend_without_values(ours)
+    (kept,) = ours.state.values()
+    assert kept["exp_avg_sq_codes"].dtype == torch.uint8
+
+
+def descend_without_values(optimizer):
+    for p in optimizer.param_groups[0]["params"]:
+        p.grad = torch.empty_like(p)
+    optimizer.step()
 
 
 def test_a_negative_second_moment_is_refused():

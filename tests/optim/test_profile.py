@@ -19,7 +19,7 @@ from support.optimizer_runs import (
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.profile import profile_of
-from optimplug.optim import LBFGS, SGD, Adafactor, AdamW, Lion, Muon, RMSprop
+from optimplug.optim import LBFGS, SGD, Adafactor, AdamW, Lion, Muon, RMSprop, Rprop
 
 CLASSES = public()
 
@@ -51,6 +51,19 @@ STATE = [
 def test_state_bytes(cls, size, larger):
     found = profile_of(cls)
     assert (found.state_bytes, found.state_bytes_with) == (size, larger)
+
+
+@pytest.mark.parametrize(
+    ("cls", "ways"),
+    [
+        (AdamW, ("float32", "bfloat16", "8bit")),
+        (Rprop, ("float32", "bfloat16")),
+        (LBFGS, ("float32",)),
+    ],
+    ids=label,
+)
+def test_the_named_storage_is_what_there_is(cls, ways):
+    assert profile_of(cls).storage == ways
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=label)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -252,6 +253,21 @@ def test_a_weight_that_is_set_to_zero_begins_there_again():
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize("value", [0.0, 1e-3, -1e-3])
+def test_what_was_left_out_of_a_large_weight_is_not_added_to_a_small_one(value, choice):
+    w = weight(3.0)
+    ours = SGD([w], lr=1e-3, rounding="kahan", **choice)
+    w.grad = torch.full_like(w, 5.0)
+    ours.step()
+    assert ours.state[w]["compensation"].abs() > 4e-3
+    with torch.no_grad():
+        w.fill_(value)
+    w.grad = torch.zeros_like(w)
+    ours.step()
+    assert w.item() == pytest.approx(value, rel=0.01)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
 @pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
 @pytest.mark.parametrize("cls", [AdamW, SGD])
@@ -338,6 +354,26 @@ def test_torch_takes_the_state():
     theirs = torch.optim.AdamW(ours.param_groups[0]["params"])
     theirs.load_state_dict(stored(ours.state_dict()))
     descend(theirs, 1)
+    # Torch has made bfloat16 of the bits, of which 32767 would come back as -32768.
+    ours.load_state_dict(theirs.state_dict())
+    assert not any("remainder" in kept for kept in ours.state.values())
+    descend(ours, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounding": "exakt"}, "rounding must be one of nearest"),
+        ({"state_dtype": "fp8"}, "state_dtype, if not None, must be one of float32"),
+    ],
+    ids=label,
+)
+def test_what_there_is_not_is_refused_between_two_steps(change, message):
+    ours = AdamW(parameters(dtype=NARROW))
+    descend(ours, 1, skip=False)
+    ours.param_groups[0].update(change)
+    with pytest.raises(ArgumentError, match=message):
+        ours.step()
 
 
 @pytest.mark.parametrize(
@@ -484,6 +520,101 @@ def test_a_group_may_change_its_storage_between_two_steps():
     wide = dict.fromkeys(("step", "exp_avg", "exp_avg_sq"), torch.float32)
     assert types == {**wide, "remainder": torch.int16}
     assert kept["step"] == 4
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_another_seed_draws_otherwise(choice):
+    def run(seed):
+        w = weight(size=1000)
+        w.grad = torch.ones_like(w)
+        SGD([w], lr=1e-3, rounding="stochastic", rounding_seed=seed, **choice).step()
+        return w
+
+    assert torch.equal(run(3), run(3))
+    assert not torch.equal(run(3), run(4))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(AdamW, {"rounding": "stochastic"}), (SGD, {"momentum": 0.9, "state_dtype": "8bit"})],
+    ids=label,
+)
+def test_a_group_counts_its_steps_for_those_that_may_need_it(cls, options, choice):
+    ours = cls(parameters(), lr=0.01, **options, **choice)  # too wide, or too small
+    descend(ours, 6, skip=False)
+    assert ours.param_groups[0]["rounding_step"] == 6
+
+
+@pytest.mark.parametrize("rounding", ["exact", "kahan"])
+def test_what_another_rounding_kept_is_let_go(rounding):
+    w = weight(1.0)
+    ours = SGD([w], lr=1e-3, rounding=rounding)
+    w.grad = torch.ones_like(w)
+    ours.step()
+    assert ours.state[w]
+    (group,) = ours.param_groups
+    group["rounding"] = "nearest"
+    ours.step()
+    assert w not in ours.state  # or going back would find the bits of an older weight
+    group["rounding"] = rounding
+    w.grad = torch.zeros_like(w)
+    ours.step()
+    assert all(value == 0 for value in ours.state[w].values())
+
+
+@pytest.mark.parametrize("types", [(NARROW, torch.float32), (torch.float32, NARROW)], ids=label)
+@pytest.mark.parametrize("cls", [SGD, AdamW, StableAdamW])
+def test_a_parameter_that_changes_its_type_is_stored_as_the_new_one_asks(cls, types):
+    def run(**choice):
+        params = parameters(dtype=types[0])
+        ours = cls(params, lr=1e-3, rounding="exact", **choice)
+        descend(ours, 2, skip=False, rounding=NARROW)
+        for p in params:
+            p.grad = None
+            p.data = p.data.to(types[1])
+        descend(ours, 2, skip=False, rounding=NARROW)
+        return [full(ours, p) if types[1] == NARROW else p for p in params]
+
+    for one, other in zip(run(), run(foreach=False), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [(slice(None), slice(None)), (slice(200), slice(100, None))])
+@pytest.mark.parametrize("options", [{"rounding": r} for r in ROUNDINGS] + [{}], ids=label)
+@pytest.mark.parametrize("cls", [SGD, LAMB])
+def test_no_update_is_lost_where_parameters_share_memory(cls, options, parts):
+    def run(**choice):
+        memory = torch.ones(300, dtype=NARROW)
+        params = [torch.nn.Parameter(memory[part]) for part in parts]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        cls(params, lr=0.1, state_dtype="float32", **options, **choice).step()
+        return memory
+
+    assert torch.equal(run(), run(foreach=False))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+@pytest.mark.parametrize(
+    "options", [{"rounding": "stochastic"}, {"state_dtype": "8bit"}], ids=label
+)
+@pytest.mark.parametrize("cls", [AdamW, StableAdamW, Muon, Prodigy])
+def test_a_step_is_the_same_whatever_the_default_device(cls, options, choice):
+    def run(mode):
+        params = parameters([(70, 70), (5, 3)], NARROW)
+        ours = ready(cls(params, **RATE.get(cls, {"lr": 1e-3}), **options, **choice))
+        for p in params:
+            p.grad = torch.ones_like(p)
+        with mode():
+            ours.step()
+            ours.load_state_dict(ours.state_dict())
+            ours.step()
+        return params
+
+    # A library would read whatever stands at address 0.
+    pairs = zip(run(nullcontext), run(lambda: torch.device("meta")), strict=True)
+    assert all(same_bits(one, other) for one, other in pairs)
 
 
 # Sharded: what is drawn belongs to the element of the whole parameter.

@@ -184,3 +184,12 @@ def test_the_representation_is_a_short_line():
     assert len(found) <= 100
     assert "AdamW, 3 groups, 7,870 parameters, 125,932 bytes" in found
     assert "<Plan: torch.optim.SGD" in repr(recipe_of(name="torch.optim.SGD").plan(model(), RUN))
+
+
+def test_gradients_of_another_type_than_their_weights_are_counted_as_such():
+    model = nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)
+    if not hasattr(model.weight, "grad_dtype"):
+        pytest.skip("this release of torch has gradients of the parameter's type alone")
+    model.weight.grad_dtype = torch.float32
+    (row,) = recipe_of().plan(model, RUN).to_dict()["groups"]
+    assert (row["memory"]["weights"], row["memory"]["gradients"]) == (2 * 16, 4 * 16)

@@ -219,6 +219,30 @@ def test_phases(phases, expected):
     assert [f"{w['path']}: {w['message']}" for w in plan.to_dict()["warnings"]] == expected
 
 
+SMALL = "optimizer.state_dtype: is float32 for all, as no parameter has 4,096 elements, which 8bit needs"
+STORAGE = {
+    "codes that there are": ({"state_dtype": "8bit", "compact_state": True}, 64, []),
+    "parameters too small for them": ({"state_dtype": "8bit"}, 63, [SMALL]),
+    "no codes to save": (
+        {"compact_state": True},
+        64,
+        ["optimizer.compact_state: has no effect without state_dtype: 8bit"],
+    ),
+    "nothing to draw": (
+        {"rounding": "exact", "rounding_seed": 1},
+        64,
+        ["optimizer.rounding_seed: has no effect without rounding: stochastic"],
+    ),
+    "drawn": ({"rounding": "stochastic", "rounding_seed": 1}, 64, []),
+}
+
+
+@pytest.mark.parametrize(("settings", "side", "expected"), STORAGE.values(), ids=STORAGE)
+def test_storage(settings, side, expected):
+    plan = recipe_of(**settings).plan(nn.Linear(side, side), Horizon(total_steps=10))
+    assert [str(warning) for warning in plan.warnings] == expected
+
+
 OF_ALL = {"match": "*", "optimizer": "Lion"}
 MOVES_NOTHING = "it has no parameters to train"
 OF_SEVERAL = {

@@ -214,7 +214,7 @@ class Batch:
             for count, members in groupby(places, key=counts.__getitem__):
                 found = list(members)
                 part = slice(found[0], found[-1] + 1)
-                cells.append(replace(cell, counter=torch.tensor(count), part=part))
+                cells.append(replace(cell, counter=torch.tensor(count, device="cpu"), part=part))
                 hypers.append(hyper)
         self.cells, self.hypers = cells, hypers
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.codes import BLOCK, CODES
+from optimplug._core.internals import in_dispatch_mode
+from optimplug._core.optim.codes import BLOCK, CODES, Code
 from optimplug._core.optim.rule import Rule, coded_names
 from optimplug._core.optim.shards import is_sharded, local, shard_like
 from optimplug.errors import StateError
@@ -17,6 +18,8 @@ __all__ = ["gatherable", "with_codes", "with_numbers"]
 
 _BY_TYPE = {code.dtype: code for code in CODES.values()}
 _CODES, _SCALES = coded_names("")
+_PART = 2**13 * BLOCK
+"""As many numbers are turned at once: what that takes beside the result is small."""
 
 
 def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,8 +42,8 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
         name = str(key).removesuffix(_CODES)
         if name != key and name in coded:
             found[name] = _numbers(name, value, kept[coded_names(name)[1]])
-        elif str(key).removesuffix(_SCALES) not in coded:
-            found[key] = value
+        elif str(key).removesuffix(_SCALES) not in coded and key not in coded:
+            found[key] = value  # numbers beside codes are somebody's own: a step knows the codes
     return found
 
 
@@ -65,12 +68,11 @@ def with_codes(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
         if key not in rule.codes or not isinstance(value, Tensor):
             found[key] = value
             continue
-        if rule.codes[key] == "unsigned" and bool((local(value) < 0).any()):
+        if rule.codes[key] == "unsigned" and _is_negative(local(value)):
             raise StateError(f"{key} must not be negative to be kept in 8 bits")
-        numbers = local(value).to(torch.float32).contiguous()
-        (codes,), (scales,) = CODES[rule.codes[key]].encode([numbers])
+        codes, scales = _coded(CODES[rule.codes[key]], local(value))
         names = coded_names(key)
-        found.update({names[0]: shard_like(codes, value), names[1]: scales.clone()})
+        found.update({names[0]: shard_like(codes, value), names[1]: scales})
     return found
 
 
@@ -83,8 +85,28 @@ def _numbers(name: str, codes: Any, scales: Any) -> Tensor:
         )
     code = _BY_TYPE[codes.dtype]
     flat = scales.detach().to(device=codes.device, dtype=torch.float32).reshape(-1)
-    (found,) = code.decode([local(codes).detach()], [flat])
-    return shard_like(found, codes)
+    return shard_like(_decoded(code, local(codes).detach(), flat), codes)
+
+
+def _coded(code: Code, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    found = [code.encode([part.float()]) for part in torch.split(numbers.reshape(-1), _PART)]
+    codes = torch.cat([own for (own,), _ in found]).view(numbers.shape)
+    return codes, torch.cat([scales for _, (scales,) in found])
+
+
+def _decoded(code: Code, codes: Tensor, scales: Tensor) -> Tensor:
+    found = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+    wholes, own_codes = (torch.split(t.reshape(-1), _PART) for t in (found, codes))
+    own_scales = torch.split(scales, _PART // BLOCK)
+    for whole, own, of in zip(wholes, own_codes, own_scales, strict=True):
+        whole.copy_(code.decode([own], [of])[0])
+    return found
+
+
+def _is_negative(value: Tensor) -> bool:
+    """Tell whether some number is; no where there are none, but only their shape."""
+    there = not (value.is_meta or in_dispatch_mode())
+    return there and bool((value < 0).any())
 
 
 def _form(value: object) -> str:

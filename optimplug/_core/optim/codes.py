@@ -10,7 +10,8 @@ The scale is the largest magnitude :math:`s` of 128 numbers that follow one anot
 
 The first, ``signed``, is for means of gradients; the second, ``unsigned``, for what is never
 negative, as second moments. The largest number of a block is kept as it is, so whatever has been
-decoded becomes the same codes and scales again.
+decoded becomes the same codes and scales again (but under scales of 1e-36, where the smallest codes
+stand for less than float32 has).
 
 Why these (all measured on the gradients of 100 steps of MiniLM; the benchmark ``storage.py`` shows
 them beside those of bitsandbytes and torchao):
@@ -74,7 +75,7 @@ class Code(NamedTuple):
     @property
     def unit(self) -> float:
         """The share of a scale that code 1 stands for; in float32 it makes the last one 1 again."""
-        return float(torch.tensor(1 / self.levels**self.power))
+        return torch.tensor(1 / self.levels**self.power, dtype=torch.float32, device="cpu").item()
 
     def encode(
         self, tensors: Sequence[Tensor], offsets: float | Sequence[float] = NEAREST
@@ -135,7 +136,7 @@ def _cube_root(x: Tensor) -> Tensor:
     x = x.clamp_min(1e-30)  # or powers of the inverse would be infinite
     bits = x.view(torch.int32).to(torch.float32)
     y = (1419967488 - bits.mul_(1 / 3).to(torch.int32)).view(torch.float32)
-    third = x * torch.tensor(1 / 3)
+    third = x * (1 / 3)
     for _ in range(3):
         y = y * (4 / 3 - third * (y * y * y))
     return x * (y * y)

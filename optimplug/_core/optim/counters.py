@@ -100,11 +100,11 @@ class Counters:
 
     def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         """Return further numbers of the parameters at these places."""
-        return {name: self._all[name][torch.tensor(places)] for name in names}
+        return {name: self._all[name][torch.tensor(places, device="cpu")] for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
-        at = torch.tensor(places)
+        at = torch.tensor(places, device="cpu")
         for name, numbers in values.items():
             for found in {id(c): c for c in (self._all[name], self._expected[name])}.values():
                 found[at] = numbers
@@ -177,7 +177,9 @@ def gather(members: Iterable[tuple[Kept, torch.device, tuple[str, ...]]]) -> lis
     for i, (kept, device, names) in enumerate(members):
         for name in names:
             if not isinstance(kept[name], Tensor):
-                kept[name] = torch.tensor(float(kept[name]))  # as older versions of torch had it
+                kept[name] = torch.tensor(
+                    float(kept[name]), device="cpu"
+                )  # as older versions of torch had it
         rows.setdefault((device, names, *(kept[n].dtype for n in names)), []).append(i)
     own = [kept[name] for kept, _, names in members for name in names]
     plain = not in_dispatch_mode() and are_plain(own) and not any(map(_is_shared, own))

@@ -12,6 +12,7 @@ from torch import Tensor
 from optimplug._core.optim.coded_state import with_codes, with_numbers
 from optimplug._core.optim.counters import Place, gather
 from optimplug._core.optim.rule import Hyper, Rule, coded_names
+from optimplug._core.optim.storage import LOW_BITS
 
 __all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "has_all", "stepping"]
 
@@ -87,6 +88,7 @@ def ensure_state(
     p: Tensor, rule: Rule, state: State, hyper: Hyper
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Fill in what the state lacks; return it with the names of what begins with this update."""
+    _forget_low_bits(p, rule, state)
     if not rule.counts_steps and not rule.state:
         return {}, ()
     kept, before = state[p], set(state[p])
@@ -107,6 +109,17 @@ def ensure_state(
         if spec.dtype not in (None, kept[spec.name].dtype):
             kept[spec.name] = kept[spec.name].to(spec.dtype)
     return kept, tuple({*kept} - before | {spec.name for spec in missing})
+
+
+def _forget_low_bits(p: Tensor, rule: Rule, state: State) -> None:
+    """Let go what another rounding has kept beside the weight.
+
+    Whoever came back to that rounding would else go on from the bits of a weight long past.
+    """
+    if p in state:
+        gone = {spec.name for spec in LOW_BITS.values()} - {spec.name for spec in rule.saved}
+        if gone & state[p].keys():
+            forget(p, sorted(gone), state)
 
 
 def _change_codes(kept: dict[str, Any], rule: Rule) -> None:

@@ -364,7 +364,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if not self._needs_norm:
             return scale
         if not ready:
-            self.grad_norm = torch.zeros(())
+            self.grad_norm = torch.zeros((), device="cpu")
             return scale
         norm = prepared_norm(ready, grads)
         if norm is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.memory import state_bytes
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.storage import DTYPES
 from optimplug.errors import ArgumentError
 
 __all__ = ["Profile", "profile_of"]
@@ -35,7 +36,7 @@ class Profile(NamedTuple):
     executions: tuple[str, ...]
     """The ways to run it, the fastest first; see :mod:`optimplug._core.optim.executions.choice`."""
     storage: tuple[str, ...]
-    """The types in which the state of a float32 parameter can be kept."""
+    """How the state of a float32 parameter can be kept: what ``state_dtype`` may be."""
     sharding: tuple[str, ...]
     """What may have cut its parameters: FSDP1 leaves parts of flattened ones, FSDP2 DTensors."""
 
@@ -61,7 +62,7 @@ def profile_of(cls: type[Optimizer]) -> Profile:
             for key, value in cls.facts.options.items()
         },
         executions=tuple(_executions(rule, optimizer.defaults)),
-        storage=("float32", "bfloat16") if "state_dtype" in arguments else ("float32",),
+        storage=tuple(_storage(cls)) if "state_dtype" in arguments else ("float32",),
         sharding=_SHARDING[rule.scope] if cls.facts.sharded else (),
     )
 
@@ -69,6 +70,15 @@ def profile_of(cls: type[Optimizer]) -> Profile:
 def _over(cls: type[Optimizer], shape: tuple[int, ...], **options: Any) -> Optimizer:
     """Return an optimizer of that class over one parameter, which takes no memory."""
     return cls([torch.nn.Parameter(torch.empty(shape, device="meta"))], **options)
+
+
+def _storage(cls: type[Optimizer]) -> Iterator[str]:
+    for kind in DTYPES:
+        try:
+            _over(cls, (_SIDE, _SIDE), state_dtype=kind)
+        except ArgumentError:  # it has nothing that could be kept so
+            continue
+        yield kind
 
 
 def _bytes(optimizer: Optimizer) -> float:

@@ -63,7 +63,8 @@ class Repeat:
     ) -> Repeat | None:
         """Keep what a compiled step has found, if it is one that can be repeated."""
         settings = Settings(groups)
-        if not settings.can_be_kept:
+        # Groups that count have rules that count, also where no parameter's own does.
+        if not settings.can_be_kept or any(rule.counts_in_groups for rule in layout.rules):
             return None
         params = list(chain.from_iterable(group["params"] for group in groups))
         # Who has no gradient now would have one like itself.

@@ -85,7 +85,10 @@ def checked_state(
         _group(theirs, ours, settings_of(ours)) for theirs, ours in zip(saved, groups, strict=True)
     ]
     rules = _rules(loaded, groups, rule_of)
+    changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
+    other = {p for i in changed for p in groups[i]["params"]}
     state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
+    # One after the other up to its codes, so that no more than one is in float32 on its device.
     for number, kept in state_dict["state"].items():
         p = owners.get(number)
         if p is None:
@@ -93,18 +96,30 @@ def checked_state(
             continue
         if not isinstance(kept, Mapping):
             raise StateError(f"the state of {names[p]} must be a dict (got {kept!r})")
-        numbers = _numbers(kept, names[p])
-        state[p] = {k: _fitted(value, p, k, names[p], rules[p]) for k, value in numbers.items()}
-    changed = [i for i, theirs in enumerate(saved) if differs(theirs, groups[i])]
-    for p in (p for i in changed for p in groups[i]["params"] if p in state):
-        state[p] = converted(state[p], p, rules[p])
-    for p, rule in rules.items():
-        _check_whole(state.get(p), rule, names[p])
-        if p in state and rule.codes:
-            state[p] = _coded(state[p], rule, names[p])
+        state[p] = _state_of(p, kept, rules[p], names[p], p in other)
     for i in changed:
         tell(i, saved[i], groups[i])
     return state, loaded
+
+
+def _state_of(
+    p: Tensor, kept: Mapping[str, Any], rule: Rule, name: str, is_other: bool
+) -> dict[str, Any]:
+    """Return the state of a parameter, as the rule keeps it.
+
+    Args:
+        p: the parameter.
+        kept: what was saved of it.
+        rule: of the parameter.
+        name: how errors name it.
+        is_other: whether it was saved under another storage.
+    """
+    numbers = _without_rounded_bits(_numbers(kept, name), rule)
+    found = {key: _fitted(value, p, key, name, rule) for key, value in numbers.items()}
+    if is_other:
+        found = converted(found, p, rule)
+    _check_whole(found, rule, name)
+    return _coded(found, rule, name) if rule.codes else found
 
 
 def _rules(
@@ -145,6 +160,20 @@ def _numbers(kept: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise StateError(f"the state of {name}: {error}") from None
 
 
+def _without_rounded_bits(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """Leave out bits of weights that are floating point: another optimizer has had them.
+
+    Torch's turns all that it loads into its parameter's type, where they become other bits. What
+    they were for it has moved on without them.
+    """
+    bits = {s.name for s in rule.saved if s.is_weight and s.dtype == torch.int16}
+    return {
+        key: value
+        for key, value in kept.items()
+        if key not in bits or not isinstance(value, Tensor) or not value.is_floating_point()
+    }
+
+
 def _coded(kept: Mapping[str, Any], rule: Rule, name: str) -> dict[str, Any]:
     try:
         return with_codes(kept, rule)
@@ -176,7 +205,7 @@ def _fitted(value: Any, p: Tensor, key: str, name: str, rule: Rule) -> Any:
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.detach().clone()
         if isinstance(value, int | float):
-            return torch.tensor(float(value))
+            return torch.tensor(float(value), device="cpu")
         raise StateError(f"{key} of {name} must be a number (got {value!r})")
     if not isinstance(value, Tensor):
         return copy.deepcopy(value)

@@ -19,9 +19,10 @@ update of less than about 1/500 of a weight rounds to nothing, at every step.
     The state ``compensation`` (bfloat16) is what the last rounding has left out, and goes into the
     next update: the rule is given :math:`p + k` and makes :math:`w` of it, its weight decay
     included, then :math:`p' = p + (w - p),\; k' = (w - p) + (p - p')`, each sum rounded. The
-    compensation has 8 bits as well, and is rounded up at some steps and down at others, in
-    proportion (the fractions of multiples of the golden ratio); rounded to nearest it would lose or
-    gain a sixth of small updates.
+    compensation counts for no more than 1/128 of the weight, as somebody may have written a smaller
+    one. It has 8 bits as well, and is rounded up at some steps and down at others, in proportion
+    (the fractions of multiples of the golden ratio); rounded to nearest it would lose or gain a
+    sixth of small updates.
 ``"stochastic"``
     Nothing is kept: the bfloat16 below or above is drawn, the nearer the likelier, so that the mean
     is right. What is drawn depends on the group's ``rounding_seed``, the number of the step (the
@@ -73,6 +74,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from optimplug._core.arguments import require_one_of
 from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
@@ -109,6 +111,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.fl
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
+_MOST_LEFT_OUT = 2**-7
+"""A rounding leaves out less than this part of a weight: more is that of a weight before it was
+overwritten."""
 
 
 def _empty(dtype: torch.dtype, name: str) -> StateSpec:
@@ -138,6 +143,10 @@ class StoredRule(Rule):
     widens: ClassVar = True
 
     def __post_init__(self) -> None:
+        # A group may have been given another one between two steps.
+        require_one_of("rounding", self.rounding, ROUNDINGS)
+        if self.kept is not None:
+            require_one_of("state_dtype, if not None,", self.kept, tuple(DTYPES))
         own = {field.name for field in fields(self)} | {"fused_dtypes", "widens"}
         for name in Rule.__annotations__.keys() - own:
             object.__setattr__(self, name, getattr(self.inner, name))
@@ -259,9 +268,14 @@ class StoredRule(Rule):
             case "exact":
                 return apply("joined", p, state["remainder"])
             case "kahan":
-                return p.add(state["compensation"])
+                return p.add(_within(state["compensation"], p.abs().mul_(_MOST_LEFT_OUT)))
             case _:
                 return p.mul(1.0)
+
+
+def _within(x: Operand, most: Operand) -> Operand:
+    """Return numbers between ``-most``, which is overwritten, and ``most``."""
+    return x.minimum(most).maximum(most.neg_())
 
 
 def _compensate(p: Operand, weight: Operand, compensation: Operand, dither: Any) -> None:

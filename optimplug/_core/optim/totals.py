@@ -37,9 +37,10 @@ def totals(batches: Sequence[Batch], measured: Sequence[Measured | None]) -> dic
             continue
         groups = sorted({cell.group for cell in batch.cells})
         rows = [groups.index(c.group) for c in batch.cells for _ in batch.params[c.part]]
-        sums = torch.zeros(len(groups), len(found), dtype=torch.float64)
+        sums = torch.zeros(len(groups), len(found), dtype=torch.float64, device="cpu")
         columns = torch.stack([values.double() for values in found.values()], 1)
-        sums = sums.to(columns.device).index_add_(0, torch.tensor(rows).to(columns.device), columns)
+        places = torch.tensor(rows, device=columns.device)
+        sums = sums.to(columns.device).index_add_(0, places, columns)
         for group, row in zip(groups, sums.tolist(), strict=True):
             own = result.setdefault(group, dict.fromkeys(found, 0.0))
             for name, number in zip(found, row, strict=True):

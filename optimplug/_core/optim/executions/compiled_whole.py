@@ -129,8 +129,8 @@ class ReadyCompiledWhole(ReadyCompiled):
         if must_skip(found_inf):
             return None
         plan, names = self.plan, self.names
-        measured = torch.empty((len(self.grads), len(names)), dtype=torch.float64)
-        scratch = torch.empty(plan.scratch, dtype=torch.uint8)
+        measured = torch.empty((len(self.grads), len(names)), dtype=torch.float64, device="cpu")
+        scratch = torch.empty(plan.scratch, dtype=torch.uint8, device="cpu")
         columns = self.columns()
         self.library.update(
             *(len(self.grads), plan.few, address(plan.order), address(plan.shapes)),

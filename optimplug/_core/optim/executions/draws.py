@@ -144,10 +144,10 @@ def _places(p: Any) -> Tensor:
     """Return the place of each element that is here, in the whole parameter."""
     sizes, offsets = shard_start(p.shape, p.device_mesh, tuple(p.placements))
     strides = _strides(p.shape)
-    found = torch.zeros(sizes, dtype=torch.int64)
+    found = torch.zeros(sizes, dtype=torch.int64, device="cpu")
     for axis, (size, at, stride) in enumerate(zip(sizes, offsets, strides, strict=True)):
         along = [-1 if i == axis else 1 for i in range(len(sizes))]
-        found += ((torch.arange(size) + at) * stride).view(along)
+        found += ((torch.arange(size, device="cpu") + at) * stride).view(along)
     return found.view(-1)
 
 

@@ -14,6 +14,7 @@ from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions.draws import are_in_order, draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.lending import CODING, lent
+from optimplug._core.optim.executions.memory_layout import share_memory
 from optimplug._core.optim.executions.operands import TensorList
 from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.rule import Rule
@@ -42,6 +43,8 @@ class Foreach:
             return None
         if rule.draws and not are_in_order(batch):
             return None
+        if _are_copied(batch) and share_memory(batch.params):
+            return None  # of two copies of one weight only the last would be written back
         return ReadyForeach(batch, batch.numbers(ahead=1))
 
 
@@ -89,6 +92,12 @@ class ReadyForeach:
         if self.batch.rule.scope == "element":
             return [TensorList(column) for column in columns]
         return whole_operands(self.batch, columns, owners)
+
+
+def _are_copied(batch: Batch) -> bool:
+    """Tell whether a part of a step works on copies of the parameters."""
+    widened = batch.rule.widens and batch.params[0].dtype.itemsize < 4
+    return widened or batch.is_mixed
 
 
 def _operands_held(batch: Batch) -> int:

@@ -61,7 +61,9 @@ def current_memory(batch: Batch, types: Collection[torch.dtype]) -> Memory | Non
     spans = [[list(map(of, column)) for of in (Tensor.data_ptr, _bytes, id)] for column in kept]
     memory: Memory | None = batch.memo.get("memory")
     if memory is None or memory.spans != spans or not _still_valid(batch, memory):
-        memory = batch.memo["memory"] = _inspect(batch, spans, types)
+        # A parameter that has changed its type may need another variant of the rule.
+        memory = _inspect(batch, spans, types) if batch.has_its_form else None
+        batch.memo["memory"] = memory
     return memory
 
 

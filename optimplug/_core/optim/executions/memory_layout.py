@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch
+from optimplug._core.internals import in_dispatch_mode
+from optimplug._core.optim.batch import Batch, are_plain
 
-__all__ = ["overlap", "same_strides", "without_memory"]
+__all__ = ["overlap", "same_strides", "share_memory", "without_memory"]
 
 
 def same_strides(batch: Batch) -> bool:
@@ -38,6 +39,13 @@ def overlap(spans: Sequence[Sequence[Sequence[Any]]]) -> bool:
     ]
     ends.sort()
     return any(start < stop for (_, stop), (start, _) in pairwise(ends))
+
+
+def share_memory(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether some share memory; no where they only play that they have any."""
+    if in_dispatch_mode() or not are_plain(tensors) or tensors[0].is_meta:
+        return False
+    return overlap([[[t.data_ptr() for t in tensors], [t.nbytes for t in tensors]]])
 
 
 def without_memory(tensors: Sequence[Tensor], addresses: Sequence[int]) -> bool:

@@ -116,7 +116,7 @@ class MuonRule(Rule):
     def _scales(self, p: Operand) -> Numbers:
         sides = p.sides(self.transposed)
         scales = [1.0 if self.split else self._scale(*each) for each in sides]
-        return Numbers(torch.tensor(scales, dtype=torch.float64))
+        return Numbers(torch.tensor(scales, dtype=torch.float64, device="cpu"))
 
     def _scale(self, rows: int, columns: int) -> float:
         return _SCALES[self.scale](max(rows, 1), max(columns, 1))
