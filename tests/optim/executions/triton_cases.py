@@ -17,7 +17,7 @@ from support.tensors import descend, same_bits
 from support.tensors import parameters as parameters_on
 
 from optimplug._core.optim.executions.bits import joined
-from optimplug._core.optim.executions.triton import kernels
+from optimplug._core.optim.executions.triton import fixed_kernels, kernels
 from optimplug._core.optim.executions.triton.execution import Triton
 from optimplug.optim import (
     ADOPT,
@@ -77,7 +77,8 @@ def launches(monkeypatch):
 
     def watched(kernel, *given, **constants):
         original(kernel, *given, **constants)
-        ran.append(kernel.fn.__name__)
+        if kernel is not fixed_kernels.nothing:  # by which a GPU is tried out, once
+            ran.append(kernel.fn.__name__)
 
     monkeypatch.setattr(kernels, "launch", watched)
     return ran
@@ -195,8 +196,8 @@ class TestStorage:
         storage = {"rounding": rounding, "state_dtype": kept, **clip}
         ours, loop = run_both(cls, torch.bfloat16, 3, **options, **storage)
         assert "update" in launches
-        # One unit in the last place; the loop's norm is rounded to 8 bits.
-        assert_near(ours, loop, 2**-7, 1e-3 if clip else WITHIN[torch.float32])
+        # One unit in the last place; two where the loop's norm is rounded to 8 bits.
+        assert_near(ours, loop, 2**-6 if clip else 2**-7, 1e-3 if clip else WITHIN[torch.float32])
         equal = [torch.equal(p, q) for p, q in zip(flat(ours), flat(loop), strict=True)]
         assert sum(equal) >= len(equal) - 2 or clip or not INTERPRETED
 
