@@ -28,6 +28,8 @@ test-gpu:  ## On a machine with a GPU: kernels against the loop, no waiting, cap
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
 	$(BIN)/python benchmarks/schedulers.py $(ARGS)
 	$(BIN)/python benchmarks/optimizers.py $(ARGS)
+	$(BIN)/python benchmarks/bandwidth.py
+	$(BIN)/python benchmarks/storage.py
 
 optimizers: $(READY)  ## The tables of docs/optimizers.md
 	$(BIN)/python docs/optimizers.py

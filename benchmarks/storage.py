@@ -109,7 +109,7 @@ def gradients(updates: int) -> Rows:
                 flat = p.grad.flatten()
                 start = max(0, (len(flat) - SLICE) // 2) // 256 * 256
                 found[name].append(flat[start : start + SLICE].clone())
-            if len(found[WATCHED[0] if WATCHED[0] in found else name]) == updates:
+            if len(found[name]) == updates:
                 return found
             run.step()
 
