@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.optim.shards import Shards, is_sharded, local
-from optimplug._core.optim.storage import LOW_BITS
+from optimplug._core.optim.storage.stored import LOW_BITS
 from optimplug._core.sample import sample
 
 __all__ = ["LostUpdates", "Shares"]

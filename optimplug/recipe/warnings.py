@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import nn
 
-from optimplug._core.optim.codes import SMALLEST
 from optimplug._core.optim.optimizer import Optimizer
+from optimplug._core.optim.storage.codes import SMALLEST
 from optimplug.errors import Problem, listed
 from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.parameters.kinds import unknown_kinds

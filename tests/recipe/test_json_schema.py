@@ -6,7 +6,7 @@ import pytest
 from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
-from optimplug._core.optim.storage import Rounding, StateDtype
+from optimplug._core.optim.storage.stored import Rounding, StateDtype
 from optimplug.recipe import json_schema as module
 from optimplug.recipe.text.reader import read
 from optimplug.recipe.text.written import path_of

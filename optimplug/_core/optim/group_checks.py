@@ -11,8 +11,8 @@ from torch.optim.optimizer import required
 
 from optimplug._core.optim.executions.choice import CHOICES, devices_asked_for
 from optimplug._core.optim.shards import is_sharded
-from optimplug._core.optim.storage import STORAGE
-from optimplug._core.optim.storage_checks import check_storage
+from optimplug._core.optim.storage.checks import check_storage
+from optimplug._core.optim.storage.stored import STORAGE
 from optimplug.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.layout import Layout
-from optimplug._core.optim.members import State
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.shards import local
+from optimplug._core.optim.step.layout import Layout
+from optimplug._core.optim.step.members import State
 
 __all__ = ["Memory", "memory_of", "state_bytes", "state_bytes_of_groups"]
 

@@ -14,11 +14,11 @@ from optimplug._core.internals import foreach_operator
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.foreach import Foreach
 from optimplug._core.optim.executions.loop import Loop
-from optimplug._core.optim.layout import Layout
-from optimplug._core.optim.members import State
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.shards import is_sharded, local
-from optimplug._core.optim.storage import stored
+from optimplug._core.optim.step.layout import Layout
+from optimplug._core.optim.step.members import State
+from optimplug._core.optim.storage.stored import stored
 from optimplug.errors import ModeError
 
 __all__ = ["check_mode", "have_modes", "join_mode", "set_mode"]

@@ -20,8 +20,6 @@ from optimplug._core.internals import (
     outside_graphs,
 )
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.coded_state import gatherable, with_numbers
-from optimplug._core.optim.counters import take_apart, with_own_count
 from optimplug._core.optim.executions.choice import (
     CHOICES,
     DeviceNorm,
@@ -43,16 +41,18 @@ from optimplug._core.optim.gradients import (
     refuse_flattened,
 )
 from optimplug._core.optim.group_checks import check_group
-from optimplug._core.optim.layout import Layout, WayBack
 from optimplug._core.optim.modes import check_mode, have_modes, join_mode, set_mode
 from optimplug._core.optim.refusals import refuse_dense
-from optimplug._core.optim.repeat import Repeat
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.state import checked_state
-from optimplug._core.optim.storage import Rounding, StateDtype, storage_settings, stored
-from optimplug._core.optim.storage_checks import check_storage
-from optimplug._core.optim.totals import totals
-from optimplug._core.optim.unsettled import Unsettled
+from optimplug._core.optim.step.counters import take_apart, with_own_count
+from optimplug._core.optim.step.layout import Layout, WayBack
+from optimplug._core.optim.step.repeat import Repeat
+from optimplug._core.optim.step.totals import totals
+from optimplug._core.optim.step.unsettled import Unsettled
+from optimplug._core.optim.storage.checks import check_storage
+from optimplug._core.optim.storage.coded_state import gatherable, with_numbers
+from optimplug._core.optim.storage.stored import Rounding, StateDtype, storage_settings, stored
 from optimplug.errors import ArgumentError
 
 __all__ = ["Optimizer", "required"]
@@ -76,7 +76,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: how a bfloat16 parameter takes an update; see
-            :mod:`optimplug._core.optim.storage`, for the next two as well.
+            :mod:`optimplug._core.optim.storage.stored`, for the next two as well.
         rounding_seed: what ``rounding="stochastic"`` draws by.
         state_dtype: how moments are kept.
         compact_state: save moments that are kept in 8 bits as such. Neither torch nor another

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.codes import BLOCK, CodeName
 from optimplug._core.optim.shards import local, reduced_zeros
+from optimplug._core.optim.storage.codes import BLOCK, CodeName
 
 __all__ = [
     "FusedCall",
@@ -82,8 +82,8 @@ class StateSpec(NamedTuple):
     """Whether it stands where weights do, and is no moment: it is never kept narrower than in
     float32 unless the weights are, as it would stop to move like them."""
     code: CodeName | None = "signed"
-    """The code that it may be kept in, see :mod:`.codes`; None where it must not be. What a rule
-    divides by, or what is never negative, is ``"unsigned"``."""
+    """The code that it may be kept in, see :mod:`.storage.codes`; None where it must not be. What a
+    rule divides by, or what is never negative, is ``"unsigned"``."""
     per_block: bool = False
     """Whether it has one value for each block of the elements that are here, in their order."""
 

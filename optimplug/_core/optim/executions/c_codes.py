@@ -1,11 +1,11 @@
-"""C for moments in codes: the twin of :mod:`optimplug._core.optim.codes`, and loops over blocks."""
+"""C for moments in codes, as in :mod:`optimplug._core.optim.storage.codes`; loops over blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from optimplug._core.optim.codes import BLOCK, CODES, CodeName
 from optimplug._core.optim.rule import coded_names
+from optimplug._core.optim.storage.codes import BLOCK, CODES, CodeName
 
 __all__ = ["c_of_codes", "in_block", "indented", "loop_over_blocks"]
 

@@ -27,7 +27,7 @@ from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.known_memory import Memory, current_memory, threads_for
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.rule import Rule
-from optimplug._core.optim.totals import Measured
+from optimplug._core.optim.step.totals import Measured
 
 if TYPE_CHECKING:
     from optimplug._core.optim.executions.program import Program

@@ -22,7 +22,7 @@ from optimplug._core.optim.executions.compiler import compile_library
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.known_memory import TURN, Memory, threads_for
 from optimplug._core.optim.rule import Rule
-from optimplug._core.optim.totals import Measured
+from optimplug._core.optim.step.totals import Measured
 
 if TYPE_CHECKING:
     from optimplug._core.optim.executions.program import Program

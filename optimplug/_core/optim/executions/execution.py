@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.totals import Measured
+from optimplug._core.optim.step.totals import Measured
 
 __all__ = ["Execution", "Ready", "must_skip"]
 

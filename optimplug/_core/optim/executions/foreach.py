@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions.draws import are_in_order, draw, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.lending import CODING, lent
@@ -18,7 +17,8 @@ from optimplug._core.optim.executions.memory_layout import share_memory
 from optimplug._core.optim.executions.operands import TensorList
 from optimplug._core.optim.executions.whole import whole_operands
 from optimplug._core.optim.rule import Rule
-from optimplug._core.optim.totals import Measured, joined
+from optimplug._core.optim.step.totals import Measured, joined
+from optimplug._core.optim.storage.codes import BLOCK
 
 __all__ = ["SCRATCH_BYTES", "Foreach", "ReadyForeach"]
 

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.codes import CODES
 from optimplug._core.optim.rule import Rule, coded_names
+from optimplug._core.optim.storage.codes import CODES
 
 __all__ = ["CODING", "Columns", "lent"]
 

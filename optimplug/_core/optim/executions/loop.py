@@ -15,7 +15,7 @@ from optimplug._core.optim.executions.execution import must_skip
 from optimplug._core.optim.executions.lending import lent
 from optimplug._core.optim.executions.operands import Functional
 from optimplug._core.optim.executions.whole import whole_operands
-from optimplug._core.optim.totals import Measured, joined
+from optimplug._core.optim.step.totals import Measured, joined
 
 __all__ = ["Differentiable", "Loop", "ReadyDifferentiable", "ReadyLoop"]
 

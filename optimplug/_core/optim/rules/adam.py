@@ -21,7 +21,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import FusedCall, Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.storage import Rounding, StateDtype
+from optimplug._core.optim.storage.stored import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Adam", "AdamRule", "AdamW"]
@@ -134,7 +134,7 @@ class Adam(Optimizer):
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: how a bfloat16 parameter takes an update: "nearest", as in torch, "exact" (float32
             weights of which the parameter is the visible half), "kahan" or "stochastic"; see
-            :mod:`optimplug._core.optim.storage`.
+            :mod:`optimplug._core.optim.storage.stored`.
         rounding_seed: what "stochastic" draws by.
         state_dtype: how moments are kept: "float32", "bfloat16", "8bit" (a quarter of float32, for
             parameters of at least 4,096 elements), or None: as the parameter, and with another

@@ -25,12 +25,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from optimplug import ArgumentError, StateError
-from optimplug._core.optim import coded_state
-from optimplug._core.optim.codes import BLOCK
 from optimplug._core.optim.executions import foreach
 from optimplug._core.optim.executions.bits import joined
 from optimplug._core.optim.executions.compiler import compiler
 from optimplug._core.optim.memory import state_bytes
+from optimplug._core.optim.storage import coded_state
+from optimplug._core.optim.storage.codes import BLOCK
 from optimplug.optim import (
     SGD,
     Adagrad,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
-from optimplug._core.optim.codes import BLOCK, CODES, Code
 from optimplug._core.optim.rule import Rule, coded_names
 from optimplug._core.optim.shards import is_sharded, local, shard_like
+from optimplug._core.optim.storage.codes import BLOCK, CODES, Code
 from optimplug.errors import StateError
 
 __all__ = ["gatherable", "with_codes", "with_numbers"]

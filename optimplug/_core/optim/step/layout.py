@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Form
-from optimplug._core.optim.batch_layout import BatchLayout
-from optimplug._core.optim.counters import AnyCounters
-from optimplug._core.optim.members import (
+from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
+from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.shards import Shards
+from optimplug._core.optim.step.batch_layout import BatchLayout
+from optimplug._core.optim.step.counters import AnyCounters
+from optimplug._core.optim.step.members import (
     State,
     ensure_state,
     forget,
@@ -21,13 +24,10 @@ from optimplug._core.optim.members import (
     has_all,
     stepping,
 )
-from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
-from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.shards import Shards
-from optimplug._core.optim.totals import Totals
+from optimplug._core.optim.step.totals import Totals
 
 if TYPE_CHECKING:
-    from optimplug._core.optim.repeat import Repeat
+    from optimplug._core.optim.step.repeat import Repeat
 
 __all__ = ["Layout", "WayBack"]
 

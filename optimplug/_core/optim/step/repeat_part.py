@@ -14,12 +14,12 @@ from torch import Tensor
 
 from optimplug._core.internals import remembered_forms
 from optimplug._core.optim.batch import Batch, pick
-from optimplug._core.optim.batch_layout import BatchLayout
-from optimplug._core.optim.counters import Counters
 from optimplug._core.optim.executions.compiled import Compiled, ReadyCompiled, program_for
 from optimplug._core.optim.executions.known_memory import Memory, current_memory, fit
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.rule import Hyper
+from optimplug._core.optim.step.batch_layout import BatchLayout
+from optimplug._core.optim.step.counters import Counters
 
 if TYPE_CHECKING:
     from optimplug._core.optim.executions.program import Program

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.tensors import same_bits
 
-from optimplug._core.optim.codes import BLOCK, CODES, NEAREST, SMALLEST, offset
 from optimplug._core.optim.executions.compiler import compiler
+from optimplug._core.optim.storage.codes import BLOCK, CODES, NEAREST, SMALLEST, offset
 from optimplug.optim import SGD, Adagrad
 
 NAMES = ["signed", "unsigned"]

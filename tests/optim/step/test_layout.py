@@ -11,9 +11,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import optimplug.optim
 from optimplug import ArgumentError
 from optimplug._core.optim.executions.choice import prepare
-from optimplug._core.optim.layout import Layout
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.rules.sgd import SGDRule
+from optimplug._core.optim.step.layout import Layout
 from optimplug.optim import SGD, Adafactor, Adagrad, AdamW, Rprop
 
 SGD_SETTINGS = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0}

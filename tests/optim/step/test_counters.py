@@ -10,7 +10,7 @@ import torch.multiprocessing as multiprocessing
 from support.labels import label
 from support.tensors import parameters, same_bits
 
-from optimplug._core.optim.counters import gather, rows
+from optimplug._core.optim.step.counters import gather, rows
 from optimplug.optim import AdamW, NAdam
 
 CHOICES = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}]

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.executions.compiled import ReadyCompiled
-from optimplug._core.optim.members import State
-from optimplug._core.optim.repeat_part import Part
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.settings import Settings
+from optimplug._core.optim.step.members import State
+from optimplug._core.optim.step.repeat_part import Part
+from optimplug._core.optim.step.settings import Settings
 
 if TYPE_CHECKING:
-    from optimplug._core.optim.layout import Layout
+    from optimplug._core.optim.step.layout import Layout
 
 __all__ = ["Repeat"]
 

@@ -7,7 +7,7 @@ from support.optimizers import TABLE
 from support.tensors import parameters, same_bits
 
 from optimplug._core.optim.executions.compiler import compiler
-from optimplug._core.optim.repeat import Repeat
+from optimplug._core.optim.step.repeat import Repeat
 from optimplug.optim import SGD, Adam, AdamW
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")

@@ -75,7 +75,6 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_one_of
-from optimplug._core.optim.codes import CODES, SMALLEST, CodeName, offset
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
     Hyper,
@@ -85,6 +84,7 @@ from optimplug._core.optim.rule import (
     coded_names,
     wide_type,
 )
+from optimplug._core.optim.storage.codes import CODES, SMALLEST, CodeName, offset
 from optimplug.errors import ArgumentError
 
 __all__ = [

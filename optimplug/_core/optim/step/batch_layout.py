@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Cell, Form, pick
-from optimplug._core.optim.counters import Count, Place, rows
-from optimplug._core.optim.members import Member
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.shards import is_sharded, local
+from optimplug._core.optim.step.counters import Count, Place, rows
+from optimplug._core.optim.step.members import Member
 
 __all__ = ["BatchLayout"]
 

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.coded_state import with_codes, with_numbers
-from optimplug._core.optim.counters import Place, gather
 from optimplug._core.optim.rule import Hyper, Rule, coded_names
-from optimplug._core.optim.storage import LOW_BITS
+from optimplug._core.optim.step.counters import Place, gather
+from optimplug._core.optim.storage.coded_state import with_codes, with_numbers
+from optimplug._core.optim.storage.stored import LOW_BITS
 
 __all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "has_all", "stepping"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optimplug._core.arguments import require_count, require_one_of
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.storage import DTYPES, ROUNDINGS, STORAGE
+from optimplug._core.optim.storage.stored import DTYPES, ROUNDINGS, STORAGE
 from optimplug.errors import ArgumentError
 
 __all__ = ["check_storage"]
