@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from optimplug._core.optim.executions.c_codes import (
+    C_FIRST,
     c_of_codes,
     in_block,
     indented,
@@ -238,7 +239,8 @@ def update_source(program: Program, columns: Mapping[str, torch.dtype], rule: Ru
     blocks = bool(rule.codes)
     loop = loop_over_blocks(rule.codes, body) if blocks else _LOOP.format(body=indented(body, 8))
     return (
-        c_head(list(columns.values()))
+        (C_FIRST if blocks else "")
+        + c_head(list(columns.values()))
         + (c_of_codes() if blocks else "")
         + _UPDATE.format(
             pointers=", ".join(f"{kind} *restrict at_{name}" for name, kind in types.items()),
