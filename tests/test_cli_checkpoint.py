@@ -161,7 +161,7 @@ def test_what_is_no_checkpoint_is_a_line_and_nothing_is_run(tmp_path, run, conte
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("missing.pt",), 1, "missing.pt cannot be read: FileNotFoundError"),
+        (("missing.pt",), 1, "missing.pt: there is no such file or folder"),
         ((".",), 1, "has no optimizer.pt"),
         (("run.pt", "--recipe", "new.yaml"), 2, "--model"),
         (("run.pt", "--model", "models:build"), 2, "--recipe"),

@@ -23,6 +23,8 @@ def load_file(file: Path) -> Any:
     Raises:
         StateError: it cannot be read, or holds something else.
     """
+    if not file.exists():
+        raise StateError(f"{file}: there is no such file or folder")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises anything over a damaged file
