@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from optimizers import MODELS, OPTIONS, Step, machine, narrowed, parameters, race
+from optimizers import MODELS, OPTIONS, Step, draw_bars, machine, narrowed, parameters, race
 from rich.console import Console
 from rich.table import Table
 
@@ -118,22 +118,6 @@ def must_move(optimizer: torch.optim.Optimizer) -> int:
     return total
 
 
-def draw(rows: list[Row], path: Path, title: str) -> None:
-    """Draw the shares as bars."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="speed of a step / speed of a copy", title=title)
-    bars = axes.barh(
-        [row.name for row in rows][::-1], [row.share for row in rows][::-1], color="#31688e"
-    )
-    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.axvline(1.0, color="0.4", linewidth=0.8)
-    axes.tick_params(axis="y", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     """Measure everything, print the table, and leave it with a picture in the folder given."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -156,7 +140,9 @@ def main() -> None:
     lines = ["| step | bytes per element | ms | speed / copy |", "|---|---|---|---|"]
     lines += [f"| {a} | {b:.2f} | {c:.2f} | {d:.2f} |" for a, b, c, d in rows]
     (given.out / "bandwidth.md").write_text("\n".join([machine(given.device), "", *lines, ""]))
-    draw(rows, given.out / "bandwidth.png", machine(given.device))
+    bars = {row.name: row.share for row in rows}
+    picture = given.out / "bandwidth.png"
+    draw_bars(bars, picture, machine(given.device), "speed of a step / speed of a copy")
 
 
 if __name__ == "__main__":

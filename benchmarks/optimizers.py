@@ -291,13 +291,18 @@ def machine(device: str) -> str:
 
 def draw(rows: list[tuple[str, str, float, float, float]], path: Path, title: str) -> None:
     """Draw the ratios as bars."""
+    bars = {f"{name} ({rival})": row[-1] for name, rival, *row in rows}
+    draw_bars(bars, path, title, "time of the other / time of ours")
+
+
+def draw_bars(bars: dict[str, float], path: Path, title: str, what: str) -> None:
+    """Draw numbers by name as bars beside each other, with a line at 1."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="time of the other / time of ours", title=title)
-    labels = [f"{name} ({rival})" for name, rival, *_ in rows][::-1]
-    bars = axes.barh(labels, [row[-1] for row in rows][::-1], color="#31688e")
-    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    figure = Figure(figsize=(9, 0.4 * len(bars) + 1.2), layout="constrained")
+    axes = figure.add_subplot(xlabel=what, title=title)
+    drawn = axes.barh(list(bars)[::-1], list(bars.values())[::-1], color="#31688e")
+    axes.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
     axes.axvline(1.0, color="0.4", linewidth=0.8)
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
