@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from optimplug._core.optim.executions.text import indented
 from optimplug._core.optim.rule import coded_names
 from optimplug._core.optim.storage.codes import BLOCK, CODES, CodeName
 
-__all__ = ["C_FIRST", "c_of_codes", "in_block", "indented", "loop_over_blocks"]
+__all__ = ["C_FIRST", "c_of_codes", "in_block", "loop_over_blocks"]
 
 _CODES = """
 /* Moments in codes, as in codes.py: both must give the same bits. */
@@ -140,8 +141,3 @@ def loop_over_blocks(codes: Mapping[str, CodeName], body: Iterable[str]) -> str:
     return _LOOP.format(
         decoded=indented(decoded, 8), body=indented(body, 12), encoded=indented(encoded, 8)
     )
-
-
-def indented(lines: Iterable[str], spaces: int) -> str:
-    """Return lines of C as one text."""
-    return "\n".join(" " * spaces + line for line in lines)

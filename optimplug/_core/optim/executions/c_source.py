@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -11,22 +10,14 @@ from optimplug._core.optim.executions.c_codes import (
     C_FIRST,
     c_of_codes,
     in_block,
-    indented,
     loop_over_blocks,
 )
 from optimplug._core.optim.executions.ops import OPERATIONS
-from optimplug._core.optim.executions.program import (
-    Argument,
-    Constant,
-    Input,
-    Program,
-    Result,
-    Scalar,
-    Step,
-)
+from optimplug._core.optim.executions.program import Argument, Program, Step
+from optimplug._core.optim.executions.text import MAD, expression, fused_sums, indented, named
 from optimplug._core.optim.rule import Rule, coded_names
 
-__all__ = ["C_TYPES", "c_head", "c_name", "c_text", "fused_sums", "squares_source", "update_source"]
+__all__ = ["C_TYPES", "c_head", "c_name", "c_text", "squares_source", "update_source"]
 
 C_TYPES = {
     torch.float32: "float",
@@ -272,57 +263,11 @@ def c_head(dtypes: Sequence[torch.dtype]) -> str:
     return _HEAD.format(work=work, **named)
 
 
-_FUSED_SUM = "mad({0}, {1}, {2})"
-
-
 def c_text(step: Step) -> str:
     """Return a step as a C expression."""
-    form = OPERATIONS[step.operation].c if step.operation != "mad" else _FUSED_SUM
-    assert form is not None  # a program has no other steps
-    return form.format(*map(c_name, step.arguments))
+    return expression(step, OPERATIONS[step.operation].c if step.operation != MAD else None, c_name)
 
 
 def c_name(argument: Argument) -> str:
     """Return an argument as a C expression."""
-    match argument:
-        case Input(name):
-            return f"x_{name}"
-        case Scalar(name):
-            return f"k_{name}"
-        case Result(step):
-            return f"t{step}"
-        case Constant(value):
-            return f"number({value!r})"
-
-
-def fused_sums(
-    program: Program, in_one_loop: Callable[[int, int], bool] = lambda product, total: True
-) -> list[tuple[int, Step]]:
-    """Return the numbered steps, with every product that goes into one sum alone inside that sum.
-
-    A fused multiply-add rounds once instead of twice. It is written out here, and not left to the
-    compiler, for the reason that stands beside ``mad``.
-
-    Args:
-        program: what has these steps.
-        in_one_loop: whether two steps, a product and a sum, are computed for the same elements.
-    """
-    uses = Counter(argument for step in program.steps for argument in step.arguments)
-    uses.update([*(end for _, end in program.outputs), *program.measured])
-    products = {
-        Result(i): step.arguments
-        for i, step in enumerate(program.steps)
-        if step.operation == "mul" and uses[Result(i)] == 1
-    }
-    steps: list[tuple[int, Step]] = []
-    inside = set()
-    for i, step in enumerate(program.steps):
-        if step.operation == "add":
-            one, other = step.arguments
-            fits = [a for a in (other, one) if a in products and in_one_loop(a.step, i)]
-            if fits:
-                product, rest = fits[0], one if fits[0] is other else other
-                inside.add(product)
-                step = Step("mad", (*products[product], rest))
-        steps.append((i, step))
-    return [(i, step) for i, step in steps if Result(i) not in inside]
+    return named(argument, "number({!r})")

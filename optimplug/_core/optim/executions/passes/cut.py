@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from optimplug._core.optim.executions.c_source import fused_sums
 from optimplug._core.optim.executions.program import (
     Argument,
     Constant,
@@ -20,6 +19,7 @@ from optimplug._core.optim.executions.program import (
     Result,
     Step,
 )
+from optimplug._core.optim.executions.text import fused_sums
 from optimplug._core.optim.rule import Rule
 
 __all__ = ["MEANS", "SUMS", "Cut", "Kind", "cut"]

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from optimplug._core.optim.executions.c_source import fused_sums
 from optimplug._core.optim.executions.ops import OPERATIONS
-from optimplug._core.optim.executions.program import (
-    Argument,
-    Constant,
-    Input,
-    Program,
-    Result,
-    Scalar,
-    Step,
-)
+from optimplug._core.optim.executions.program import Argument, Program, Step
+from optimplug._core.optim.executions.text import MAD, expression, fused_sums, indented, named
 
 __all__ = ["BLOCK", "TYPES", "update_text", "work_type"]
 
@@ -92,18 +84,14 @@ def update_text(program: Program, dtypes: Sequence[torch.dtype], operands: Seque
     return _TEXT.format(
         addresses=", ".join(addresses),
         scalars="".join(f"{k}, " for k in scalars),
-        body=_indented(_body(program, kinds, operands, work)),
+        body=indented(_body(program, kinds, operands, work), 4),
         width=2 + len(rows),
-        pointers=_indented(f"at_{n} = tl.load(row + {2 + i})" for i, n in enumerate(rows)),
-        numbers=_indented(numbers),
+        pointers=indented((f"at_{n} = tl.load(row + {2 + i})" for i, n in enumerate(rows)), 4),
+        numbers=indented(numbers, 4),
         every=" | ".join(addresses),
         given=", ".join([*addresses, *scalars]),
         work=work,
     )
-
-
-def _indented(lines: Iterable[str]) -> str:
-    return "\n".join("    " + line for line in lines)
 
 
 def _body(
@@ -126,19 +114,10 @@ def _body(
 
 def _expression(step: Step, work: str) -> str:
     """Return a step as an expression."""
-    form = "mad({0}, {1}, {2})" if step.operation == "mad" else OPERATIONS[step.operation].in_triton
-    assert form is not None  # a program has no other steps
-    return form.format(*(_name(argument, work) for argument in step.arguments))
+    form = OPERATIONS[step.operation].in_triton if step.operation != MAD else None
+    return expression(step, form, lambda argument: _name(argument, work))
 
 
 def _name(argument: Argument, work: str) -> str:
     """Return an argument as an expression."""
-    match argument:
-        case Input(name):
-            return f"x_{name}"
-        case Scalar(name):
-            return f"k_{name}"
-        case Result(step):
-            return f"t{step}"
-        case Constant(value):
-            return f"tl.full((), {value!r}, {work})"
+    return named(argument, f"tl.full((), {{!r}}, {work})")
