@@ -253,6 +253,23 @@ def test_what_there_is_not_is_refused(cls, options, message):
         cls(parameters(SHAPES), state_dtype="8bit", **options)
 
 
+@pytest.mark.parametrize(
+    ("cls", "own", "message"),
+    [
+        (Rprop, {"state_dtype": "8bit"}, "has nothing to keep in 8 bits: prev, step_size"),
+        (AdamW, {"state_dtype": "4bit"}, "must be one of float32, bfloat16, 8bit"),
+        (AdamW, {"rounding": "up"}, "rounding must be one of"),
+    ],
+)
+def test_so_it_is_between_two_steps_and_nothing_changes(cls, own, message):
+    ours = cls(parameters(SHAPES))
+    before = descend(ours, 1, skip=False)
+    ours.param_groups[0].update(own)
+    with pytest.raises(ArgumentError, match=message):
+        ours.step()
+    assert all(map(same_bits, before, (p.detach() for p in ours.param_groups[0]["params"])))
+
+
 def test_compact_state_is_for_the_whole_optimizer():
     with pytest.raises(ArgumentError, match="compact_state is for the whole optimizer"):
         AdamW([{"params": parameters(SHAPES), "compact_state": True}])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from optimplug._core.arguments import require_count, require_one_of
+from optimplug._core.arguments import require_count
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.storage.stored import DTYPES, ROUNDINGS, STORAGE
+from optimplug._core.optim.storage.stored import STORAGE, check_ways
 from optimplug.errors import ArgumentError
 
 __all__ = ["check_storage"]
@@ -22,20 +22,7 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
     if given and rule.storage_refusal is not None:
         raise ArgumentError(f"{name} has no {given[0]}: {rule.storage_refusal}")
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
-    require_one_of("rounding", rounding, ROUNDINGS)
-    if dtype is not None:
-        require_one_of("state_dtype, if not None,", dtype, tuple(DTYPES))
-    if dtype == "8bit" and rule.only_sparse:
-        raise ArgumentError(
-            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
-            "whole blocks; take 'float32' or 'bfloat16'"
-        )
-    kept = {spec.name for spec in rule.state}
-    if dtype == "8bit" and kept and not any(spec.code for spec in rule.state):
-        raise ArgumentError(
-            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(kept))} must be exact; "
-            "take state_dtype='float32', or leave it out"
-        )
+    check_ways(rule, rounding, dtype, name)
     for key in ("rounding_seed", "rounding_step"):
         require_count(key, hyper.get(key, 0))
     stored_apart = rounding != "nearest" or dtype is not None

@@ -47,14 +47,14 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def gatherable(kept: Mapping[str, Any]) -> dict[str, Any]:
+def gatherable(kept: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a state whose shards can be gathered: no backend of torch's does so with int16."""
-    return {
+    narrow = {
         key: value.to(torch.int32)
-        if isinstance(value, Tensor) and is_sharded(value) and value.dtype == torch.int16
-        else value
         for key, value in kept.items()
+        if isinstance(value, Tensor) and value.dtype == torch.int16 and is_sharded(value)
     }
+    return {**kept, **narrow} if narrow else kept
 
 
 def with_codes(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]:

@@ -95,6 +95,7 @@ __all__ = [
     "Rounding",
     "StateDtype",
     "StoredRule",
+    "check_ways",
     "storage_settings",
     "stored",
 ]
@@ -143,10 +144,6 @@ class StoredRule(Rule):
     widens: ClassVar = True
 
     def __post_init__(self) -> None:
-        # A group may have been given another one between two steps.
-        require_one_of("rounding", self.rounding, ROUNDINGS)
-        if self.kept is not None:
-            require_one_of("state_dtype, if not None,", self.kept, tuple(DTYPES))
         own = {field.name for field in fields(self)} | {"fused_dtypes", "widens"}
         for name in Rule.__annotations__.keys() - own:
             object.__setattr__(self, name, getattr(self.inner, name))
@@ -303,12 +300,49 @@ def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
 
 
+@lru_cache
+def _asked_for(rule: Rule, rounding: Rounding, kept: StateDtype | None) -> Rule:
+    # A group may have been given another storage between two steps.
+    check_ways(rule, rounding, kept, "this optimizer")
+    return _stored(rule, rounding, kept)
+
+
+def check_ways(rule: Rule, rounding: Any, kept: Any, name: str) -> None:
+    """Raise ArgumentError unless a rule's weights and moments can be kept so.
+
+    Args:
+        rule: of a group, without storage.
+        rounding: what the group asks for.
+        kept: its ``state_dtype``.
+        name: how the error calls the optimizer.
+    """
+    if (rounding != "nearest" or kept is not None) and rule.storage_refusal is not None:
+        asked = "rounding" if rounding != "nearest" else "state_dtype"
+        raise ArgumentError(f"{name} has no {asked}: {rule.storage_refusal}")
+    require_one_of("rounding", rounding, ROUNDINGS)
+    if kept is not None:
+        require_one_of("state_dtype, if not None,", kept, tuple(DTYPES))
+    if kept != "8bit":
+        return
+    if rule.only_sparse:
+        raise ArgumentError(
+            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
+            "whole blocks; take 'float32' or 'bfloat16'"
+        )
+    names = {spec.name for spec in rule.state}
+    if names and not any(spec.code for spec in rule.state):
+        raise ArgumentError(
+            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(names))} must be exact; "
+            "take state_dtype='float32', or leave it out"
+        )
+
+
 def stored(rule: Rule, hyper: Hyper) -> Rule:
     """Return the rule of a group with the storage that the group asks for."""
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     if rounding == "nearest" and dtype is None:
         return rule
-    return _stored(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
+    return _asked_for(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
 
 
 def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
