@@ -52,7 +52,13 @@ from optimplug._core.optim.step.totals import totals
 from optimplug._core.optim.step.unsettled import Unsettled
 from optimplug._core.optim.storage.checks import check_storage
 from optimplug._core.optim.storage.coded_state import gatherable, with_numbers
-from optimplug._core.optim.storage.stored import Rounding, StateDtype, storage_settings, stored
+from optimplug._core.optim.storage.stored import (
+    Rounding,
+    StateDtype,
+    storage_settings,
+    stored,
+    stored_as_asked,
+)
 from optimplug.errors import ArgumentError
 
 __all__ = ["Optimizer", "required"]
@@ -154,7 +160,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @classmethod
     def stored_rule(cls, hyper: Hyper) -> Rule:
         """Return the same with the storage that the group asks for: what a step runs."""
-        return stored(cls.rule(hyper), hyper)
+        return stored_as_asked(cls.rule(hyper), hyper)
 
     @staticmethod
     @abstractmethod

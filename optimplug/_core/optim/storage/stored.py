@@ -98,6 +98,7 @@ __all__ = [
     "check_ways",
     "storage_settings",
     "stored",
+    "stored_as_asked",
 ]
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
@@ -300,13 +301,6 @@ def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
 
 
-@lru_cache
-def _asked_for(rule: Rule, rounding: Rounding, kept: StateDtype | None) -> Rule:
-    # A group may have been given another storage between two steps.
-    check_ways(rule, rounding, kept, "this optimizer")
-    return _stored(rule, rounding, kept)
-
-
 def check_ways(rule: Rule, rounding: Any, kept: Any, name: str) -> None:
     """Raise ArgumentError unless a rule's weights and moments can be kept so.
 
@@ -338,11 +332,29 @@ def check_ways(rule: Rule, rounding: Any, kept: Any, name: str) -> None:
 
 
 def stored(rule: Rule, hyper: Hyper) -> Rule:
-    """Return the rule of a group with the storage that the group asks for."""
+    """Return a rule with the storage that a group asks for.
+
+    It may be a part of the group's own, as that which changes the mode of a schedule-free one.
+    """
     rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
     if rounding == "nearest" and dtype is None:
         return rule
-    return _asked_for(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
+    return _stored(rule, cast("Rounding", rounding), cast("StateDtype | None", dtype))
+
+
+_check_ways = lru_cache(check_ways)  # asked at every step, for every group; an error is not kept
+
+
+def stored_as_asked(rule: Rule, hyper: Hyper) -> Rule:
+    """Return the same for a group's own rule, of which it may ask what there is not.
+
+    Raises:
+        ArgumentError: it does: between two steps it may have been given another storage.
+    """
+    rounding, dtype = hyper.get("rounding", "nearest"), hyper.get("state_dtype")
+    if rounding != "nearest" or dtype is not None:
+        _check_ways(rule, rounding, dtype, "this optimizer")
+    return stored(rule, hyper)
 
 
 def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
