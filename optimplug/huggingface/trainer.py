@@ -15,7 +15,7 @@ from transformers import Trainer
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.added import by_either_name, plain_names
-from optimplug.huggingface.arguments import report_replaced, resolve_policy, resolve_recipe
+from optimplug.huggingface.arguments import report_replaced, resolve_recipe, resolve_resume
 from optimplug.huggingface.conflicts import (
     refuse_arguments,
     refuse_methods,
@@ -28,8 +28,7 @@ from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
 from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
-from optimplug.recipe.checkpoint.adopt import check_policy
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
@@ -56,10 +55,11 @@ class _WithRecipe(TrainerEvents):
         *args: Any,
         recipe: Source | Recipe | None = None,
         resume: Policy | None = None,
+        rewarm: int | str | None = None,
         **kwargs: Any,
     ) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
-        self._resume = None if resume is None else check_policy(resume)
+        self._resume = Resume.read(resume, rewarm)
         self._steps_per_epoch: int | None = None
         self._used_rates: dict[str, float] = {}
         self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
@@ -255,7 +255,7 @@ class _WithRecipe(TrainerEvents):
         run = self._own_run()
         sharded = bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled)
         found = Checkpoint(checkpoint, self.state.global_step, order, sharded, load_optimizer)
-        resume(found, run, resolve_policy(self._resume, self.args))
+        resume(found, run, resolve_resume(self._resume, self.args))
         if isinstance(scheduler, RecipeScheduler):
             self.lr_scheduler = run.scheduler
 
@@ -277,7 +277,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     otherwise where ``train`` goes on from a checkpoint, of a recipe's run or of a Trainer's without
     one; ``exact``, ``adapt`` or ``weights``, as for :meth:`optimplug.Run.load_state_dict`, which is
     as the recipe says where it is left out. Under ``weights`` the schedule is laid over the updates
-    that are left. ``trainer.run.resumption`` tells what has changed.
+    that are left. ``rewarm="2%"`` beside it, under ``adapt``, lets rates that would jump climb from
+    what they were. ``trainer.run.resumption`` tells what has changed.
 
     It is the whole truth: the optimizer, its groups, the schedule and clipping come from it alone,
     and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.

@@ -40,6 +40,7 @@ def summary(plan: Plan) -> Iterator[str]:
     yield from map(str, plan.absent)
     yield from _phases(plan)
     yield from _exceptions(plan)
+    yield from _resuming(plan)
 
 
 def _memory(plan: Plan) -> str:
@@ -59,6 +60,15 @@ def _phases(plan: Plan) -> Iterator[str]:
             steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
             start = ", from the rate before it" if phase.before else ""
             yield f"{label}{steps}: {phase.name}{start}"
+
+
+def _resuming(plan: Plan) -> Iterator[str]:
+    """Say how the run goes on from a checkpoint, unless that is as usual."""
+    climbs = ""
+    if plan.rewarm_updates is not None:
+        climbs = f", where a rate that jumps climbs over {plan.rewarm_updates:,} steps"
+    if plan.resume.policy != "exact":
+        yield f"resumes from a checkpoint by {plan.resume.policy}{climbs}"
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:

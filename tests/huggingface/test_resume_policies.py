@@ -19,9 +19,16 @@ STOP, TOTAL = 8, 12
 
 
 def trainer_of(
-    folder, recipe=BASE, cls=RecipeTrainer, callbacks=(), resume=None, args=None, **changes
+    folder,
+    recipe=BASE,
+    cls=RecipeTrainer,
+    callbacks=(),
+    resume=None,
+    rewarm=None,
+    args=None,
+    **changes,
 ):
-    others = {} if cls is Trainer else {"recipe": recipe, "resume": resume}
+    others = {} if cls is Trainer else {"recipe": recipe, "resume": resume, "rewarm": rewarm}
     return cls(
         model=Lines(),
         args=args or arguments(folder, **{"num_train_epochs": 2, **changes}),
@@ -143,6 +150,51 @@ def test_the_policy_may_stand_in_the_recipe_or_in_the_arguments(tmp_path, saved)
         assert same_weights(trainer.model, expected)
     trainer = trainer_of(tmp_path, recipe, args=arguments(tmp_path, **own), resume="exact")
     with pytest.raises(ArgumentError, match=r"resume='exact' and args\.resume='adapt' differ"):
+        trainer.train(resume_from_checkpoint=saved)
+
+
+def test_every_way_takes_a_rewarm_which_survives_another_resume(tmp_path, saved):
+    recipe = {**CASES["lr"].recipe, "schedule": []}
+    was = Recipe(BASE).start(Lines(), WHOLE).scheduler.rates(STOP)[0]
+    climbs = [was + (0.02 - was) * i / 3 for i in range(3)] + [0.02]
+    own = {"arguments_class": RecipeTrainingArguments, "num_train_epochs": 2}
+    (parsed,) = HfArgumentParser(RecipeTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--resume", "adapt", "--rewarm", "25%"]
+    )
+    assert (parsed.resume, parsed.rewarm) == ("adapt", "25%")
+    for i, given in enumerate(
+        [
+            {"recipe": {**recipe, "resume": {"policy": "adapt", "rewarm": "25%"}}},
+            {"resume": "adapt", "rewarm": 3},
+            {"args": arguments(tmp_path / "1", **own, resume="adapt", rewarm="0.5 epochs")},
+        ]
+    ):
+        trace, again = LearningRateTrace(), LearningRateTrace()
+        folder = tmp_path / str(i)
+        given = {"recipe": recipe, "args": arguments(folder, **own), **given}
+        given["args"].output_dir = str(folder)
+        trainer_of(folder, callbacks=[trace, SaveAfter([10])], **given).train(
+            resume_from_checkpoint=saved
+        )
+        assert [*trace.rates] == ["body", "head"]
+        assert all(rates == pytest.approx(climbs, abs=1e-15) for rates in trace.rates.values())
+        trainer_of(folder, recipe, callbacks=[again]).train(
+            resume_from_checkpoint=str(folder / "checkpoint-10")
+        )
+        assert again.rates == {name: rates[2:] for name, rates in trace.rates.items()}
+
+
+def test_a_rewarm_that_cannot_be(tmp_path, saved):
+    with pytest.raises(ArgumentError, match="rewarm: must be a number of steps"):
+        trainer_of(tmp_path, rewarm="2 parts")
+    with pytest.raises(ArgumentError, match="rewarm: must be a length of its own"):
+        arguments(tmp_path, RecipeTrainingArguments, rewarm="rest")
+    trainer = trainer_of(tmp_path, rewarm="2%")
+    with pytest.raises(ArgumentError, match=r"rewarm='2%' is for resume='adapt'.*got .*'exact'"):
+        trainer.train(resume_from_checkpoint=saved)
+    own = {"arguments_class": RecipeTrainingArguments, "rewarm": "2%", "num_train_epochs": 2}
+    trainer = trainer_of(tmp_path, resume="adapt", rewarm="3%", args=arguments(tmp_path, **own))
+    with pytest.raises(ArgumentError, match=r"rewarm='3%' and args\.rewarm='2%' differ"):
         trainer.train(resume_from_checkpoint=saved)
 
 

@@ -47,6 +47,10 @@ def exact_schedule(comparison: Comparison) -> dict[str, Any] | None:
     order = [saved.groups.index(comparison.donors(group)[0]) for group in comparison.own]
     for key in ("base_lrs", "_last_lr", "_held_lr", "_last_momentum"):
         found[key] = _ordered(found.get(key), order)
+    climbs = found.get("_climbs")
+    if isinstance(climbs, list) and climbs:  # of groups that have joined since, there are none
+        padded = [*climbs, *[None] * (len(order) - len(climbs))]
+        found["_climbs"] = _ordered(padded, order)
     initial = found.get("_initial")
     if isinstance(initial, Mapping):
         found["_initial"] = {of: _ordered(values, order) for of, values in initial.items()}

@@ -13,9 +13,12 @@ from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["Curve", "Factor", "Phase", "PlateauFactor"]
+__all__ = ["VALIDATION", "Curve", "Factor", "Phase", "PlateauFactor"]
 
 Metrics = Mapping[str, Any]
+
+VALIDATION = "validation"
+"""What a factor counts that steps and epochs leave as it is; its label ends with it."""
 
 
 class Factor:
@@ -46,7 +49,7 @@ class Factor:
 
     def __call__(self, steps: int, epochs: int) -> float:
         """Return the factor after so many steps and epochs of the phase."""
-        times = {"step": steps, "epoch": epochs, "validation": self._validations}
+        times = {"step": steps, "epoch": epochs, VALIDATION: self._validations}
         return self._factor(times[self.every])
 
     def moved(self, share: float, start: float) -> float:
@@ -108,7 +111,7 @@ class PlateauFactor(Factor):
     def __init__(
         self, label: str, monitor: str, plateau: ReduceLROnPlateau, least: float = 0.0
     ) -> None:
-        super().__init__(label, "validation", lambda _: plateau.get_last_lr()[0], least)
+        super().__init__(label, VALIDATION, lambda _: plateau.get_last_lr()[0], least)
         self.monitor = monitor
         self._plateau = plateau
 
@@ -186,7 +189,7 @@ class Phase:
     def follows_validations(self) -> bool:
         """Whether it is not known beforehand, as validations decide it."""
         of_before = self.before is not None and self.before.follows_validations
-        return of_before or any(factor.every == "validation" for factor in self.factors)
+        return of_before or any(factor.every == VALIDATION for factor in self.factors)
 
     def _moved(self, value: float) -> float:
         if self.before is None:

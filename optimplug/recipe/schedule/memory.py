@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from optimplug.errors import StateError
-from optimplug.recipe.schedule.curves import Factor, PlateauFactor
+from optimplug.recipe.schedule.curves import VALIDATION, Factor, PlateauFactor
 from optimplug.recipe.schedule.timeline import RunSchedule
 
 __all__ = ["Memory", "factor_keys", "memory_of", "paired", "remembered"]
@@ -76,7 +76,7 @@ def memory_of(schedule: RunSchedule, state: Mapping[str, Any]) -> Memory:
                 factor.check_state(states[j])
                 kept.append((factor, states[j]))
                 del left[j], own[i]
-    lost = [left[j][2] for j in left if _has_seen(states[j])]
+    lost = [left[j][2] for j in left if _has_seen(left[j], states[j])]
     begun = [key[2] for key, factor in own.values() if isinstance(factor, PlateauFactor)]
     return Memory(kept, lost, begun)
 
@@ -100,8 +100,10 @@ def _keys_in(state_dict: Mapping[str, Any]) -> list[Key] | None:
     return [(key[0], key[1], key[2]) for key in given]
 
 
-def _has_seen(state: Any) -> bool:
-    return isinstance(state, dict) and state.get("validations", 0) != 0
+def _has_seen(key: Key, state: Any) -> bool:
+    """Tell whether it would be another one without the validations that there were."""
+    counts = key[2].endswith(f" every {VALIDATION}")  # all are told of them
+    return counts and isinstance(state, dict) and state.get("validations", 0) != 0
 
 
 def _factors(schedule: RunSchedule) -> Iterator[tuple[Key, Factor]]:

@@ -270,6 +270,12 @@ class TestPlateaus:
         )
         assert {rate for name, rate in rates.items() if "head" in name} == {0.05}
 
+    def test_what_counts_updates_remembers_nothing(self):
+        run = started(BASE)
+        run.validated({"eval_loss": 1.0})
+        found = started(CASES["phase"].recipe).load_state_dict(state_of(run), resume="adapt")
+        assert not found.notes
+
     def test_where_it_is_gone_that_is_said(self, state):
         run = started({**self.RECIPE, "schedule": [{**self.FOLLOWING, "patience": 7}]})
         found = run.load_state_dict(state, resume="adapt")
@@ -335,7 +341,9 @@ def test_a_recipe_with_another_policy_is_refused_with_its_key(policy):
 
 def test_editors_know_the_policies():
     form = Recipe.json_schema()["properties"]["resume"]
-    assert (form["enum"], form["default"]) == (["exact", "adapt", "weights"], "exact")
+    short, long = form["oneOf"]
+    assert (short["enum"], form["default"]) == (["exact", "adapt", "weights"], "exact")
+    assert long == {"$ref": "#/$defs/ResumeSpec"}
 
 
 @pytest.mark.parametrize(
