@@ -144,10 +144,10 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
     """Refuse the state of a parameter that has stepped, if something of it is gone."""
     if not kept:
         return
-    late = {spec.name for spec in rule.saved if spec.late}
-    for key in (*rule.number_names, *(spec.name for spec in rule.saved)):
-        if key not in kept and key not in late:
+    for key in rule.never_late:
+        if key not in kept:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
+    for key in (*rule.number_names, *rule.saved_as):
         if not isinstance(kept.get(key), Tensor | None):
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
 
@@ -167,6 +167,8 @@ def _without_rounded_bits(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]
     they were for it has moved on without them.
     """
     bits = {s.name for s in rule.saved if s.is_weight and s.dtype == torch.int16}
+    if not bits & kept.keys():
+        return dict(kept)
     return {
         key: value
         for key, value in kept.items()
@@ -230,6 +232,8 @@ def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> T
     # several elements.
     if value.is_sparse:
         return value.to_dense()
+    if value.is_contiguous():
+        return value
     expanded = any(step == 0 < size - 1 for step, size in zip(value.stride(), shape, strict=True))
     return value.contiguous() if expanded else value
 
