@@ -27,6 +27,7 @@ from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
 from optimplug.huggingface.resume import Checkpoint, resume
+from optimplug.huggingface.whole import check_whole
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.parameters.frozen import require_gradients
@@ -161,6 +162,17 @@ class _WithRecipe(TrainerEvents):
                 "trainer.optimizer to RecipeTrainer, or use a Trainer with optimizers=build(...)",
             )
         return self.run
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as the Trainer does, from a checkpoint that was written whole.
+
+        Raises:
+            StateError: it was not.
+        """
+        check_whole(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # The Trainer sets the mode of an optimizer itself where it trains and evaluates. Going through
     # the run, `run.training` is true as well; and saving, it leaves to us.

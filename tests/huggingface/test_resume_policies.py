@@ -205,15 +205,50 @@ def test_a_policy_that_there_is_not(tmp_path):
         arguments(tmp_path, RecipeTrainingArguments, resume="exactly")
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_file_that_was_not_written_whole_is_told_from_one_that_was(tmp_path, saved, file, share):
-    folder = tmp_path / "checkpoint-8"
-    folder.mkdir()
+def cut(saved, folder, file, share):
+    """Copy a checkpoint, of which a file was written in part; None: not at all."""
+    folder.mkdir(parents=True)
     for each in Path(saved).iterdir():
         content = each.read_bytes()
-        (folder / each.name).write_bytes(
-            content[: int(len(content) * share)] if each.name == file else content
-        )
-    with pytest.raises(StateError, match=rf"{file} cannot be read: .* earlier checkpoint"):
-        trainer_of(tmp_path).train(resume_from_checkpoint=str(folder))
+        if each.name != file:
+            (folder / each.name).write_bytes(content)
+        elif share is not None:
+            (folder / each.name).write_bytes(content[: int(len(content) * share)])
+
+
+FILES = ["optimizer.pt", "scheduler.pt", "model.safetensors", "trainer_state.json", "rng_state.pth"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_that_was_not_written_whole_is_told_from_one_that_was(tmp_path, saved, file):
+    trainer = trainer_of(tmp_path)
+    for share in (0.0, 0.5, 0.99):
+        folder = tmp_path / f"{file}-{share}" / "checkpoint-8"
+        cut(saved, folder, file, share)
+        with pytest.raises(
+            StateError,
+            match=rf"checkpoint-8 was not written whole, .*: {file} ends too early.*; there is no whole",
+        ):
+            trainer.train(resume_from_checkpoint=str(folder))
+    assert trainer.run is None
+
+
+@pytest.mark.parametrize("given", [True, "checkpoint-10"])
+def test_the_newest_whole_one_is_named(tmp_path, saved, given):
+    cut(saved, tmp_path / "checkpoint-6", None, 1)
+    cut(saved, tmp_path / "checkpoint-8", None, 1)
+    cut(saved, tmp_path / "checkpoint-9", "scheduler.pt", 0.5)
+    cut(saved, tmp_path / "checkpoint-10", "trainer_state.json", None)
+    trainer = trainer_of(tmp_path)
+    with pytest.raises(StateError, match=r"no trainer_state\.json, which is written last") as error:
+        trainer.train(resume_from_checkpoint=given if given is True else str(tmp_path / given))
+    whole = str(error.value).rpartition("resume_from_checkpoint=")[2].strip("'")
+    assert whole == str(tmp_path / "checkpoint-8")
+    trainer.train(resume_from_checkpoint=whole)
+    assert trainer.run.resumption.is_exact
+
+
+def test_a_folder_of_a_name_of_its_own_need_not_be_the_trainers(tmp_path, saved):
+    cut(saved, tmp_path / "mine", "trainer_state.json", None)
+    with pytest.raises(FileNotFoundError, match="trainer_state"):  # the Trainer's own word
+        trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "mine"))
