@@ -124,7 +124,8 @@ def _go_on(comparison: Comparison, target: Target) -> Resumption:
         raise StateError(
             "the checkpoint is not of this run, and resume='exact' lets nothing change:\n"
             + as_table([("what", "in the checkpoint", "here", "accepted by"), *rows])
-            + f"\ngive resume='adapt'{accepts}, or resume='weights' to begin anew"
+            + f"\ngive resume='adapt'{accepts}, or resume='weights' to begin anew\n"
+            "in a recipe that is 'resume: adapt', on the command line of a trainer --resume adapt"
         )
     scheduler = target.scheduler
     schedule = exact_schedule(comparison) or scheduler.state_dict()
@@ -229,6 +230,8 @@ def _differences(comparison: Comparison, target: Target) -> Iterator[tuple[str, 
         yield f"{change.setting}{of}", in_words(change.before), in_words(change.after), "adapt"
     for change in _schedule(comparison, target):
         yield change.setting, in_words(change.before), in_words(change.after), "adapt"
+    for name, why in _misfits(comparison):
+        yield f"state of {name}", why, "left out", "adapt"
     before = horizon_in(saved)
     if horizons_differ(before, target.horizon):
         then, now = (str(horizon_words(h)) for h in (before, target.horizon))
@@ -250,22 +253,26 @@ def _dropped(comparison: Comparison, target: Target) -> Iterator[tuple[str, str]
     """Walk the saved parameters whose state is not taken over, with the reason."""
     saved, numbers = comparison.saved, comparison.saved.numbers
     groups = {name: group for group in comparison.own for name in group.names}
-    tensors = {
-        n: p for g in comparison.own for n, p in zip(g.names, g.group["params"], strict=True)
-    }
     for name in comparison.gone:
         if saved.state.get(numbers[name]):
             frozen = name in target.parameters
             yield name, "the recipe freezes it" if frozen else "the model has none of that name"
     for own, theirs in comparison.names.items():
-        kept = saved.state.get(numbers[theirs], {})
-        if own in comparison.unfit:
-            if kept:
-                yield theirs, f"it is of {comparison.unfit[own]}, not {groups[own].cls.__name__}"
-            continue
-        found = misfit(own, tensors[own], kept, groups[own])
-        if found is not None:
-            yield theirs, found
+        if own in comparison.unfit and saved.state.get(numbers[theirs]):
+            yield theirs, f"it is of {comparison.unfit[own]}, not {groups[own].cls.__name__}"
+    yield from _misfits(comparison)
+
+
+def _misfits(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Walk the saved parameters whose state has another shape than it must have here."""
+    saved, numbers = comparison.saved, comparison.saved.numbers
+    for group in comparison.own:
+        for own, p in zip(group.names, group.group["params"], strict=True):
+            theirs = comparison.names.get(own)
+            if theirs is not None and own not in comparison.unfit:
+                found = misfit(own, p, saved.state.get(numbers[theirs], {}), group)
+                if found is not None:
+                    yield theirs, found
 
 
 def _changes(comparison: Comparison, target: Target) -> tuple[Change, ...]:
