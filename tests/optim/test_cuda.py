@@ -24,6 +24,7 @@ from optimplug.optim import (
     AdamW,
     Lion,
     NAdam,
+    Prodigy,
     RAdam,
     RMSprop,
     Rprop,
@@ -55,6 +56,7 @@ WITHOUT_OPERATOR = [
     (LAMB, {"weight_decay": 0.1}),
     (CAME, {"weight_decay": 0.1}),
     (TransformersAdafactor, {"lr": 0.01, "relative_step": False, "beta1": 0.9}),
+    (Prodigy, {"weight_decay": 0.1}),
 ]
 
 
@@ -252,6 +254,10 @@ class TestKernel:
         (AdamW, {**NARROW, **CLIPPED, "rounding": "exact", "state_dtype": "bfloat16"}),
         (Lion, {**NARROW, "lr": 0.01}),
         (AdamW, {**SKIPS, "state_dtype": "8bit"}),
+        (StableAdamW, {**SKIPS, "state_dtype": "8bit"}),
+        (LAMB, {**NARROW, **CLIPPED, "rounding": "stochastic"}),
+        (Adafactor, SKIPS),
+        (CAME, {**NARROW, **CLIPPED, "rounding": "exact"}),
         (Lion, {**NARROW, **CLIPPED, "lr": 0.01, "rounding": "exact", "state_dtype": "8bit"}),
     ]
 
