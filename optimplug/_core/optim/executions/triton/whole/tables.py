@@ -11,12 +11,15 @@ from torch import Tensor
 from optimplug._core.optim.executions.known_memory import Memory
 from optimplug._core.optim.executions.triton.source import BLOCK
 from optimplug._core.optim.executions.triton.tables import chunks_of, upload
-from optimplug._core.optim.executions.triton.whole.text import ROWS, SLICES, WIDTH, WholeText
+from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH, WholeText
 
 __all__ = ["DEPTH", "RESULTS", "WholeTables", "whole_tables"]
 
 DEPTH, RESULTS = 16, 64
 """How many parts a program adds up at once, and for how many results."""
+_SECTIONS, _PROGRAMS = 64, 2048
+"""A plane's rows are cut into this many sections at the most, each with a sum for every column;
+into more where a tensor of few columns would be the work of fewer programs than this."""
 
 
 @dataclass
@@ -96,9 +99,10 @@ def _shapes(shapes: Sequence[torch.Size], has_axes: bool) -> Tensor:
     given = [(p, *own) for p, own in zip(planes, last, strict=True)]
     found[:, :3] = torch.tensor(given, dtype=torch.int64, device="cpu")
     rows, columns = found[:, 1], found[:, 2]
-    step = ROWS * ((rows + ROWS * SLICES - 1) // (ROWS * SLICES)).clamp_min(1)
-    found[:, 3], found[:, 4] = step, (rows + step - 1) // step
-    found[:, 5] = (columns + WIDTH - 1) // WIDTH
+    tiles = (columns + WIDTH - 1) // WIDTH
+    sections = (_PROGRAMS // (found[:, 0] * tiles).clamp_min(1)).clamp_min(_SECTIONS)
+    step = ROWS * ((rows + ROWS * sections - 1) // (ROWS * sections)).clamp_min(1)
+    found[:, 3], found[:, 4], found[:, 5] = step, (rows + step - 1) // step, tiles
     return found
 
 

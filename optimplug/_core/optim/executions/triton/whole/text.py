@@ -31,12 +31,10 @@ from optimplug._core.optim.executions.triton.whole.templates import (
 )
 from optimplug._core.optim.executions.triton.whole.work import PLACES, Stored, Work
 
-__all__ = ["ROWS", "SLICES", "WIDTH", "WholeText"]
+__all__ = ["ROWS", "WIDTH", "WholeText"]
 
 ROWS, WIDTH = 8, 128
 """The rows and columns that a part with axes reads at once: a row's elements stand side by side."""
-SLICES = 64
-"""How many parts a plane's rows are cut into at the most, each with a sum for every column."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,8 @@ class Work:
                 return f"n{step}"
             case Constant(value):
                 return f"tl.full((), {value!r}, tl.float64)"
-            case Input(name):
-                return (
-                    name  # only the size of a tensor has one for its argument, and needs no value
-                )
+            case Input(name):  # that of a size, whose form has no place for it
+                return name
 
     def _loads(self, kind: str) -> list[str]:
         """Return the lines that load values of a kind."""
@@ -142,10 +140,7 @@ class Work:
 _NUMBER_FORMS = {
     **{
         name: OPERATIONS[name].in_triton or ""
-        for name in (
-            *("neg", "add", "mul", "div", "reciprocal"),
-            *("sqrt", "maximum", "minimum"),
-        )
+        for name in ("neg", "add", "mul", "div", "reciprocal", "sqrt", "maximum", "minimum")
     },
     "where_positive": "tl.where({0} > 0, {0}, {1})",
     "size": "elements_of.to(tl.float64)",
