@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimplug._core.optim.memory import Memory, memory_of
 from optimplug.errors import Problem
@@ -17,6 +17,9 @@ from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.schema import RuleSpec
+
+if TYPE_CHECKING:
+    from optimplug.show.table import PlanTable
 
 __all__ = ["Plan", "Rates"]
 
@@ -39,8 +42,8 @@ class Rates(NamedTuple):
 class Plan:
     """What a recipe does to a model: which parameters get which settings, and lr over time.
 
-    Print it for a table; :meth:`html` makes a page of it, :meth:`plot` a picture;
-    :meth:`to_dict` gives it to a program.
+    Print it for a table, which :meth:`table` gives with every row as well; :meth:`html` makes a
+    page of it, :meth:`plot` a picture; :meth:`to_dict` gives it to a program.
     """
 
     optimizer: str
@@ -225,6 +228,17 @@ class Plan:
     # What shows a plan needs rich. It is imported when it is asked for, so that nothing that trains
     # has to load it.
 
+    def table(self, unfold: bool = False) -> PlanTable:
+        """Return the plan as a table, to be printed, or shown by a notebook.
+
+        Args:
+            unfold: a row for every group. Without it, groups of several layers are one row where
+                they differ in nothing but rates that only rise, or only fall.
+        """
+        from optimplug.show.table import PlanTable
+
+        return PlanTable(self, unfold)
+
     def html(self) -> str:
         """Return a page that shows the table and every group's lr over time, by itself.
 
@@ -258,14 +272,14 @@ class Plan:
         )
 
     def __rich__(self) -> Any:
-        from optimplug.show import table
-
-        return table.render(self)
+        return self.table()
 
     def __str__(self) -> str:
-        from optimplug.show import table
+        return str(self.table())
 
-        return table.as_text(self)
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the table."""
+        return self.table()._repr_html_()
 
 
 def _optimizer_dict(choice: Choice) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from optimplug._core.optim.memory import Memory
 from optimplug.recipe.plan import Plan
 from optimplug.show.page.chart import draw, shade_color
+from optimplug.show.rows import rows_of
 from optimplug.show.summary import bytes_cell, summary, title
 
 __all__ = ["render"]
@@ -34,7 +35,7 @@ def render(plan: Plan) -> str:
     body = [
         f"<h1>{escape(title(plan))}</h1>",
         *(f'<p class="warning">{escape(_warning(w))}</p>' for w in content["warnings"]),
-        *(f'<p class="note">{escape(note)}</p>' for note in summary(plan)),
+        *(f'<p class="note">{escape(note)}</p>' for note in summary(plan, rows_of(plan))),
         _chart(plan, colors),
         *_table(content, colors),
         *_list("Frozen", content["frozen"]),
