@@ -12,7 +12,7 @@ from optimplug.recipe.schedule.curves import Curve
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.show.rows import Row, folded_names
 
-__all__ = ["bytes_cell", "summary", "title"]
+__all__ = ["bytes_cell", "modules_of", "summary", "title"]
 
 _ROOM = 40  # columns for the names of what is frozen, in a line of about 80
 
@@ -90,7 +90,7 @@ def _exceptions(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     for rule, of in own.items():
         yield f"{_called(plan, of, 'has')} the schedule of {rule}"
     for rule, of in frozen.items():
-        until = plan.run_schedule.frozen_until[rule]
+        until = plan.frozen_until(of[0].first.group)
         yield f"{_called(plan, of, 'is')} frozen until step {until:,}, by {rule}"
 
 
@@ -100,18 +100,18 @@ def _called(plan: Plan, rows: Sequence[Row], verb: str) -> str:
         return f"{rows[0].name} {verb}"
     names = {name for row in rows for member in row.members for name in member.group.parameters}
     many = {"has": "have", "is": "are"}[verb]
-    return f"{_modules(plan, names)} {many}"
+    return f"{modules_of(plan, names)} {many}"
 
 
 def _frozen(plan: Plan) -> str:
     """Return a line on all that stays as it is for the whole run."""
     frozen = plan.grouping.frozen
     size = sum(p.numel() for p in frozen.values())
-    modules = _modules(plan, frozen.keys())
+    modules = modules_of(plan, frozen.keys())
     return f"frozen: {len(frozen)} tensors, {size:,} parameters: {modules}"
 
 
-def _modules(plan: Plan, names: Collection[str]) -> str:
+def modules_of(plan: Plan, names: Collection[str]) -> str:
     """Name parameters by the modules that they fill, as many as a line has room for."""
     others = [name for name in plan.grouping.parameters if name not in names]
     ordered = (name for name in plan.grouping.parameters if name in names)

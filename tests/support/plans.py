@@ -30,7 +30,10 @@ MANY = {
         {"match": ["*.layer.0.*", "*.layer.1.*", "*.layer.2.*"], "freeze": {"until": "30%"}},
         _EMBEDDINGS,
     ],
-    "schedule": [*_SCHEDULE, {"name": "LinearLR", "end_factor": 0.2, "of": "weight_decay"}],
+    "schedule": [
+        *_SCHEDULE,
+        {"name": "LinearLR", "start_factor": 1, "end_factor": 0.2, "of": "weight_decay"},
+    ],
 }
 """226 groups: eight in each of 28 layers, and two of the head."""
 
