@@ -69,7 +69,7 @@ PUBLIC = {
     "optimplug.show.optimizers": "OptimizerTable rate state",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
-    "optimplug.show.table": "as_text render",
+    "optimplug.show.table": "PlanTable",
     "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
 }
 
