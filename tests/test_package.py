@@ -67,10 +67,11 @@ PUBLIC = {
     "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Resumption Run build_scheduler",
     "optimplug.show.checkpoint": "CheckpointTable",
     "optimplug.show.optimizers": "OptimizerTable rate state",
+    "optimplug.show.schedulers": "SchedulerRow SchedulerTable",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
     "optimplug.show.table": "as_text render",
-    "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
+    "optimplug.cli": "app main",
 }
 
 
