@@ -14,6 +14,7 @@ import typer
 # Each of these adds its commands to the app, in the order in which the help lists them.
 from optimplug.cli import init as _init  # isort: skip
 from optimplug.cli import plan as _plan  # isort: skip
+from optimplug.cli import diff as _diff  # isort: skip
 from optimplug.cli import checkpoint as _checkpoint  # isort: skip
 from optimplug.cli import catalog as _catalog  # isort: skip
 from optimplug.cli.shared import app, in_cli_words
@@ -21,7 +22,7 @@ from optimplug.errors import MissingExtraError, OptimplugError
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (_init, _plan, _checkpoint, _catalog)
+_COMMANDS = (_init, _plan, _diff, _checkpoint, _catalog)
 
 
 def main() -> None:
