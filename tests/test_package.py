@@ -66,11 +66,13 @@ PUBLIC = {
     "optimplug": f"{ERRORS} Horizon Recipe Resumption Run __version__",
     "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Resumption Run build_scheduler",
     "optimplug.show.checkpoint": "CheckpointTable",
+    "optimplug.show.difference": "KeyChange PlanDifference changed_keys keys_table plans_table",
     "optimplug.show.optimizers": "OptimizerTable rate state",
+    "optimplug.show.schedulers": "SchedulerRow SchedulerTable",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
     "optimplug.show.table": "PlanTable",
-    "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
+    "optimplug.cli": "app main",
 }
 
 
