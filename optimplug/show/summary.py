@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from optimplug.errors import listed
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import Choice
-from optimplug.recipe.schedule.curves import Curve
+from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.text.rule_id import RuleId
 from optimplug.show.rows import Row, folded_names
 
@@ -66,7 +66,13 @@ def _phases(plan: Plan) -> Iterator[str]:
         for phase in curve.phases:
             steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
             start = ", from the rate before it" if phase.before else ""
-            yield f"{label}{steps}: {phase.name}{start}"
+            yield f"{label}{steps}: {phase.name}{_followed(phase)}{start}"
+
+
+def _followed(phase: Phase) -> str:
+    """Say which metrics a phase follows, if that is not as usual those of validations."""
+    names = dict.fromkeys(factor.follows for factor in phase.factors if factor.of_training)
+    return f" of {' and '.join(names)}" if names else ""
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from optimplug._core.optim.memory import Memory
 from optimplug.recipe.plan import Plan
 from optimplug.show.page.chart import draw, shade_style
+from optimplug.show.page.document import document
 from optimplug.show.pictures import pictures
 from optimplug.show.rows import rows_of
 from optimplug.show.summary import bytes_cell, summary, title
@@ -49,29 +47,7 @@ def render(plan: Plan) -> str:
         *(_about(i, group) for i, group in enumerate(content["groups"])),
         '<div id="tip" role="tooltip"></div>',
     ]
-    return _document(title(plan), body)
-
-
-def _document(title: str, body: Iterable[str]) -> str:
-    script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
-    # The browser runs the script of this hash alone: should a name ever get past the escaping, what
-    # is in it is not run.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{style}</style></head><body>",
-            *body,
-            f"<script>{script}</script></body></html>",
-            "",
-        ]
-    )
+    return document(title(plan), body, script="page.js")
 
 
 def _charts(plan: Plan, styles: Sequence[str]) -> Iterator[tuple[str, str]]:
