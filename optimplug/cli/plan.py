@@ -39,6 +39,13 @@ def plan(
     html: Annotated[
         Path | None, typer.Option(help="Write table and curves into this HTML page.")
     ] = None,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Give every group a row, where layers that differ in rates alone share one.",
+        ),
+    ] = False,
     json: AsJson = False,
     meta: OnMeta = False,
 ) -> None:
@@ -47,6 +54,8 @@ def plan(
     Example: optimplug plan recipe.yaml --model mypackage.models:build --steps 1000 --plot lr.png
 
     Example: optimplug plan recipe.yaml --model ./my-bert --steps 1000 --html plan.html
+
+    Example: optimplug plan recipe.yaml --model ./my-bert --steps 1000 --all
 
     Example: optimplug plan recipe.yaml --model ./my-bert --steps 1000 --json | jq .groups
     """
@@ -60,7 +69,7 @@ def plan(
     if html is not None:
         with bad_usage("--html", OSError):
             html.write_text(found.html(), encoding="utf-8")
-    show(as_json(found.to_dict()) if json else found)
+    show(as_json(found.to_dict()) if json else found.table(unfold=every))
 
 
 @app.command()

@@ -28,6 +28,7 @@ def build(): return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 def needs(argument): return build()
 ready = build()
 text = str
+def deep(): return nn.Sequential(*[nn.Linear(2, 2) for _ in range(9)])
 def huge(): return nn.Sequential(nn.Linear(2**20, 2**20), nn.Linear(2**20, 1))
 """
 
@@ -68,6 +69,15 @@ def test_plan(run, model):
     assert (done.returncode, done.stderr) == (0, "")
     assert "AdamW(lr=0.001), 100 steps" in done.stdout
     assert "steps 10 to 100: CosineAnnealingLR" in done.stdout
+
+
+def test_all_gives_a_row_to_every_layer(folder, run):
+    (folder / "recipe.yaml").write_text(RECIPE.replace('match: "*.bias"', "layer_decay: 0.5", 1))
+    arguments = ("plan", "recipe.yaml", "--model", "models:deep", "--steps", "100")
+    folded, whole = run(*arguments), run(*arguments, "--all")
+    assert (folded.returncode, whole.returncode) == (0, 0)
+    assert re.findall("^[0-8](?: - 8)?(?= )", folded.stdout, re.MULTILINE) == ["0 - 8"]
+    assert re.findall("^[0-8](?= )", whole.stdout, re.MULTILINE) == list("012345678")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -258,6 +258,9 @@ class PhaseSpec(_Spec):
         None, description="what it counts: steps, unless it follows a metric"
     )
     monitor: str | None = Field(None, min_length=1, description="the metric that a plateau follows")
+    of_training: bool | None = Field(
+        None, description="of a plateau: true to follow what the training reports, no validations"
+    )
     floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
     of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
 

@@ -218,7 +218,7 @@ def _curves(side: Side) -> Mapping[str, Curve]:
 
 
 def _follows(curve: Curve) -> bool:
-    return any(phase.follows_validations for phase in curve.phases)
+    return any(phase.follows_metrics for phase in curve.phases)
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Change]:

@@ -198,7 +198,7 @@ def test_where_a_phase_starts_by_itself_is_known_before_any_validation():
     first, second = curve.phases
     moved = replace(second, before=first)
     for loss in (1.0, 2.0):
-        second.factors[0].validated({"loss": loss})
+        second.factors[0].told({"loss": loss})
     assert moved(moved.start) == pytest.approx(0.5)
 
 
