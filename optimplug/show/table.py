@@ -98,8 +98,10 @@ class PlanTable:
             if room >= min(longest, _LEAST_NAME):
                 break
         else:  # then settings stand below each other, in one column
-            fixed = _width(columns[: len(_COUNTED)], gap)
-            columns = self._columns(stacked=max(_LEAST_SETTING, width - fixed - gap - _LEAST_NAME))
+            free = width - _width(columns[: len(_COUNTED)], gap) - gap
+            parts = (part for row in self._rows for part in re.findall(_PART, row.name))
+            room = min(max(_LEAST_NAME, *map(len, parts)), free - _LEAST_SETTING)
+            columns = self._columns(stacked=max(_LEAST_SETTING, free - max(_LEAST_NAME, room)))
             room = max(_LEAST_NAME, width - _width(columns, gap))
         names = _Column(
             "group", ["\n".join(_wrapped(row.name, room)) for row in self._rows], "left"
