@@ -174,7 +174,9 @@ def _width(columns: Sequence[_Column], gap: int) -> int:
 def _grid(columns: Sequence[_Column], gap: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for column in columns:
-        table.add_column(column.head, justify=column.justify, no_wrap=True)
+        # Wider than the terminal, it has names cut once more, and numbers stay whole.
+        is_text = column.justify == "left"
+        table.add_column(column.head, justify=column.justify, no_wrap=not is_text, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         # As Text, or rich would take "[bold]" in a name for markup.
         table.add_row(*map(Text, cells))
