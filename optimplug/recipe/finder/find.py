@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["find_lr"]
 
+_SETTLED = 10  # losses, before that mean says anything
 _STEP = unhooked_step(Optimizer)
 _MEMORY = 0.8  # of the running mean that is held against the best one, to tell whether it diverges
 
@@ -140,7 +141,7 @@ def _sweep(
     if not math.isfinite(start):
         return start, [], "not finite"
     seen: list[float] = []
-    watch = _Watch(start, diverges)
+    watch = _Watch(diverges)
     for multiplier in multipliers:
         for group, lr in zip(owner_of(optimizer).param_groups, own, strict=True):
             group["lr"] = lr * multiplier
@@ -155,17 +156,27 @@ def _sweep(
 
 
 class _Watch:
-    """Tells when a loss has risen far above its best."""
+    """Tells when the running mean of a loss has risen far above its best.
 
-    def __init__(self, start: float, factor: float) -> None:
-        self._start, self._factor = start, factor
-        self._mean = self._best = start
+    The first losses only make up the mean: one batch that happens to be easy is no best.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._count, self._mean = 0, 0.0
+        self._best, self._highest = math.inf, -math.inf
 
     def diverges(self, loss: float) -> bool:
+        self._count += 1
         self._mean = _MEMORY * self._mean + (1 - _MEMORY) * loss
-        self._best = min(self._best, self._mean)
-        scale = max(abs(self._best), self._start - self._best)
-        return self._mean - self._best > (self._factor - 1) * scale
+        if self._count < _SETTLED:
+            return False
+        mean = self._mean / (1 - _MEMORY**self._count)  # as if it had not begun at 0
+        if self._highest == -math.inf:
+            self._highest = mean
+        self._best = min(self._best, mean)
+        scale = max(abs(self._best), self._highest - self._best)
+        return mean - self._best > (self._factor - 1) * scale
 
 
 def _losses(
