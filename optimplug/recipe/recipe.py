@@ -32,7 +32,7 @@ from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
-from optimplug.recipe.text.reader import Source, read
+from optimplug.recipe.text.reader import Source, written
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.writer import as_yaml
 from optimplug.recipe.text.written import Written
@@ -72,7 +72,7 @@ class Recipe:
         if isinstance(source, Recipe):
             self._written = source._written
         else:
-            self._written = Written(*read(source))
+            self._written = written(source)
         _ = self._checked
 
     @classmethod
