@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optimplug.errors import ArgumentError
 from optimplug.recipe import LRCurve, Recipe, Run, find_lr
+from optimplug.recipe.finder.find import require_sweep
 
 __all__ = ["RateFinder", "refuse"]
 
@@ -34,6 +35,9 @@ class RateFinder:
 
     Attributes:
         curve: what was found; None before.
+
+    Raises:
+        ArgumentError: a setting breaks its rule.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class RateFinder:
         plot: str | PathLike[str] | None = None,
         html: str | PathLike[str] | None = None,
     ) -> None:
+        require_sweep(updates, lowest, highest, diverges)
         self.updates = updates
         self.lowest = lowest
         self.highest = highest

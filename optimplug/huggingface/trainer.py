@@ -101,7 +101,7 @@ class _WithRecipe(TrainerEvents):
             self._start_run(cast(nn.Module, self.model if model is None else model))
         self._own_run()  # an optimizer that was put in its place is refused before it trains
         for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "trainer"):  # a RateFinder, which needs the losses
+            if getattr(callback, "finds_rates", False):  # it needs the losses
                 callback.trainer = self
         return cast(torch.optim.Optimizer, self.optimizer)
 

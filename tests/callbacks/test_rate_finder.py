@@ -57,7 +57,13 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}]
+    "changes",
+    [
+        {},
+        {"accumulate_grad_batches": 2},
+        pytest.param({"precision": "bf16-mixed"}, marks=pytest.mark.slow),
+    ],
+    ids=["plain", "accumulated", "bf16-mixed"],
 )
 def test_a_fit_is_as_without_it(tmp_path, caplog, changes):
     finder = lightning.RateFinder(plot=tmp_path / "lr.png", html=tmp_path / "lr.html")
@@ -170,9 +176,12 @@ def trained(folder, *callbacks, **changes):
     "changes",
     [
         {},
-        {"gradient_accumulation_steps": 2},
+        pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
         {"recipe": {"optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.01}, "schedule": []}},
-        {"recipe": {"groups": [{"match": "*embeddings*", "freeze": {"until": 3}}]}},
+        pytest.param(
+            {"recipe": {"groups": [{"match": "*embeddings*", "freeze": {"until": 3}}]}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plain", "accumulated", "schedule-free", "frozen for a time"],
 )
@@ -219,3 +228,5 @@ def test_settings_are_those_of_find_lr(finder):
     found = finder(updates=30, lowest=0.1, highest=10, diverges=3)
     assert (found.updates, found.lowest, found.highest, found.diverges) == (30, 0.1, 10, 3)
     assert (found.plot, found.html, found.curve) == (None, None, None)
+    with pytest.raises(ArgumentError, match="updates must be an int >= 20"):
+        finder(updates=3)

@@ -35,15 +35,17 @@ class RateFinder(_Finder, TrainerCallback):
         curve: what was found; None before.
 
     Raises:
-        ArgumentError: as the training begins: the trainer is no ``RecipeTrainer``, or has several
-            processes, gradients that are scaled (``fp16``), FSDP or DeepSpeed.
+        ArgumentError: a setting breaks its rule. As the training begins: the trainer is no
+            ``RecipeTrainer``, or has several processes, gradients that are scaled (``fp16``), FSDP
+            or DeepSpeed.
 
     Example:
         ``RecipeTrainer(..., callbacks=[RateFinder(plot="rates.png")])``
     """
 
+    finds_rates = True
+    """What a ``RecipeTrainer`` goes by: it makes itself known as each ``train`` begins."""
     trainer: Any = None
-    """What a ``RecipeTrainer`` makes itself known by, as each ``train`` begins."""
 
     def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Find, unless the training goes on from a checkpoint.

@@ -39,8 +39,9 @@ class RateFinder(_Finder, OwnCallback):
         curve: what was found; None before.
 
     Raises:
-        ArgumentError: as the fit begins: it has no recipe, or several processes, gradients that are
-            scaled (``16-mixed``), several data loaders, or it steps by hand.
+        ArgumentError: a setting breaks its rule. As the fit begins: it has no recipe, or several
+            processes, gradients that are scaled (``16-mixed``), several data loaders, or it steps
+            by hand.
 
     Example:
         ``Trainer(callbacks=[RateFinder(plot="rates.png")])``

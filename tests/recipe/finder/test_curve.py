@@ -97,9 +97,14 @@ def test_as_text_and_as_values():
     assert len(values["losses"]) == len(values["smoothed"]) == 100
 
 
-@pytest.mark.parametrize(
-    "shown", [curve(fall, 0.05), curve(lambda x: 2.0, 0.1)], ids=["found", "none"]
-)
+SHOWN = {
+    "found": curve(fall, 0.05),
+    "flat": curve(lambda x: 2.0),
+    "0": curve(lambda x: 0.0, start=0.0),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN)
 def test_it_is_drawn(tmp_path, shown):
     shown.plot(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
