@@ -15,15 +15,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from optimplug.errors import ArgumentError, RecipeError
+from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
 from optimplug.recipe import Recipe
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.logged import LoggedGroups
 from optimplug.recipe.text.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
     "report_replaced",
+    "resolve_log_groups",
     "resolve_policy",
     "resolve_recipe",
 ]
@@ -43,12 +46,14 @@ class RecipeArguments:
         resume: what may be otherwise where training goes on from a checkpoint; see
             :func:`~optimplug.huggingface.with_recipe`.
 
+        log_groups: globs on the names of the groups whose rates are logged; None for all.
+
     In a YAML file of training arguments, write it as a block of text (``recipe: |``) to have it
     read as a recipe's own file is. A mapping there is read by transformers: a key given twice is
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
-        ArgumentError: ``resume`` is no policy.
+        ArgumentError: ``resume`` is no policy, or ``log_groups`` no texts.
         RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
             the arguments are those of a Trainer that runs no recipes.
 
@@ -61,7 +66,11 @@ class RecipeArguments:
 
     recipe: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "The recipe: a path to a YAML file, YAML itself, or a mapping."},
+        metadata={
+            "help": "The recipe: a path to a YAML file, YAML itself, or a mapping; single values: "
+            "--recipe.optimizer.lr 1e-4, --recipe.groups.0.lr_scale 2",
+            "action": RecipeAction,
+        },
     )
 
     resume: str | None = field(
@@ -72,8 +81,16 @@ class RecipeArguments:
         },
     )
 
+    log_groups: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Globs on the names of the groups whose rates are logged. Default: all groups."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Read and check the recipe, then do what the other bases do."""
+        LoggedGroups(self.log_groups)
         if self.resume is not None:
             check_policy(self.resume)
         if self.recipe is not None:
@@ -105,7 +122,10 @@ class RecipeArguments:
 class RecipeTrainingArguments(RecipeArguments, TrainingArguments):
     """``transformers.TrainingArguments`` with a ``recipe``; see :class:`RecipeArguments`.
 
-    It can be given in Python, on the command line and in YAML and JSON files.
+    It can be given in Python, on the command line and in YAML and JSON files. On the command line
+    single values of it can be given too, in any order: ``--recipe recipe.yaml
+    --recipe.optimizer.lr 1e-4 --recipe.groups.0.lr_scale 2``. HfArgumentParser and TRL's parser
+    take them, as they are, among the arguments of the program.
 
     Example:
         ``python train.py --output_dir out --recipe '{optimizer: {name: AdamW, lr: 1e-3}}'`` with
@@ -142,6 +162,21 @@ def resolve_policy(given: Policy | None, args: TrainingArguments) -> Policy | No
             f"resume={given!r} and args.resume={own!r} differ; give only one of the two"
         )
     return given if own is None else check_policy(own)
+
+
+def resolve_log_groups(given: LoggedGroups, args: TrainingArguments) -> LoggedGroups:
+    """Return which groups a trainer logs, as it or its arguments say.
+
+    Raises:
+        ArgumentError: both say it, and differ.
+    """
+    own = LoggedGroups(getattr(args, "log_groups", None))
+    if None not in (given.globs, own.globs) and given.globs != own.globs:
+        raise ArgumentError(
+            f"log_groups={given.globs} and args.log_groups={own.globs} differ; give only one of "
+            "the two"
+        )
+    return given if own.globs is None else own
 
 
 def report_replaced(
@@ -224,6 +259,8 @@ def _bare(value: Any) -> Any:
 
 def _plain(recipe: Any) -> dict[str, Any] | str:
     """Return a recipe as it can be written to JSON: a path stays one, all else is a mapping."""
+    if isinstance(recipe, ChangedRecipe):
+        return recipe.content()
     if isinstance(recipe, Mapping):
         content: dict[str, Any] = _with_numbers(read(recipe)[0])
         return content

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
 
 from optimplug._core.metrics import name_among
+from optimplug.lightning.package import BatchSizeFinder, Callback, LearningRateFinder, Trainer
 
 __all__ = [
     "add_callback",

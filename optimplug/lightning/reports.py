@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from optimplug._core.metrics import name_among
 from optimplug.lightning.internals import (
     add_to_running,
@@ -20,6 +18,7 @@ from optimplug.lightning.internals import (
     running_results,
     trained_metrics,
 )
+from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.lightning.patches import replace
 from optimplug.lightning.validations import in_fit, over_processes
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer

@@ -275,7 +275,7 @@ BAD = {
     ),
     "in a part": (
         [WARM, {"together": [FALL, {**FALL, **PREVIOUS}]}],
-        "schedule[1]: phases under together have no together, for or of of their own, and no from",
+        "schedule[1].together[1].from: cannot stand in a phase under together; say it once, beside together",
     ),
     "after 0": (
         [{"preset": "linear", "for": 4}, {**FALL, **PREVIOUS}],
