@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "NEEDED",
     "TrainerEvents",
     "UnbuiltTrainer",
+    "beginning_to_train",
     "give_back_unlogged",
     "horizon_in",
     "model_without_weights",
@@ -214,6 +216,24 @@ def give_back_unlogged(trainer: Trainer, total: float, updates: int) -> None:
     running._tr_loss += total
     running._total_loss_scalar -= total
     running._globalstep_last_logged -= updates
+
+
+_TRAINING_LOOP = "_inner_training_loop"
+
+
+def beginning_to_train(frame: FrameType | None) -> Trainer | None:
+    """Return the trainer whose training loop has called a function; None if another has.
+
+    The loop asks its arguments for the device once, as all is prepared and nothing is trained yet.
+
+    Args:
+        frame: of that function.
+    """
+    caller = None if frame is None else frame.f_back
+    if caller is None or caller.f_code.co_name != _TRAINING_LOOP:
+        return None
+    found = caller.f_locals.get("self")
+    return found if isinstance(found, Trainer) else None
 
 
 def unwrapped(scheduler: Any) -> Any:

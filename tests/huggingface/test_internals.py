@@ -14,7 +14,7 @@ from accelerate.scheduler import AcceleratedScheduler
 from support.bert import tiny_bert
 from support.sources import sources
 from support.trainers import Lines, SaveAfter, arguments, points
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from optimplug import Horizon
@@ -23,6 +23,7 @@ from optimplug.huggingface.internals import (
     NEEDED,
     TrainerEvents,
     UnbuiltTrainer,
+    beginning_to_train,
     give_back_unlogged,
     model_without_weights,
     require_methods,
@@ -215,6 +216,27 @@ def test_the_trainer_asks_for_a_schedule_at_each_train(tmp_path):
     trainer.train()
     first, second = trainer.made
     check(first is not second, "_created_lr_scheduler has the Trainer make a new schedule")
+
+
+class Asked(TrainingArguments):
+    """Notes the trainers that ask for the device as they begin to train."""
+
+    asking = ()
+
+    @property
+    def device(self):
+        self.asking = (*self.asking, beginning_to_train(inspect.currentframe()))
+        return super().device
+
+
+def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path):
+    args = arguments(tmp_path, Asked, num_train_epochs=1)
+    trainer = Trainer(Lines(), args, train_dataset=points(), eval_dataset=points(4))
+    trainer.evaluate()
+    check(set(args.asking) == {None}, "it looks as if a trainer that does not train began to")
+    trainer.train()
+    found = [one for one in args.asking if one is not None]
+    check(found == [trainer], "the training loop asks for args.device once")
 
 
 def test_our_names_are_none_of_the_trainers():
