@@ -15,10 +15,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from optimplug._core.tested import warn_if_untested
+
 __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
     "WRAPPED_AS",
+    "buffers_by_name",
     "children_by_name",
     "foreach_operator",
     "fused_adagrad",
@@ -39,6 +42,8 @@ __all__ = [
     "unhooked_step",
     "with_children",
 ]
+
+warn_if_untested("torch")
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
 # ``fused=True`` and give no other way to reach them.
@@ -79,6 +84,11 @@ def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the parameters that a module holds itself, under every name, in their order."""
     return module._parameters
+
+
+def buffers_by_name(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the buffers that a module holds itself: the dict in which it keeps them."""
+    return module._buffers
 
 
 def foreach_operator(name: str) -> Callable[..., Any]:

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from optimplug.errors import RecipeError
-from optimplug.lightning.conflicts import check_clipping, check_module_class, refuse_conflicts
+from optimplug.lightning.conflicts import check_clipping, refuse_conflicts
 from optimplug.lightning.events import wire
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.internals import uncompiled
+from optimplug.lightning.package import LightningModule, require_own
 from optimplug.lightning.patches import (
     follow_added_groups,
     is_replaced,
@@ -80,7 +80,8 @@ def configure_optimizers(
             rates or the length of the run behind it.
         ArgumentError: there is no such policy, ``rewarm`` is no duration, or the policy is not
             ``adapt``.
-        TypeError: the module is one of the package ``pytorch_lightning``.
+        PackageError: the module is one of that package of Lightning (``lightning`` or
+            ``pytorch_lightning``) that is not the program's; it is the one that was imported first.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
@@ -91,7 +92,7 @@ def configure_optimizers(
 def _configured(
     module: LightningModule, recipe: Source | Recipe, how: Resume
 ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-    check_module_class(type(module))
+    require_own(type(module), LightningModule)
     recipe = Recipe.load(recipe)
     check_clipping(module, recipe)
     horizon = horizon_of(module.trainer)
@@ -137,7 +138,7 @@ def scheduler_config(
             schedule = {"preset": "cosine", "warmup": "6%"}
             return [optimizer], [scheduler_config(self, optimizer, schedule)]
     """
-    check_module_class(type(module))
+    require_own(type(module), LightningModule)
     horizon = horizon_of(module.trainer)
     if isinstance(schedule, Recipe):
         scheduler = schedule.build_scheduler(optimizer, horizon)
@@ -200,7 +201,7 @@ class RecipeMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_module_class(cls)
+        require_own(cls, LightningModule)
         _refuse_other_configuration(cls)
 
     def configure_optimizers(self) -> Any:

@@ -131,6 +131,23 @@ def test_a_flattened_parameter_alone_in_its_process_is_whole():
     assert ours.grad_norm == 2
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"rounding": "exact"}],
+    ids=label,
+)
+def test_an_expanded_parameter_is_refused_before_anything_moves(choice):
+    whole = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    expanded = nn.Parameter(torch.ones(1, dtype=torch.bfloat16).expand(3))
+    optimizer = AdamW([whole, expanded], lr=0.1, **choice)
+    for p in (whole, expanded):
+        p.grad = torch.ones(3, dtype=torch.bfloat16)
+    with pytest.raises(ArgumentError, match=r"memory for each of its elements.*\(3,\) is expanded"):
+        optimizer.step()
+    assert not optimizer.state
+    assert torch.equal(whole.detach(), torch.ones(3, dtype=torch.bfloat16))
+
+
 def test_autograd_flows_through_clipping():
     start, rate = (torch.tensor(v, dtype=torch.float64) for v in ([1.5, -2.0], 0.1))
 

@@ -34,6 +34,7 @@ def phase(**said):
 GOOD = {
     "all of it": FULL,
     "the least": {"optimizer": {"name": "AdamW"}},
+    "keys of one's own": {"x-peak": {"lr": 1e-3}, "optimizer": {"name": "AdamW"}},
     "a list": {"optimizer": {**ADAMW, "betas": [0.9, 0.95]}},
     "null where it is the default": {"optimizer": {**ADAMW, "foreach": None}},
     "an optimizer from elsewhere": {
@@ -245,3 +246,13 @@ def test_an_editor_finds_names_and_descriptions():
 def test_the_schema_is_plain_and_the_same_every_time():
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA == module.json_schema()
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize("own", [{}, {"optimizer": {"lr": 1e-4}}, {"groups": [{"layer_decay": 1}]}])
+def test_what_a_recipe_extends_may_say_what_is_required(validator, own):
+    assert validator.is_valid({"extends": "base.yaml", **own})
+
+
+@pytest.mark.parametrize("bad", [{"extends": 3}, {"groups": []}, {"optimizer": {"lr": 1e-4}}])
+def test_nothing_else_may(validator, bad):
+    assert not validator.is_valid(bad)

@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from support.lightning_package import Callback, ModelCheckpoint, ModelParallelStrategy
 from support.lightning_runs import (
     CALM,
     CLIPPED,

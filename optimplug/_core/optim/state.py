@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import WRAPPED_AS
+from optimplug._core.optim.batch import is_expanded
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.storage.change import converted, differs, own_storage, tell
 from optimplug._core.optim.storage.coded_state import with_codes, with_numbers
@@ -232,10 +233,7 @@ def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> T
     # several elements.
     if value.is_sparse:
         return value.to_dense()
-    if value.is_contiguous():
-        return value
-    expanded = any(step == 0 < size - 1 for step, size in zip(value.stride(), shape, strict=True))
-    return value.contiguous() if expanded else value
+    return value.contiguous() if is_expanded(value) else value
 
 
 def _group(

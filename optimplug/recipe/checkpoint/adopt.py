@@ -174,8 +174,9 @@ def _adapt(comparison: Comparison, target: Target, climbing: int) -> Resumption:
     )
     # All that can be wrong with what somebody has saved is found by now, but by the optimizer.
     target.optimizer.load_state_dict(state)
-    was_told = bool((saved.schedule or {}).get("_was_told")) and not (memory and memory.begun)
-    scheduler.adopt(update, memory, was_told, under_way)
+    schedule = {} if memory and memory.begun else saved.schedule or {}
+    told, of_training = map(bool, map(schedule.get, ("_was_told", "_was_told_of_training")))
+    scheduler.adopt(update, memory, told, of_training, under_way)
     new = scheduler.climb_from(starts, climbing) if climbing else []
     found = replace(
         found,

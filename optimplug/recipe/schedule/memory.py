@@ -1,4 +1,4 @@
-"""What phases remember of validations: saved by the phase that it belongs to."""
+"""What phases remember of metrics: saved by the phase that it belongs to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from optimplug.errors import StateError
-from optimplug.recipe.schedule.curves import VALIDATION, Factor, PlateauFactor
+from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.timeline import RunSchedule
 
 __all__ = ["Memory", "factor_keys", "memory_of", "paired", "remembered"]
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
     kept: list[tuple[Factor, Any]]
     """Factors that were there before, with what was saved of them."""
     lost: list[str]
-    """The labels of those that have seen validations and are gone."""
+    """The labels of those that have seen validations, or reports, and are gone."""
     begun: list[str]
     """The labels of those that follow a metric and are new."""
 
@@ -101,9 +101,11 @@ def _keys_in(state_dict: Mapping[str, Any]) -> list[Key] | None:
 
 
 def _has_seen(key: Key, state: Any) -> bool:
-    """Tell whether it would be another one without the validations that there were."""
-    counts = key[2].endswith(f" every {VALIDATION}")  # all are told of them
-    return counts and isinstance(state, dict) and state.get("validations", 0) != 0
+    """Tell whether it would be another one without the metrics that there were."""
+    # All are told of validations; those that count them say so at the end of their labels.
+    counts = key[2].endswith((" every validation", " every report"))
+    seen = ("validations", "reports")
+    return counts and isinstance(state, dict) and any(state.get(count, 0) != 0 for count in seen)
 
 
 def _factors(schedule: RunSchedule) -> Iterator[tuple[Key, Factor]]:
