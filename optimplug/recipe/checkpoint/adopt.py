@@ -177,11 +177,13 @@ def _adapt(comparison: Comparison, target: Target, climbing: int) -> Resumption:
     schedule = {} if memory and memory.begun else saved.schedule or {}
     told, of_training = map(bool, map(schedule.get, ("_was_told", "_was_told_of_training")))
     scheduler.adopt(update, memory, told, of_training, under_way)
-    new = scheduler.climb_from(starts, climbing) if climbing else []
+    new = scheduler.climb_from(starts, climbing) if climbing else {}
     found = replace(
         found,
         rates=_rates(before, target),
-        rewarmed=tuple(rewarmed(scheduler, i, comparison.own[i].label) for i in new),
+        rewarmed=tuple(
+            rewarmed(scheduler, i, climb, comparison.own[i].label) for i, climb in new.items()
+        ),
         notes=tuple(notes),
     )
     if found.is_exact:  # climbs that go on are no change then

@@ -51,10 +51,8 @@ def _before(comparison: Comparison, own: OwnGroup) -> list[SavedGroup]:
     return [theirs for theirs in comparison.donors(own) if comparison.same_kind(theirs, own)]
 
 
-def rewarmed(scheduler: RecipeScheduler, group: int, label: str) -> Rewarmed:
+def rewarmed(scheduler: RecipeScheduler, group: int, climb: Climb, label: str) -> Rewarmed:
     """Return what is said of a group whose rate climbs."""
-    climb = scheduler.climbs[group]
-    assert climb is not None
     return Rewarmed(label, climb.start, scheduler.rates(climb.end)[group], climb.end)
 
 

@@ -50,7 +50,11 @@ def not_whole(file: Path) -> str | None:
 
     Such a file is a zip file, whose table of contents is written last.
     """
-    return None if zipfile.is_zipfile(file) else "ends too early"
+    try:
+        whole = zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # a table that is there, but makes no sense
+        whole = False
+    return None if whole else "ends too early"
 
 
 def newest_whole(path: Path, damage: Callable[[Path], str | None] = not_whole) -> Path | None:

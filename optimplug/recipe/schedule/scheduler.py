@@ -281,7 +281,7 @@ class RecipeScheduler(LRScheduler):
         self._was_told, self._was_told_of_training = was_told, was_told_of_training
         self.go_to(t)
 
-    def climb_from(self, starts: Sequence[float], steps: int) -> list[int]:
+    def climb_from(self, starts: Sequence[float], steps: int) -> dict[int, Climb]:
         """Let rates go from what they were to where the schedule has them, over some updates.
 
         Args:
@@ -289,16 +289,18 @@ class RecipeScheduler(LRScheduler):
             steps: how many updates it takes; at least one.
 
         Returns:
-            The groups of which it was another one, and so does.
+            The climbs of the groups of which it was another one.
         """
         t, now = self.last_epoch, self.rates(self.last_epoch)
         pairs = enumerate(zip(starts, now, strict=True))
         # A rate that somebody keeps in a tensor has fewer digits.
-        found = [i for i, (was, new) in pairs if not math.isclose(was, new, rel_tol=1e-6)]
+        found = {
+            i: Climb(t, steps, float(was))
+            for i, (was, new) in pairs
+            if not math.isclose(was, new, rel_tol=1e-6)
+        }
         climbs = [*self.climbs, *[None] * (len(now) - len(self.climbs))]
-        for i in found:
-            climbs[i] = Climb(t, steps, float(starts[i]))
-        self.climbs = climbs
+        self.climbs = [found.get(i, climb) for i, climb in enumerate(climbs)]
         self.go_to(t)
         return found
 
