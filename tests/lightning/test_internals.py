@@ -51,6 +51,39 @@ def test_a_fit_tells_of_a_validation_that_comes_next_and_when_to_log(tmp_path):
     )
 
 
+class Logging(Tiny):
+    def training_step(self, batch, batch_idx):
+        self.log("train_loss", 2.0 * batch_idx, on_step=True, on_epoch=True)
+        return self.loss(batch)
+
+
+def test_a_fit_tells_what_the_training_has_logged(tmp_path):
+    found = []
+
+    class Asking(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            still(trainer.fit_loop.epoch_loop, "_results", "running_results")
+            if batch_idx == 0:
+                left = internals.add_to_running(trainer, saved)
+                assert left == {"elsewhere": {}}, f"Lightning {VERSION} names results otherwise"
+            if batch_idx == 2:
+                found.extend(internals.running_results(trainer, {"loss"}).items())
+
+        def on_train_epoch_end(self, trainer, module):
+            found.extend(internals.trained_metrics(trainer))
+
+    before = {"value": torch.tensor(40.0), "cumulated_batch_size": torch.tensor(4)}
+    saved = {"training_step.train_loss": before, "elsewhere": {}}
+    trainer = trainer_of(tmp_path, Asking(), max_epochs=1)
+    trainer.fit(Logging(STEPS), batches(), batches())
+    (key, sums), of_epoch, of_batch = found
+    assert key == "training_step.train_loss"
+    needed = f"what a mean is made of is not the same in Lightning {VERSION}"
+    assert sums == {"value": torch.tensor(40.0 + 4 * 6), "cumulated_batch_size": 16}, needed
+    assert of_epoch["train_loss"] == (40.0 + 4 * 30) / 28, needed
+    assert of_batch["train_loss"] == 10.0, needed
+
+
 def test_a_fit_can_be_made_to_validate(tmp_path):
     class Asking(Looking):
         def on_train_start(self, trainer, module):
