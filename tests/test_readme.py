@@ -115,6 +115,9 @@ SMALL_JOB = {
 }
 
 
+DEMO_WRITES = {"lr.png", "plan.html", "plan.txt", "summary.json"}
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
 def test_make(tmp_path, command):
     file, out = tmp_path / "file.csv", tmp_path / "out"
@@ -131,7 +134,7 @@ def test_make(tmp_path, command):
         done = run(make, ROOT, MAKEFLAGS="")
     assert done.returncode == 0, done.stdout + done.stderr
     if command.startswith("make demo"):
-        assert {found.name for found in out.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
+        assert {found.name for found in out.iterdir()} == DEMO_WRITES
 
 
 @pytest.mark.parametrize(("marker", "installs"), [(None, True), (0, True), (2**31, False)])
