@@ -1,8 +1,7 @@
 import json
-import re
-from pathlib import Path
 
 import pytest
+from support import pages
 from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
@@ -12,7 +11,6 @@ from optimplug.recipe.text.reader import read
 from optimplug.recipe.text.written import path_of
 
 SCHEMA = Recipe.json_schema()
-README = (Path(__file__).parents[2] / "README.md").read_text()
 ADAMW = {"name": "AdamW", "lr": 1e-3}
 
 
@@ -218,14 +216,15 @@ def test_a_bad_recipe_is_not_and_the_schema_tells_where(validator, recipe, path)
     assert path in places
 
 
-def test_the_readmes_recipe_is_valid(validator, tmp_path):
-    for i, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.DOTALL)):
+def test_the_recipes_of_all_pages_are_valid(validator, tmp_path):
+    texts = [block.text for page in pages.pages() for block in pages.blocks(page, "yaml")]
+    for i, text in enumerate(texts):
         file = tmp_path / f"{i}.yaml"
         file.write_text(text)
         content = {"optimizer": ADAMW, **read(file)[0]}  # some blocks show a part
         if "trainer" in content:
             continue  # Lightning's
-        assert [error.message for error in validator.iter_errors(content)] == []
+        assert [error.message for error in validator.iter_errors(content)] == [], text
 
 
 def test_an_editor_finds_names_and_descriptions():

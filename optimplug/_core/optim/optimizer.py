@@ -303,6 +303,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     @property
     def skipped_steps(self) -> int:
+        """How many steps ``skip_nonfinite`` has left out."""
         self._settle()
         return cast("int", self._own("skipped_steps"))
 
@@ -312,6 +313,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
+        """What is kept for each parameter, by the parameter, under torch's names."""
         self._settle()
         return cast("defaultdict[Tensor, Any]", self._own("state"))
 

@@ -1,0 +1,279 @@
+"""Pages made from the code: an optimizer each, the API, the command line, examples, and more."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+
+from optimplug._core.optim.profile import Profile, profile_of
+from optimplug.cli import app
+from optimplug.optim import MultiOptimizer, Optimizer, lr_scheduler
+from optimplug.recipe.json_schema import json_schema
+from optimplug.show.optimizers import rate, state
+from tools import public
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+LANGUAGES = {".py": "python", ".yaml": "yaml"}
+VALUES = {
+    "adjust_lr_fn": "match_rms_adamw",
+    "beta1": "0.9",
+    "beta3": "0.99",
+    "decay_type": "cosine",
+    "factor": "0.5",
+    "foreach": "false",
+    "fused": "true",
+    "gamma": "0.5",
+    "growth_rate": "1.02",
+    "line_search_fn": "strong_wolfe",
+    "lr_end": "1e-6",
+    "max_eval": "25",
+    "max_grad_norm": "1.0",
+    "momentum": "0.9",
+    "milestones": "[40%, 80%]",
+    "min_lr": "1e-5",
+    "min_lr_rate": "0.1",
+    "min_lr_ratio": "0.1",
+    "num_cycles": "1",
+    "num_decay_steps": "20%",
+    "num_stable_steps": "50%",
+    "relative_step": "false",
+    "split": "2",
+    "start_factor": "0.1",
+    "state_dtype": "8bit",
+    "step_size": "10 steps",
+    "step_size_down": "20 steps",
+    "step_size_up": "10 steps",
+    "t0": "1e6",
+    "t_alpha": "100%",
+    "t_beta3": "100%",
+    "T_0": "1 epoch",
+    "T_max": "50 steps",
+    "timescale": "100 steps",
+    "total_iters": "50 steps",
+    "total_steps": "50 steps",
+    "warmup_lr_rate": "0.1",
+    "warmup_steps": "6%",
+    "warmup_type": "cosine",
+}
+"""Examples of arguments that have no default, or whose default shows nothing."""
+WHOLE = {
+    "CHANGELOG.md": "changes.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+"""Pages of the repository that the site has too: where they are there, and on the site."""
+
+PICTURES = {"optimizers.png": "benchmarks/optimizers.png"}
+"""Pictures on those pages: where they are on the site, and in the repository."""
+
+
+def generated() -> dict[str, str]:
+    """Return every generated page: its path under docs, and its text."""
+    return {
+        **{f"optimizers/{cls.__name__}.md": optimizer(cls) for cls in optimizers()},
+        **{f"api/{module}.md": api(module) for module in public.MODULES},
+        "arguments.md": arguments(),
+        "command-line.md": command_line(),
+        **{f"examples/{one.name}.md": example(one) for one in examples()},
+        **{page: (ROOT / source).read_text(encoding="utf-8") for source, page in WHOLE.items()},
+    }
+
+
+def optimizers() -> list[type[Optimizer]]:
+    """Return the optimizers that have a page."""
+    from optimplug import optim
+
+    found = [getattr(optim, name) for name in public.names("optimplug.optim")]
+    return [
+        cls
+        for cls in found
+        if issubclass(cls, Optimizer) and cls not in (Optimizer, MultiOptimizer)
+    ]
+
+
+def optimizer(cls: type[Optimizer]) -> str:
+    """Return the page of an optimizer: what it is for, a recipe with it, and its docstring."""
+    profile = profile_of(cls)
+    own = profile.facts
+    facts = {
+        "For": own.purpose,
+        "Not for": own.not_for,
+        "`lr`, as a multiple of AdamW's": rate(profile),
+        "Bytes of state for each parameter": state(profile),
+        "Paper": f"[{own.paper}]({own.link})",
+    }
+    lines = "\n".join(f"- **{key}:** {value}" for key, value in facts.items() if value)
+    return (
+        f"# {cls.__name__}\n\n{lines}\n\nIn a recipe:\n\n```yaml\n{recipe(profile)}```\n\n"
+        "[Which one?](../optimizers.md) compares all of them.\n\n"
+        f"::: optimplug.optim.{cls.__name__}\n    options:\n      heading_level: 2\n"
+        "      show_root_full_path: true\n      members: false\n"
+    )
+
+
+def recipe(profile: Profile) -> str:
+    """Return the shortest recipe with an optimizer that is right for any model."""
+    from optimplug import optim
+
+    cls = getattr(optim, profile.name)
+    parameters = inspect.signature(cls).parameters
+    default = parameters["lr"].default
+    rated = f", lr: {default!r}" if isinstance(default, float) else ""
+    if "relative_step" in parameters:  # beside which a recipe asks for a rate
+        rated = ", lr: 0.001, relative_step: false"
+    fallback = ", fallback: {name: AdamW, lr: 0.001}" if cls.made_for is not None else ""
+    return f"optimizer: {{name: {profile.name}{rated}{fallback}}}\n"
+
+
+def api(module: str) -> str:
+    """Return the page of a public module: all that can be imported from it."""
+    text = f"# {module}\n\n"
+    if module == "optimplug.optim":
+        links = ", ".join(
+            f"[`{cls.__name__}`](../optimizers/{cls.__name__}.md)" for cls in optimizers()
+        )
+        text += f"Each optimizer has a page of its own: {links}.\n\n"
+    others = public.elsewhere(module)
+    if others:
+        links = ", ".join(f"[`{name}`][{target}]" for name, target in others.items())
+        text += f"Also from here: {links}.\n\n"
+    with_page = {cls.__name__ for cls in optimizers()} if module == "optimplug.optim" else set()
+    for name in public.names(module):
+        if name not in with_page:
+            text += f"::: {module}.{name}\n\n"
+    return text
+
+
+def arguments() -> str:
+    """Return the page of all arguments of optimizers, schedulers and presets, by name."""
+    parts = json_schema()["$defs"]
+    text = (
+        "# Arguments of optimizers and schedules\n\nWhat may stand beside `name` or `preset` in "
+        "a recipe, with an example, and for whom. What each of them means for an optimizer is on "
+        "its page.\n"
+    )
+    for title, part in (("Under optimizer", "OptimizerSpec"), ("In a schedule", "PhaseSpec")):
+        text += f"\n## {title}\n\n| key | example | for |\n|---|---|---|\n"
+        every = set(_owners(parts[part]))
+        for key, users in sorted(users_of_arguments(parts[part]).items()):
+            others = sorted(every - set(users))
+            names = ", ".join(f"`{name}`" for name in (others if len(others) < 6 else users))
+            owners = f"all but {names}" if 0 < len(others) < 6 else names or "all"
+            text += f"| `{key}` | {_cell(f'`{argument_example(key, users)}`')} | {owners} |\n"
+    return text
+
+
+def _owners(part: dict[str, Any]) -> Iterator[str]:
+    for case in part["allOf"]:
+        for named in case["if"].get("properties", {}).values():
+            yield named["const"]
+
+
+def users_of_arguments(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the arguments in a part of the schema: each with the form that its classes give it."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in part["allOf"]:
+        named = next(iter(case["if"].get("properties", {}).values()), None)
+        for key, form in case["then"].get("properties", {}).items() if named else ():
+            found.setdefault(key, {})[named["const"]] = form
+    return found
+
+
+def argument_example(key: str, users: dict[str, dict[str, Any]]) -> str:
+    """Return an argument with a value: one of ours, its default, or one of those that it takes."""
+    if key in VALUES:
+        return f"{key}: {VALUES[key]}"
+    for name, form in users.items():
+        value = form.get("default", next(iter(form.get("enum", [])), None))
+        if value is None and hasattr(lr_scheduler, name):
+            found = inspect.signature(getattr(lr_scheduler, name)).parameters[key].default
+            value = None if found is inspect.Parameter.empty else found
+        if value is not None:
+            return f"{key}: {json.dumps(value).strip(chr(34))}"
+    raise KeyError(f"the page of arguments needs an example of {key}: give it one in VALUES")
+
+
+def command_line() -> str:
+    """Return the page of the command ``optimplug``, from the texts of its ``--help``."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, click.Group) or hasattr(command, "commands")
+    text = "# Command line\n\n" + _help(command.help)
+    for name, one in command.commands.items():
+        text += f"\n## optimplug {name}\n\n{_help(one.help)}\n| argument | meaning |\n|---|---|\n"
+        context = click.Context(one, info_name=f"optimplug {name}")
+        for parameter in one.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None and record[0] != "--help":
+                text += f"| `{_cell(record[0])}` | {_cell(record[1])} |\n"
+    return text
+
+
+def _help(text: str | None) -> str:
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(text or "").split("\n\n")]
+    as_code = [re.sub("^Example: (.+)$", r"Example: `\1`", part) for part in paragraphs]
+    return "".join(f"{part}\n\n" for part in as_code)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").strip()
+
+
+def examples() -> list[Path]:
+    """Return the folders of examples."""
+    return sorted(one for one in EXAMPLES.iterdir() if any(one.glob("*.py")))
+
+
+def example(folder: Path) -> str:
+    """Return the page of an example: all its files, those that train first."""
+    files = sorted(
+        (file for file in folder.iterdir() if file.suffix in LANGUAGES),
+        key=lambda file: (file.suffix != ".yaml", not file.stem.startswith("train"), file.name),
+    )
+    text = f"# {folder.name}\n\nThe files of `examples/{folder.name}`.\n"
+    for file in files:
+        source = file.read_text(encoding="utf-8")
+        about = ast.get_docstring(ast.parse(source)) if file.suffix == ".py" else None
+        text += f"\n## {file.name}\n\n"
+        text += f"{about.replace('``', '`')}\n\n" if about else ""
+        text += f"```{LANGUAGES[file.suffix]}\n{source.rstrip()}\n```\n"
+    return text
+
+
+def rewritten(page: str, text: str) -> str:
+    """Return a page whose links to files of the repository lead to their pages on the site."""
+    up = "../" * page.count("/")
+
+    def link(found: re.Match[str]) -> str:
+        target, anchor = found[1].partition("#")[::2]
+        source = _in_repository(page, target)
+        if source in WHOLE:
+            return f"]({up}{WHOLE[source]}{'#' + anchor if anchor else ''})"
+        if source.startswith("examples/"):
+            return f"]({up}examples/{source.split('/')[1]}.md)"
+        if source.startswith("docs/") and page in WHOLE.values():
+            return f"]({up}{source.removeprefix('docs/')}{'#' + anchor if anchor else ''})"
+        return found[0]
+
+    return re.sub(r"\]\(((?!https?:|#|mailto:)[^)\s]+)\)", link, text)
+
+
+def _in_repository(page: str, target: str) -> str:
+    """Return where a link leads, from the root of the repository."""
+    origin = {there: source for source, there in WHOLE.items()}.get(page, f"docs/{page}")
+    found = (ROOT / origin).parent / target
+    parts: list[str] = []
+    for part in found.relative_to(ROOT).parts:
+        if part == "..":
+            del parts[-1:]
+        else:
+            parts.append(part)
+    return "/".join(parts)
