@@ -26,7 +26,7 @@ test-slow: $(READY)  ## The tests that take minutes
 # In the environment that is there: a machine with a GPU has a torch of its own, which fits it.
 test-gpu:  ## On a machine with a GPU: kernels against the loop, no waiting, captured steps
 	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal -W default -m "not slow" \
-		tests/optim/test_cuda.py tests/optim/executions/triton_cases.py $(ARGS)
+		tests/optim/test_cuda.py tests/optim/executions/triton_*cases.py $(ARGS)
 
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
 	$(BIN)/python benchmarks/schedulers.py $(ARGS)

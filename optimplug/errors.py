@@ -8,6 +8,7 @@
     ├── ModeError (RuntimeError)        an optimizer is stepped in the mode that is for validation
     ├── StateError (ValueError)         a state dict does not fit what it is loaded into
     ├── RecipeError (ValueError)        a recipe says what cannot be done; a line for each problem
+    ├── PackageError (TypeError)        a module of one of Lightning's two packages meets the other
     └── MissingExtraError (ImportError) an optional dependency is needed; names the pip command
 
 They also derive from the built-in error that torch raises in the same place, so code written for
@@ -27,6 +28,7 @@ __all__ = [
     "MissingExtraError",
     "ModeError",
     "OptimplugError",
+    "PackageError",
     "Problem",
     "RecipeError",
     "StateError",
@@ -58,6 +60,10 @@ class ModeError(OptimplugError, RuntimeError):
 
 class StateError(OptimplugError, ValueError):
     """A state dict does not fit the optimizer or scheduler that it is loaded into."""
+
+
+class PackageError(OptimplugError, TypeError):
+    """A module, trainer or callback is of one of Lightning's two packages, others of the other."""
 
 
 class MissingExtraError(OptimplugError, ImportError):

@@ -66,11 +66,13 @@ PUBLIC = {
     "optimplug": f"{ERRORS} Horizon Recipe Resumption Run __version__",
     "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Resumption Run build_scheduler",
     "optimplug.show.checkpoint": "CheckpointTable",
+    "optimplug.show.difference": "KeyChange PlanDifference changed_keys keys_table plans_table",
     "optimplug.show.optimizers": "OptimizerTable rate state",
+    "optimplug.show.schedulers": "SchedulerRow SchedulerTable",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
-    "optimplug.show.table": "as_text render",
-    "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
+    "optimplug.show.table": "PlanTable",
+    "optimplug.cli": "app main",
 }
 
 
@@ -86,18 +88,26 @@ SHOWS = "rich typer matplotlib optimplug.show"
 @pytest.mark.parametrize(
     ("imports", "comes_with", "heavy"),
     [
-        ("import optimplug", "torch", f"lightning transformers accelerate pydantic yaml {SHOWS}"),
+        (
+            "import optimplug",
+            "torch",
+            f"lightning pytorch_lightning transformers accelerate pydantic yaml {SHOWS}",
+        ),
         (
             "import optimplug.optim",
             "torch",
-            f"lightning transformers accelerate pydantic yaml triton {SHOWS}",
+            f"lightning pytorch_lightning transformers accelerate pydantic yaml triton {SHOWS}",
         ),
         (
             "from optimplug.recipe.text import form, override, reader",
             "sys",
             f"torch optimplug.recipe.parameters optimplug.recipe.schedule {SHOWS}",
         ),
-        ("from optimplug.recipe import *", "torch", f"lightning transformers accelerate {SHOWS}"),
+        (
+            "from optimplug.recipe import *",
+            "torch",
+            f"lightning pytorch_lightning transformers accelerate {SHOWS}",
+        ),
         (
             "import optimplug.lightning, optimplug.callbacks.lightning",
             "lightning.pytorch.cli",
@@ -106,9 +116,13 @@ SHOWS = "rich typer matplotlib optimplug.show"
         (
             "import optimplug.huggingface, optimplug.callbacks.huggingface",
             "transformers",
-            f"lightning {SHOWS}",
+            f"lightning pytorch_lightning {SHOWS}",
         ),
-        ("import optimplug.cli", "torch", "lightning transformers accelerate matplotlib"),
+        (
+            "import optimplug.cli",
+            "torch",
+            "lightning pytorch_lightning transformers accelerate matplotlib",
+        ),
     ],
 )
 def test_importing_brings_in_no_more_than_it_needs(imports, comes_with, heavy):
@@ -122,16 +136,16 @@ def test_importing_brings_in_no_more_than_it_needs(imports, comes_with, heavy):
 @pytest.mark.parametrize(
     ("module", "trainer", "extra"),
     [
-        ("optimplug.lightning", "lightning", "lightning"),
+        ("optimplug.lightning", "lightning pytorch_lightning", "lightning"),
         ("optimplug.huggingface", "transformers", "huggingface"),
         ("optimplug.huggingface", "accelerate", "huggingface"),
-        ("optimplug.callbacks.lightning", "lightning", "lightning"),
+        ("optimplug.callbacks.lightning", "lightning pytorch_lightning", "lightning"),
         ("optimplug.callbacks.huggingface", "transformers", "huggingface"),
         ("optimplug.callbacks.huggingface", "accelerate", "huggingface"),
     ],
 )
 def test_without_its_trainer_an_adapter_names_the_command(module, trainer, extra):
-    code = f"import sys; sys.modules['{trainer}'] = None; import {module}"
+    code = f"import sys; sys.modules.update(dict.fromkeys({trainer.split()})); import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f'pip install "optimplug[{extra}]"' in done.stderr.splitlines()[-1]

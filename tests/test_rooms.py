@@ -7,6 +7,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 TRAINERS = {"lightning", "pytorch_lightning", "transformers", "accelerate", "huggingface"}
+TRAINERS |= {"lightning_package"}  # of tests/support, which imports one of the two
 ROOMS = ["optim", "lr_scheduler"]
 
 
@@ -47,4 +48,4 @@ def test_tests_of_optimizers_import_no_trainer(room):
 def test_a_trainer_would_be_found_also_behind_what_is_shared():
     assert "transformers" in trainers_in({TESTS / "support" / "bert.py"})
     assert TESTS / "support" / "bert.py" in files_of("recipe")
-    assert "lightning.pytorch" in trainers_in(files_of("lightning"))
+    assert "support.lightning_package" in trainers_in(files_of("lightning"))

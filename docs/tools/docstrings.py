@@ -78,7 +78,7 @@ def as_markdown(text: str, links: dict[str, str]) -> str:
         text,
         flags=re.MULTILINE,
     )
-    text = re.sub(r":math:`([^`]+)`", lambda found: mathml(found[1]), text)
+    text = re.sub(r":math:`([^`]+)`", _inline, text)
     text = re.sub(
         r":(?:class|meth|func|attr|data|mod):`([^`]+)`",
         lambda found: _reference(found[1], links),
@@ -104,10 +104,15 @@ def mathml(latex: str, display: str = "inline") -> str:
     return convert(" ".join(latex.split()), display=display).translate(_SPECIAL)
 
 
+def _inline(found: re.Match[str]) -> str:
+    # At the start of a line, Markdown would take a bare formula for a paragraph of its own.
+    return f'<span class="formula-inline">{mathml(found[1])}</span>'
+
+
 def _block(latex: str) -> str:
     body = textwrap.dedent(latex).strip()
     if "&" in body or r"\\" in body:
-        body = rf"\begin{{aligned}}{body}\end{{aligned}}"
+        body = rf"\begin{{align*}}{body}\end{{align*}}"
     return f'<div class="formula">{mathml(body, "block")}</div>'
 
 

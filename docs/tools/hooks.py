@@ -45,6 +45,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Let links to the repository's files lead to their pages."""
     path = page.file.src_uri
     if path == "optimizers.md":
+        page.meta["hide"] = ["toc"]  # its tables need the width
         markdown = re.sub(
             r"^\| `(\w+)` \|", r"| [`\1`](optimizers/\1.md) |", markdown, flags=re.MULTILINE
         )

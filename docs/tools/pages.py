@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import json
 import re
@@ -107,8 +108,10 @@ def optimizer(cls: type[Optimizer]) -> str:
     facts = {
         "For": own.purpose,
         "Not for": own.not_for,
-        "`lr`, as a multiple of AdamW's": rate(profile),
+        "`lr`, beside AdamW's": rate(profile),
         "Bytes of state for each parameter": state(profile),
+        "Ways to run a step": ", ".join(profile.executions),
+        "Sharding": ", ".join(profile.sharding) or "none",
         "Paper": f"[{own.paper}]({own.link})",
     }
     lines = "\n".join(f"- **{key}:** {value}" for key, value in facts.items() if value)
@@ -149,7 +152,7 @@ def api(module: str) -> str:
     with_page = {cls.__name__ for cls in optimizers()} if module == "optimplug.optim" else set()
     for name in public.names(module):
         if name not in with_page:
-            text += f"::: {module}.{name}\n\n"
+            text += f"::: {module}.{name}\n    options:\n      inherited_members: true\n\n"
     return text
 
 
@@ -208,13 +211,18 @@ def command_line() -> str:
     assert isinstance(command, click.Group) or hasattr(command, "commands")
     text = "# Command line\n\n" + _help(command.help)
     for name, one in command.commands.items():
-        text += f"\n## optimplug {name}\n\n{_help(one.help)}\n| argument | meaning |\n|---|---|\n"
+        text += f"\n## optimplug {name}\n\n{_help(one.help)}"
         context = click.Context(one, info_name=f"optimplug {name}")
-        for parameter in one.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None and record[0] != "--help":
-                text += f"| `{_cell(record[0])}` | {_cell(record[1])} |\n"
+        found = [parameter.get_help_record(context) for parameter in one.get_params(context)]
+        rows = [_option(*record) for record in found if record and record[0] != "--help"]
+        if rows:
+            text += "\n| argument | meaning |\n|---|---|\n" + "".join(rows)
     return text
+
+
+def _option(name: str, meaning: str) -> str:
+    written = html.escape(name).replace("|", "&#124;")  # in backticks nothing escapes a bar
+    return f"| <code>{written}</code> | {_cell(meaning)} |\n"
 
 
 def _help(text: str | None) -> str:

@@ -66,8 +66,16 @@ def _with_members(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     yield name, value
     if not inspect.isclass(value):
         return
-    for member, own in vars(value).items():
+    own_bases = [base for base in value.__mro__ if base.__module__.startswith("optimplug")]
+    # What a trainer's class has already, it documents too.
+    others = {member for base in set(value.__mro__) - set(own_bases) for member in vars(base)}
+    members = {member: own for base in reversed(own_bases) for member, own in vars(base).items()}
+    for member, own in members.items():
         is_code = inspect.isroutine(inspect.unwrap(getattr(own, "__func__", own)))
-        if not member.startswith("_") and (is_code or isinstance(own, property)):
+        if (
+            not member.startswith("_")
+            and member not in others
+            and (is_code or isinstance(own, property))
+        ):
             # As help() does, with the docstring of a base where there is none of its own.
             yield f"{name}.{member}", getattr(value, member)

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from optimplug._core.tested import warn_if_untested
+
 __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
@@ -39,6 +41,8 @@ __all__ = [
     "unhooked_step",
     "with_children",
 ]
+
+warn_if_untested("torch")
 
 # One call that runs a whole rule over many tensors. The public optimizers use these operators for
 # ``fused=True`` and give no other way to reach them.

@@ -9,11 +9,14 @@ try:
 except ImportError:
     raise MissingExtraError("optimplug.huggingface", "huggingface") from None
 
+from optimplug._core.tested import warn_if_untested
 from optimplug.huggingface.arguments import RecipeArguments, RecipeTrainingArguments
 from optimplug.huggingface.factories import build, optimizer_cls_and_kwargs
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.model import model_of_config
 from optimplug.huggingface.trainer import RecipeTrainer, with_recipe
+
+warn_if_untested("transformers", "accelerate")
 
 __all__ = [
     "RecipeArguments",

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from optimplug.errors import ArgumentError, RecipeError
+from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
 from optimplug.recipe import Recipe
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
@@ -61,7 +62,11 @@ class RecipeArguments:
 
     recipe: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "The recipe: a path to a YAML file, YAML itself, or a mapping."},
+        metadata={
+            "help": "The recipe: a path to a YAML file, YAML itself, or a mapping; single values: "
+            "--recipe.optimizer.lr 1e-4, --recipe.groups.0.lr_scale 2",
+            "action": RecipeAction,
+        },
     )
 
     resume: str | None = field(
@@ -105,7 +110,10 @@ class RecipeArguments:
 class RecipeTrainingArguments(RecipeArguments, TrainingArguments):
     """``transformers.TrainingArguments`` with a ``recipe``; see :class:`RecipeArguments`.
 
-    It can be given in Python, on the command line and in YAML and JSON files.
+    It can be given in Python, on the command line and in YAML and JSON files. On the command line
+    single values of it can be given too, in any order: ``--recipe recipe.yaml
+    --recipe.optimizer.lr 1e-4 --recipe.groups.0.lr_scale 2``. HfArgumentParser and TRL's parser
+    take them, as they are, among the arguments of the program.
 
     Example:
         ``python train.py --output_dir out --recipe '{optimizer: {name: AdamW, lr: 1e-3}}'`` with
@@ -224,6 +232,8 @@ def _bare(value: Any) -> Any:
 
 def _plain(recipe: Any) -> dict[str, Any] | str:
     """Return a recipe as it can be written to JSON: a path stays one, all else is a mapping."""
+    if isinstance(recipe, ChangedRecipe):
+        return recipe.content()
     if isinstance(recipe, Mapping):
         content: dict[str, Any] = _with_numbers(read(recipe)[0])
         return content

@@ -8,12 +8,11 @@ from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
 from optimplug.errors import OptimplugError, RecipeError
 from optimplug.lightning.configure import take_over
+from optimplug.lightning.package import LightningArgumentParser, LightningCLI
 from optimplug.recipe import Recipe
-from optimplug.recipe.text.override import override
+from optimplug.recipe.command_line import changed, split_changes
 from optimplug.recipe.text.reader import read
 
 __all__ = ["RecipeCLI"]
@@ -86,7 +85,10 @@ class RecipeCLI(LightningCLI):
         given = sys.argv[1:] if args is None else args
         rest, self._changes = given, {}
         if isinstance(given, list):
-            rest, self._changes = _changes_in([str(item) for item in given], parser)
+            try:
+                rest, self._changes = split_changes([str(item) for item in given], _OPTION)
+            except RecipeError as error:
+                parser.error(str(error))
         if not self._changes:
             super().parse_arguments(parser, args)
             return
@@ -118,32 +120,8 @@ class RecipeCLI(LightningCLI):
     def _changed(self, parser: LightningArgumentParser, config: Any) -> dict[str, Any]:
         """Return the recipe of a config with the single values in it, or leave with an error."""
         content = config.get(str(config.get("subcommand")), config).get("recipe")
-        if content is None:
-            first = next(iter(self._changes))
-            parser.error(f"{_OPTION}.{first} changes a recipe, but there is none; give {_OPTION}")
+        source = next((name for known, name in self._read if known == content), None)
         try:
-            changed = override(content, self._changes)
-            Recipe.load(changed)
+            return changed(content, self._changes, _OPTION, source)
         except RecipeError as error:
-            source = next((name for known, name in self._read if known == content), None)
-            parser.error(str(RecipeError(error.problems, source)))
-        return changed
-
-
-def _changes_in(
-    arguments: list[str], parser: LightningArgumentParser
-) -> tuple[list[str], dict[str, str]]:
-    """Split off ``--recipe.<path>=<value>``, also where a blank stands for the equals sign."""
-    rest: list[str] = []
-    changes: dict[str, str] = {}
-    left = iter(arguments)
-    for argument in left:
-        option, equals, value = argument.partition("=")
-        if not option.startswith((f"{_OPTION}.", f"{_OPTION}[")):
-            rest.append(argument)
-            continue
-        given = value if equals else next(left, "--")
-        if given.startswith("--"):
-            parser.error(f"{option} needs a value: {option}=...")
-        changes[option[len(_OPTION) :].lstrip(".")] = given
-    return rest, changes
+            parser.error(str(error))

@@ -9,14 +9,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from optimplug.errors import RecipeError
-from optimplug.lightning.conflicts import check_clipping, check_module_class, refuse_conflicts
+from optimplug.lightning.conflicts import check_clipping, refuse_conflicts
 from optimplug.lightning.events import wire
 from optimplug.lightning.horizon import horizon_of
 from optimplug.lightning.internals import uncompiled
+from optimplug.lightning.package import LightningModule, require_own
 from optimplug.lightning.patches import (
     follow_added_groups,
     is_replaced,
@@ -73,12 +73,13 @@ def configure_optimizers(
         RecipeError: the recipe does not fit the module or the run, both it and the module's own
             ``configure_gradient_clipping`` would clip the gradients, or a callback would change
             rates or the length of the run behind it.
-        TypeError: the module is one of the package ``pytorch_lightning``.
+        PackageError: the module is one of that package of Lightning (``lightning`` or
+            ``pytorch_lightning``) that is not the program's; it is the one that was imported first.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
     """
-    check_module_class(type(module))
+    require_own(type(module), LightningModule)
     recipe = Recipe.load(recipe)
     check_clipping(module, recipe)
     horizon = horizon_of(module.trainer)
@@ -124,7 +125,7 @@ def scheduler_config(
             schedule = {"preset": "cosine", "warmup": "6%"}
             return [optimizer], [scheduler_config(self, optimizer, schedule)]
     """
-    check_module_class(type(module))
+    require_own(type(module), LightningModule)
     horizon = horizon_of(module.trainer)
     if isinstance(schedule, Recipe):
         scheduler = schedule.build_scheduler(optimizer, horizon)
@@ -187,7 +188,7 @@ class RecipeMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        check_module_class(cls)
+        require_own(cls, LightningModule)
         _refuse_other_configuration(cls)
 
     def configure_optimizers(self) -> Any:

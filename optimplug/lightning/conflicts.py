@@ -1,23 +1,24 @@
-"""What a recipe cannot stand beside: certain callbacks, clipping, and other packages' modules."""
+"""What a recipe cannot stand beside: certain callbacks, and clipping."""
 
 from __future__ import annotations
 
 import warnings
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-)
-
 from optimplug._core.lr_scheduler.forgotten import forget_watch
 from optimplug.errors import RecipeError
 from optimplug.lightning.internals import callbacks_of, changes_batch_size_in_fit, sets_rates
+from optimplug.lightning.package import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    LightningModule,
+    StochasticWeightAveraging,
+    Trainer,
+)
 from optimplug.lightning.patches import clips_by_itself
 from optimplug.recipe import Recipe, RecipeScheduler
 
-__all__ = ["check_clipping", "check_module_class", "check_stepping", "refuse_conflicts"]
+__all__ = ["check_clipping", "check_stepping", "refuse_conflicts"]
 
 
 def refuse_conflicts(trainer: Trainer, scheduler: RecipeScheduler) -> None:
@@ -105,17 +106,3 @@ def check_stepping(trainer: Trainer, scheduler: RecipeScheduler) -> None:
         UserWarning,
         stacklevel=2,
     )
-
-
-def check_module_class(cls: type) -> None:
-    """Refuse a module of the package ``pytorch_lightning``.
-
-    Raises:
-        TypeError: it is one; says what to import instead.
-    """
-    others = [base for base in cls.__mro__ if base.__module__.startswith("pytorch_lightning.")]
-    if others and not issubclass(cls, LightningModule):
-        raise TypeError(
-            f"{cls.__name__} is a module of pytorch_lightning, a copy of Lightning that optimplug "
-            "does not know; import LightningModule and Trainer from lightning.pytorch instead"
-        )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from optimplug.errors import RecipeError
 from optimplug.lightning.conflicts import check_stepping
 from optimplug.lightning.internals import add_callback, remove_callback
 from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
+from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
 from optimplug.lightning.resuming import Resumes
 from optimplug.lightning.validations import TellsValidations, require_validations

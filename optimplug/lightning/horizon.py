@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-
 from optimplug.lightning.internals import callbacks_of, forget_data_setup
+from optimplug.lightning.package import GradientAccumulationScheduler, Trainer
 from optimplug.recipe import Horizon
 
 __all__ = ["horizon_of"]

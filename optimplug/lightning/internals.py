@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import nn
+
+from optimplug.lightning.package import BatchSizeFinder, Callback, LearningRateFinder, Trainer
 
 __all__ = [
     "add_callback",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from optimplug.lightning.package import LightningModule, OwnCallback, Trainer
 
 __all__ = ["LeavesAfterFit"]
 
 
-class LeavesAfterFit(Callback):
+class LeavesAfterFit(OwnCallback):
     """Leaves when the trainer is done, and when an error ends what it does.
 
     Lightning calls ``teardown`` only at a good end.

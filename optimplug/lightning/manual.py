@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from optimplug.errors import RecipeError
+from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["ManualCheck"]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from optimplug.lightning.package import LightningModule, Trainer
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-
 from optimplug.errors import StateError
 from optimplug.lightning.internals import loaded_checkpoint
+from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.recipe import Horizon, Run
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy

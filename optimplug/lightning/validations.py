@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from optimplug._core.metrics import name_among, require_metric
 from optimplug.errors import ArgumentError
@@ -17,6 +15,7 @@ from optimplug.lightning.internals import (
     validated_metrics,
     validation_is_pending,
 )
+from optimplug.lightning.package import LightningModule, OwnCallback, Trainer, TrainerFn
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["CompletesValidations", "TellsValidations", "agreed", "in_fit", "require_validations"]
@@ -24,7 +23,7 @@ __all__ = ["CompletesValidations", "TellsValidations", "agreed", "in_fit", "requ
 _KEY = "optimplug_validation_due"
 
 
-class CompletesValidations(Callback):
+class CompletesValidations(OwnCallback):
     """Sees to it that a resumed run has all validations of the uninterrupted one.
 
     Where a checkpoint is saved after an update that a validation follows, Lightning resumes after

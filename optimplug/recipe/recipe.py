@@ -21,7 +21,7 @@ from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
 from optimplug.recipe.lost_updates import lost_update_warnings
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
-from optimplug.recipe.parameters.explain import Explanation, explain
+from optimplug.recipe.parameters.explain import Explanation, explain, explain_all
 from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
@@ -245,6 +245,15 @@ class Recipe:
             ArgumentError: the model has no parameter of that name.
         """
         return explain(name, self._group(model), self.spec.groups)
+
+    def explain_all(self, model: nn.Module, patterns: Iterable[str]) -> list[Explanation]:
+        """Explain several parameters, by names or by globs on them as in ``match``.
+
+        Raises:
+            RecipeError: the rules do not fit the model.
+            ArgumentError: a pattern is for no parameter of the model.
+        """
+        return explain_all(patterns, self._group(model), self.spec.groups)
 
     @property
     def max_grad_norm(self) -> float | None:

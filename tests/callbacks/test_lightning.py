@@ -2,11 +2,15 @@ import csv
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins import MixedPrecision
 from support.labels import label
+from support.lightning_package import (
+    Callback,
+    CSVLogger,
+    LearningRateMonitor,
+    LightningModule,
+    MixedPrecision,
+    ModelCheckpoint,
+)
 from support.lightning_runs import Resumable, batches, trainer_of
 from support.tensors import same_weights
 from torch import nn

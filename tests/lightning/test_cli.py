@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
 from support.bert import collate, tiny_bert, tiny_rows
 from support.commands import run_apart
 from support.labels import label
+from support.lightning_package import NAME, LightningCLI, LightningModule
 from torch.utils.data import DataLoader
 
 from optimplug.lightning import RecipeCLI
@@ -168,7 +167,7 @@ def test_the_saved_config_holds_the_recipe_in_full_and_runs_again(command, tmp_p
     logged = {
         **QUIET,
         "logger": {
-            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "class_path": f"{NAME}.loggers.CSVLogger",
             "init_args": {"save_dir": "logs"},
         },
     }
@@ -246,10 +245,10 @@ def test_changes_are_of_the_recipe_that_is_used_and_of_no_other(command):
     assert cli.trainer.optimizers[0].defaults["momentum"] == 0.5
 
 
-def test_a_change_that_does_not_fit_names_the_file(command, capsys):
+def test_a_change_that_does_not_fit_names_its_option(command, capsys):
     with pytest.raises(SystemExit):
         command("fit", "--config", "run.yaml", "--recipe.optimizer.lrr=1")
-    assert "recipe.yaml: optimizer.lrr: unknown key" in capsys.readouterr().err
+    assert "error: --recipe.optimizer.lrr: unknown key" in capsys.readouterr().err
 
 
 def test_null_is_no_recipe(command):
@@ -296,12 +295,14 @@ def test_a_subclass_that_adds_arguments_of_its_own_still_has_a_recipe(command):
     assert groups_of(cli)["classifier"] == 4e-3
 
 
-BARE = """
+BARE = f"""
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
+from {NAME} import LightningModule
+from {NAME}.cli import LightningCLI
 
 import optimplug.lightning
+"""
+BARE += """
 
 
 class Model(LightningModule):

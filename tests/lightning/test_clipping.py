@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins import MixedPrecision
+from support.lightning_package import Callback, MixedPrecision
 from support.lightning_runs import Tiny, batches, trainer_of
 from support.tensors import same_weights
 

@@ -1,14 +1,15 @@
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
-from lightning.pytorch.loggers import CSVLogger
 from support.bert import collate, tiny_bert, tiny_rows
 from support.labels import label
+from support.lightning_package import (
+    Callback,
+    CSVLogger,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    LightningModule,
+    ModelCheckpoint,
+)
 from support.lightning_runs import Resumable, trainer_of
 from support.tensors import same_weights
 from torch import nn

@@ -1,22 +1,21 @@
 """Recipes beside what Lightning brings of its own."""
 
 import pytest
-import pytorch_lightning
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import (
+from support.labels import label
+from support.lightning_package import (
     BackboneFinetuning,
     BatchSizeFinder,
+    CSVLogger,
     EarlyStopping,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
+    LightningModule,
     ModelCheckpoint,
     StochasticWeightAveraging,
+    Tuner,
 )
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.tuner import Tuner
-from support.labels import label
 from support.lightning_runs import (
     COSINE,
     EPOCH,
@@ -35,8 +34,7 @@ from support.tensors import same_weights
 from torch import nn
 
 from optimplug import RecipeError
-from optimplug.callbacks.lightning import RecipeCallback
-from optimplug.lightning import RecipeMixin, configure_optimizers, horizon_of, scheduler_config
+from optimplug.lightning import RecipeMixin, horizon_of, scheduler_config
 
 TWO_RATES = recipe_of(WARM_UP, COSINE, groups=[{"match": "head.*", "lr_scale": 2}])
 
@@ -412,55 +410,6 @@ class TestSeveralFits:
         trainer.fit(module, batches(), batches())
         assert len(rates.seen) == 18
         assert horizon_of(trainer).total_steps == 18
-
-
-class TestTheOtherPackage:
-    says = "is a module of pytorch_lightning, .* import LightningModule and Trainer from lightning"
-
-    def test_the_mixin_says_so_at_once(self):
-        with pytest.raises(TypeError, match=rf"^Other {self.says}\.pytorch instead"):
-
-            class Other(RecipeMixin, pytorch_lightning.LightningModule):
-                pass
-
-    def test_the_function_says_so(self):
-        class Other(pytorch_lightning.LightningModule):
-            def configure_optimizers(self):
-                return configure_optimizers(self, STEPS)
-
-        with pytest.raises(TypeError, match=rf"^Other {self.says}"):
-            Other().configure_optimizers()
-
-    @pytest.mark.skipif(
-        pytorch_lightning.__version__.startswith("2.5"),
-        reason="this Trainer refuses callbacks that are not of its own package by itself",
-    )
-    def test_the_callback_says_so(self, tmp_path):
-        class Other(pytorch_lightning.LightningModule):
-            def training_step(self, batch):
-                raise AssertionError("never comes so far")
-
-            def configure_optimizers(self):
-                raise AssertionError("the recipe takes over")
-
-        trainer = pytorch_lightning.Trainer(
-            default_root_dir=tmp_path,
-            max_epochs=1,
-            accelerator="cpu",
-            callbacks=[RecipeCallback(STEPS)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        with pytest.raises(TypeError, match=rf"^Other {self.says}"):
-            trainer.fit(Other(), batches())
-
-    def test_a_module_of_both_is_ours(self):
-        class Both(RecipeMixin, LightningModule):
-            pass
-
-        assert issubclass(Both, RecipeMixin)
 
 
 class TestOtherConfigurations:

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from support.lightning_package import Callback, LightningModule, ModelCheckpoint
 from support.lightning_runs import (
     COSINE,
     EPOCH,

@@ -4,9 +4,7 @@ import sys
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from support.lightning_package import CSVLogger, ModelCheckpoint, Trainer
 from support.lightning_runs import STEPS, Rates, Tiny, batches, trainer_of
 from support.tensors import same_weights
 

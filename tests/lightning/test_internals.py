@@ -3,18 +3,15 @@
 Where one of these fails, ``optimplug/lightning/internals.py`` has to be brought in line.
 """
 
-import lightning
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.tuner import Tuner
+from support.lightning_package import PACKAGE, BatchSizeFinder, Callback, LearningRateFinder, Tuner
 from support.lightning_runs import EPOCH, STEPS, Resumable, Tiny, batches, trainer_of
 from torch import nn
 
 from optimplug.lightning import internals
 
-VERSION = lightning.__version__
+VERSION = PACKAGE.__version__
 
 
 def still(owner, name, needed_by):

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from support.lightning_package import Callback, LightningOptimizer, ModelCheckpoint
 from support.lightning_runs import EPOCH, Tiny, batches, fit, trainer_of
 from support.tensors import same_weights
 

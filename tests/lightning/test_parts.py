@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 from support.bert import collate, tiny_bert, tiny_rows
+from support.lightning_package import LightningModule
 from support.lightning_runs import trainer_of
 from torch.utils.data import DataLoader
 

@@ -3,10 +3,9 @@ import pickle
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.plugins import MixedPrecision
 from support.bert import collate, tiny_bert, tiny_rows
 from support.labels import label
+from support.lightning_package import Callback, LightningModule, MixedPrecision
 from support.lightning_runs import trainer_of
 from support.tensors import same_weights
 from torch.utils.data import DataLoader

@@ -4,9 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
 from support.labels import label
+from support.lightning_package import Callback, ModelCheckpoint
 from support.lightning_runs import (
     COSINE,
     EPOCH,

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from support.lightning_package import Callback, LightningModule, SingleDeviceStrategy
 from support.lightning_runs import trainer_of
 from support.resume_cases import BASE, CASES, OTHERS
 from support.resuming import UPDATES, Net, adapted_by_hand, batches, loss_of, moments

@@ -6,9 +6,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.optim.lr_scheduler as torchs
-from lightning.fabric import Fabric
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import BaseFinetuning
+from support.lightning_package import BaseFinetuning, Fabric, LightningModule
 from support.lightning_runs import EPOCH, Rates, batches, trainer_of
 from support.wrappers import Lookahead
 

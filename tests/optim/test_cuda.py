@@ -251,6 +251,8 @@ class TestKernel:
         (AdamW, {**NARROW, **SKIPS, "rounding": "kahan"}),
         (AdamW, {**NARROW, **CLIPPED, "rounding": "exact", "state_dtype": "bfloat16"}),
         (Lion, {**NARROW, "lr": 0.01}),
+        (AdamW, {**SKIPS, "state_dtype": "8bit"}),
+        (Lion, {**NARROW, **CLIPPED, "lr": 0.01, "rounding": "exact", "state_dtype": "8bit"}),
     ]
 
     @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
@@ -274,8 +276,10 @@ class TestKernel:
     @pytest.mark.parametrize(
         ("options", "expected"), [({}, ["update"]), (CLIPPED, ["norm", "update"])], ids=label
     )
-    def test_a_step_of_200_groups_is_one_launch_or_two(self, options, expected):
-        params = [torch.ones(50, device="cuda", requires_grad=True) for _ in range(400)]
+    @pytest.mark.parametrize("kept", [None, "8bit"])
+    def test_a_step_of_200_groups_is_one_launch_or_two(self, kept, options, expected):
+        options, size = {**options, "state_dtype": kept}, 5000 if kept else 50
+        params = [torch.ones(size, device="cuda", requires_grad=True) for _ in range(400)]
         groups = [{"params": params[2 * i : 2 * i + 2], "lr": 1e-3 * i} for i in range(200)]
         optimizer = AdamW(groups, **options)
         give(params)

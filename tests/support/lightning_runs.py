@@ -1,7 +1,7 @@
 """Small fits that the tests of Lightning's adapter share."""
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from support.lightning_package import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -7,9 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from support.lightning_package import Callback, ModelCheckpoint, ModelParallelStrategy
 from support.lightning_runs import (
     CALM,
     CLIPPED,
@@ -20,6 +18,7 @@ from support.lightning_runs import (
     batches,
     trainer_of,
 )
+from support.processes import leave
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -105,3 +104,4 @@ KINDS = {
 
 if __name__ == "__main__":
     KINDS[sys.argv[1]](Path(sys.argv[2]))
+    leave()

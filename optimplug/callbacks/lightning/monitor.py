@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.callbacks.lost_updates import LostUpdates
 from optimplug.callbacks.monitored import group_values, lost_values
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.lightning.internals import should_log, unscales_by_itself
+from optimplug.lightning.package import LightningModule, OwnCallback, Trainer
 
 __all__ = ["LearningRateTrace", "OptimizerMonitor"]
 
 
-class LearningRateTrace(_Trace, Callback):
+class LearningRateTrace(_Trace, OwnCallback):
     """:class:`optimplug.callbacks.trace.LearningRateTrace` over a whole ``fit``.
 
     Example:
@@ -29,7 +29,7 @@ class LearningRateTrace(_Trace, Callback):
             self.attach(optimizer)
 
 
-class OptimizerMonitor(Callback):
+class OptimizerMonitor(OwnCallback):
     """Logs the rate of every group by its name, and the norm of the gradients before clipping.
 
     Logged by the module, as ``lr/<group>`` and ``grad_norm``, at the trainer's own logging steps:

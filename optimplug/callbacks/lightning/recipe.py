@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningModule, Trainer
-
 from optimplug.lightning.configure import take_over
 from optimplug.lightning.events import RunEvents
 from optimplug.lightning.internals import callbacks_of
 from optimplug.lightning.leaving import LeavesAfterFit
+from optimplug.lightning.package import LightningModule, Trainer
 from optimplug.lightning.validations import CompletesValidations, agreed, in_fit
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.checkpoint.adopt import check_policy
@@ -50,6 +49,7 @@ class RecipeCallback(LeavesAfterFit):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over, before the module is asked for its optimizers."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._give_back = take_over(pl_module, self.recipe, self.resume)
 

@@ -8,14 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 
 from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.errors import ArgumentError, StateError
 from optimplug.lightning.internals import callbacks_of
 from optimplug.lightning.leaving import LeavesAfterFit
+from optimplug.lightning.package import LightningModule, LRSchedulerConfig, Trainer
 from optimplug.lightning.validations import (
     CompletesValidations,
     agreed,
@@ -74,6 +73,7 @@ class SchedulerCallback(CompletesValidations, LeavesAfterFit):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin to count."""
+        super().setup(trainer, pl_module, stage)
         self._count = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,18 +216,50 @@ def _comparable(value: object) -> object:
 
 
 def _group_names(drafts: Sequence[_Draft]) -> list[str]:
-    """Name each group after what its parameters share; add settings where that is not enough."""
+    """Name each group after what its parameters share; add words where that is not enough.
+
+    A name holds no value: what is logged under it is found again when a rate has changed. It is the
+    last part of keys, so that it holds no ``=`` either.
+    """
+    rivals: dict[str, list[_Draft]] = defaultdict(list)
     prefixes = [_shared_prefix(list(draft.parameters)) for draft in drafts]
-    found = []
     for draft, prefix in zip(drafts, prefixes, strict=True):
-        rivals = [d.settings for d, p in zip(drafts, prefixes, strict=True) if p == prefix]
-        suffix = ",".join(
-            f"{key}={_short(draft.settings[key])}"
-            for key in _differing_keys(rivals)
-            if key in draft.settings
-        )
-        found.append(f"{prefix}/{suffix}" if suffix else prefix)
-    return found
+        rivals[prefix].append(draft)
+    suffixes = {
+        id(d): s for p, of in rivals.items() for d, s in zip(of, _suffixes(of, p), strict=True)
+    }
+    return [
+        f"{prefix}/{suffix}" if (suffix := suffixes[id(draft)]) else prefix
+        for draft, prefix in zip(drafts, prefixes, strict=True)
+    ]
+
+
+def _suffixes(rivals: Sequence[_Draft], prefix: str) -> list[str]:
+    """Return what tells groups of one prefix apart: words, or else the first of its parameters."""
+    keys = _differing_keys([rival.settings for rival in rivals])
+    words = [_words(rival, keys) for rival in rivals]
+    return [
+        own if words.count(own) == 1 else _first_below(rival, prefix)
+        for rival, own in zip(rivals, words, strict=True)
+    ]
+
+
+def _words(draft: _Draft, keys: Sequence[str]) -> str:
+    """Return in words what of these settings is said of a group: ``no_decay-state_dtype``."""
+    said = (key for key in keys if key in draft.settings and key != "lr")
+    return "-".join(_word(key, draft.settings[key]) for key in said)
+
+
+def _word(key: str, value: object) -> str:
+    if key == "optimizer":
+        return str(value)
+    return "no_decay" if key == "weight_decay" and value == 0 else key
+
+
+def _first_below(draft: _Draft, prefix: str) -> str:
+    """Return the first of a group's parameters, by its name below the group's prefix."""
+    first = next(iter(draft.parameters))
+    return first.removeprefix(f"{prefix}.")
 
 
 def _differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -239,7 +272,3 @@ def _shared_prefix(names: Sequence[str]) -> str:
     columns = zip(*(name.split(".") for name in names), strict=False)
     shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
     return ".".join(column[0] for column in shared) or "model"
-
-
-def _short(value: object) -> str:
-    return repr(value) if isinstance(value, float) else str(value).replace(" ", "")

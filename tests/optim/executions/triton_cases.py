@@ -4,9 +4,7 @@ Where there is a GPU, ``make test-gpu`` runs it there. What it is compared with 
 same device, in the same types of memory.
 """
 
-import copy
 import math
-import os
 
 import pytest
 import torch
@@ -14,10 +12,21 @@ from support.labels import label
 from support.operations import CASES, check_alone
 from support.optimizers import TABLE
 from support.tensors import descend, same_bits
-from support.tensors import parameters as parameters_on
+from support.triton_runs import (
+    DEVICE,
+    INTERPRETED,
+    NEEDS_A_DEVICE,
+    SHAPES,
+    WITHIN,
+    assert_alike,
+    assert_near,
+    assert_same,
+    flat,
+    pair,
+    parameters,
+    run_both,
+)
 
-from optimplug._core.optim.executions.bits import joined
-from optimplug._core.optim.executions.triton import fixed_kernels, kernels
 from optimplug._core.optim.executions.triton.execution import Triton
 from optimplug.optim import (
     ADOPT,
@@ -34,13 +43,8 @@ from optimplug.optim import (
     ScheduleFreeSGD,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = pytest.mark.skipif(
-    not (INTERPRETED or torch.cuda.is_available()), reason="there is neither interpreter nor GPU"
-)
+pytestmark = NEEDS_A_DEVICE
 
-SHAPES = [(30, 40), (7,), (5, 5, 2), (), (0,), (1500,)]
 BESIDE = {
     Lion: [{"lr": 0.01, "weight_decay": 0.1}],
     AdEMAMix: [{"weight_decay": 0.1}],
@@ -64,87 +68,7 @@ SOME_STORED = [
     pytest.param(*row, marks=() if row[0] is AdamW else pytest.mark.slow) for row in STORED
 ]
 """Those that are no part of the quick tests are marked."""
-WITHIN = {torch.float32: 1e-6 if INTERPRETED else 1e-5, torch.float64: 1e-12}
-"""On a GPU, torch's operators round in other places than on the CPU."""
 CLIPPED = [{}, {"max_grad_norm": 0.5}]
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """The names of the kernels that have been launched."""
-    ran = []
-    original = kernels.launch
-
-    def watched(kernel, *given, **constants):
-        original(kernel, *given, **constants)
-        if kernel is not fixed_kernels.nothing:  # by which a GPU is tried out, once
-            ran.append(kernel.fn.__name__)
-
-    monkeypatch.setattr(kernels, "launch", watched)
-    return ran
-
-
-def parameters(*given, **named):
-    return parameters_on(*given, **named, device=DEVICE)
-
-
-def groups(params):
-    return [{"params": params[:2], "lr": 0.01}, {"params": params[2:]}]
-
-
-def flat(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def ready(optimizer):
-    optimizer.train()
-    return optimizer
-
-
-def pair(cls, dtype=torch.float32, shapes=SHAPES, **options):
-    """The same optimizer in a kernel, and in the loop."""
-    return [
-        ready(cls(groups(parameters(shapes, dtype)), **copy.deepcopy(options), **choice))
-        for choice in ({}, {"foreach": False})
-    ]
-
-
-def run_both(cls, dtype=torch.float32, steps=4, shapes=SHAPES, **options):
-    ours, loop = pair(cls, dtype, shapes, **options)
-    for optimizer in (ours, loop):
-        descend(optimizer, steps)
-    return ours, loop
-
-
-def assert_near(ours, loop, tight, whole=WITHIN[torch.float32]):
-    """Hold parameters and states to a share of the largest element of each.
-
-    ``whole`` is that of weights whose last bits are kept apart.
-    """
-    for p, q in zip(flat(ours), flat(loop), strict=True):
-        found, expected = ours.state[p], loop.state[q]
-        assert {n: v.dtype for n, v in found.items()} == {n: v.dtype for n, v in expected.items()}
-        assert_alike(p.detach(), q.detach(), tight)
-        for name in expected.keys() - {"remainder", "compensation"}:
-            assert_alike(found[name], expected[name], tight)
-        if "remainder" in expected:  # alone it is the last bits, which may differ
-            both = [
-                joined(r.detach().float(), kept["remainder"])
-                for r, kept in ((p, found), (q, expected))
-            ]
-            assert_alike(*both, whole)
-
-
-def assert_same(a, b, unit):
-    """Equal in every bit; on a GPU, to one unit in the last place."""
-    if INTERPRETED:
-        assert same_bits(a, b)
-    assert_alike(a.detach(), b.detach(), unit)
-
-
-def assert_alike(a, b, tight):
-    most = float(b.abs().max()) if b.numel() else 0.0
-    torch.testing.assert_close(a, b, rtol=tight, atol=tight * most, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 from support.bert import tiny_bert
+from support.lightning_package import Fabric
 from support.recipes import FULL, RUN, recipe_of
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.compiled import program_for
-from optimplug._core.optim.executions.draws import are_in_order, draw_keys
+from optimplug._core.optim.executions.compiled import program_for, reads_in_order
+from optimplug._core.optim.executions.draws import draw_keys
 from optimplug._core.optim.executions.known_memory import Memory, current_memory
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.executions.triton import kernels
@@ -35,7 +35,7 @@ class Triton:
 
     def compiles(self, rule: Rule) -> bool:
         """Tell whether this rule is such a kernel, where tensors and machine allow it."""
-        return rule.scope == "element" and not rule.only_sparse and not rule.codes
+        return rule.scope == "element" and not rule.only_sparse
 
     def prepare(self, batch: Batch) -> ReadyTriton | None:
         """Make the kernel where that is still to be done, and the tables that it reads."""
@@ -49,7 +49,7 @@ class Triton:
             return None  # to read the counts would wait for the device
         _refuse_capture(device)
         memory = current_memory(batch, kernels.TYPES)
-        if memory is None or (batch.rule.draws and not (memory.contiguous and are_in_order(batch))):
+        if memory is None or not reads_in_order(batch, memory):
             return None
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
         if without_memory(batch.grads, grads):
@@ -60,7 +60,7 @@ class Triton:
         scalars = batch.coefficients(ahead=1)
         dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
         program = program_for(batch.rule, scalars, dtypes)
-        kernel = kernels.update_kernel(program, dtypes, ("p", "g", *batch.rule.operand_names))
+        kernel = kernels.update_kernel(program, batch.rule, dtypes)
         numbers = array("d", chain.from_iterable(k.values() for k in scalars))
         return ReadyTriton(batch, tables, grads, numbers, kernel)
 

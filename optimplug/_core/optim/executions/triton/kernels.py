@@ -17,6 +17,7 @@ import torch
 
 from optimplug._core.optim.executions.program import Program
 from optimplug._core.optim.executions.triton.source import BLOCK, TYPES, update_text
+from optimplug._core.optim.rule import Rule
 
 __all__ = ["BLOCK", "TYPES", "launch", "norm_kernel", "triton_types", "try_out", "update_kernel"]
 
@@ -24,18 +25,18 @@ _WARPS = 4
 
 
 @lru_cache
-def update_kernel(
-    program: Program, dtypes: tuple[torch.dtype, ...], operands: tuple[str, ...]
-) -> Any:
+def update_kernel(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> Any:
     """Return the kernel that runs a program over a table; see :func:`.source.update_text`."""
     import triton
     import triton.language as tl
 
-    from optimplug._core.optim.executions.triton import device
+    from optimplug._core.optim.executions.triton import device, device_codes
 
-    known = {name: getattr(device, name) for name in device.__all__}
+    rooms = (device, device_codes)
+    known = {name: getattr(room, name) for room in rooms for name in room.__all__}
     known.update(triton=triton, tl=tl, __name__=__name__)
-    text = update_text(program, dtypes, operands)
+    columns = zip(("p", "g", *rule.state_names), dtypes, strict=True)
+    text = update_text(program, dict(columns), rule)
     name = f"<optimplug update {len(_texts)}>"
     _texts.append(text)
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
