@@ -108,7 +108,7 @@ def optimizer(cls: type[Optimizer]) -> str:
     facts = {
         "For": own.purpose,
         "Not for": own.not_for,
-        "`lr`, beside AdamW's": rate(profile),
+        "Usual `lr`, as a multiple of AdamW's (or what it is instead)": rate(profile),
         "Bytes of state for each parameter": state(profile),
         "Ways to run a step": ", ".join(profile.executions),
         "Sharding": ", ".join(profile.sharding) or "none",
