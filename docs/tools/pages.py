@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import ast
 import html
+import importlib
 import inspect
-import json
 import re
-from collections.abc import Iterator
+import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 import typer
 
+from optimplug import errors
 from optimplug._core.optim.profile import Profile, profile_of
 from optimplug.cli import app
-from optimplug.optim import MultiOptimizer, Optimizer, lr_scheduler
-from optimplug.recipe.json_schema import json_schema
+from optimplug.optim import MultiOptimizer, Optimizer
 from optimplug.show.optimizers import rate, state
 from tools import public
+from tools.arguments import as_cell, page_of_arguments
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LANGUAGES = {".py": "python", ".yaml": "yaml"}
-VALUES = {
-    "adjust_lr_fn": "match_rms_adamw",
-    "beta1": "0.9",
-    "beta3": "0.99",
-    "decay_type": "cosine",
-    "factor": "0.5",
-    "foreach": "false",
-    "fused": "true",
-    "gamma": "0.5",
-    "growth_rate": "1.02",
-    "line_search_fn": "strong_wolfe",
-    "lr_end": "1e-6",
-    "max_eval": "25",
-    "max_grad_norm": "1.0",
-    "momentum": "0.9",
-    "milestones": "[40%, 80%]",
-    "min_lr": "1e-5",
-    "min_lr_rate": "0.1",
-    "min_lr_ratio": "0.1",
-    "num_cycles": "1",
-    "num_decay_steps": "20%",
-    "num_stable_steps": "50%",
-    "relative_step": "false",
-    "split": "2",
-    "start_factor": "0.1",
-    "state_dtype": "8bit",
-    "step_size": "10 steps",
-    "step_size_down": "20 steps",
-    "step_size_up": "10 steps",
-    "t0": "1e6",
-    "t_alpha": "100%",
-    "t_beta3": "100%",
-    "T_0": "1 epoch",
-    "T_max": "50 steps",
-    "timescale": "100 steps",
-    "total_iters": "50 steps",
-    "total_steps": "50 steps",
-    "warmup_lr_rate": "0.1",
-    "warmup_steps": "6%",
-    "warmup_type": "cosine",
-}
-"""Examples of arguments that have no default, or whose default shows nothing."""
 WHOLE = {
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -82,7 +40,7 @@ def generated() -> dict[str, str]:
     return {
         **{f"optimizers/{cls.__name__}.md": optimizer(cls) for cls in optimizers()},
         **{f"api/{module}.md": api(module) for module in public.MODULES},
-        "arguments.md": arguments(),
+        "arguments.md": page_of_arguments(),
         "command-line.md": command_line(),
         **{f"examples/{one.name}.md": example(one) for one in examples()},
         **{page: (ROOT / source).read_text(encoding="utf-8") for source, page in WHOLE.items()},
@@ -139,7 +97,9 @@ def recipe(profile: Profile) -> str:
 
 def api(module: str) -> str:
     """Return the page of a public module: all that can be imported from it."""
-    text = f"# {module}\n\n"
+    about = inspect.getdoc(importlib.import_module(module)) or ""
+    first = about.split("\n\n")[0].replace("``", "`")
+    text = f"# {module}\n\n{first}\n\n"
     if module == "optimplug.optim":
         links = ", ".join(
             f"[`{cls.__name__}`](../optimizers/{cls.__name__}.md)" for cls in optimizers()
@@ -153,56 +113,11 @@ def api(module: str) -> str:
     for name in public.names(module):
         if name not in with_page:
             text += f"::: {module}.{name}\n    options:\n      inherited_members: true\n\n"
+    if module == "optimplug":
+        tree = (inspect.getdoc(errors) or "").split("\n\n")
+        drawn = textwrap.dedent(tree[2])
+        text += f"## How errors are related\n\n```text\n{drawn}\n```\n\n{tree[3]}\n"
     return text
-
-
-def arguments() -> str:
-    """Return the page of all arguments of optimizers, schedulers and presets, by name."""
-    parts = json_schema()["$defs"]
-    text = (
-        "# Arguments of optimizers and schedules\n\nWhat may stand beside `name` or `preset` in "
-        "a recipe, with an example, and for whom. What each of them means for an optimizer is on "
-        "its page.\n"
-    )
-    for title, part in (("Under optimizer", "OptimizerSpec"), ("In a schedule", "PhaseSpec")):
-        text += f"\n## {title}\n\n| key | example | for |\n|---|---|---|\n"
-        every = set(_owners(parts[part]))
-        for key, users in sorted(users_of_arguments(parts[part]).items()):
-            others = sorted(every - set(users))
-            names = ", ".join(f"`{name}`" for name in (others if len(others) < 6 else users))
-            owners = f"all but {names}" if 0 < len(others) < 6 else names or "all"
-            text += f"| `{key}` | {_cell(f'`{argument_example(key, users)}`')} | {owners} |\n"
-    return text
-
-
-def _owners(part: dict[str, Any]) -> Iterator[str]:
-    for case in part["allOf"]:
-        for named in case["if"].get("properties", {}).values():
-            yield named["const"]
-
-
-def users_of_arguments(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the arguments in a part of the schema: each with the form that its classes give it."""
-    found: dict[str, dict[str, Any]] = {}
-    for case in part["allOf"]:
-        named = next(iter(case["if"].get("properties", {}).values()), None)
-        for key, form in case["then"].get("properties", {}).items() if named else ():
-            found.setdefault(key, {})[named["const"]] = form
-    return found
-
-
-def argument_example(key: str, users: dict[str, dict[str, Any]]) -> str:
-    """Return an argument with a value: one of ours, its default, or one of those that it takes."""
-    if key in VALUES:
-        return f"{key}: {VALUES[key]}"
-    for name, form in users.items():
-        value = form.get("default", next(iter(form.get("enum", [])), None))
-        if value is None and hasattr(lr_scheduler, name):
-            found = inspect.signature(getattr(lr_scheduler, name)).parameters[key].default
-            value = None if found is inspect.Parameter.empty else found
-        if value is not None:
-            return f"{key}: {json.dumps(value).strip(chr(34))}"
-    raise KeyError(f"the page of arguments needs an example of {key}: give it one in VALUES")
 
 
 def command_line() -> str:
@@ -222,17 +137,13 @@ def command_line() -> str:
 
 def _option(name: str, meaning: str) -> str:
     written = html.escape(name).replace("|", "&#124;")  # in backticks nothing escapes a bar
-    return f"| <code>{written}</code> | {_cell(meaning)} |\n"
+    return f"| <code>{written}</code> | {as_cell(meaning)} |\n"
 
 
 def _help(text: str | None) -> str:
     paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(text or "").split("\n\n")]
     as_code = [re.sub("^Example: (.+)$", r"Example: `\1`", part) for part in paragraphs]
     return "".join(f"{part}\n\n" for part in as_code)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").strip()
 
 
 def examples() -> list[Path]:

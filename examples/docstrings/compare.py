@@ -86,10 +86,11 @@ def seconds_to_train(task: Task) -> float:
         model(**batch).loss.backward()
         optimizer.step()
         times.append(time.perf_counter() - began)
-    batches = len(RUNTIMES) * task.epochs * len(task.train_batches())
-    judged = len(RUNTIMES) * len(task.held_out_set) / (3 * task.batch_size)  # no backward: a third
+    batches = task.epochs * len(task.train_batches())
+    judged = 1 + task.epochs * task.steps_per_epoch // (task.evaluate_every or sys.maxsize)
+    judging = judged * len(task.held_out_set) / (3 * task.batch_size)  # no backward: a third
     mean = sum(times[1:] or times) / len(times[1:] or times)  # the first has more to prepare
-    return mean * (batches + judged)
+    return len(RUNTIMES) * mean * (batches + judging)
 
 
 def duration(seconds: float) -> str:

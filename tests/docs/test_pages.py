@@ -2,11 +2,11 @@
 
 import re
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 import torch
-from support import pages
+from support import commands, pages
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, SchedulerType
 from transformers.training_args import OptimizerNames
@@ -17,14 +17,14 @@ from optimplug.cli import app
 from optimplug.recipe.text.reader import read
 
 sys.path.insert(0, str(pages.ROOT / "docs"))
+from tools import arguments, public
 from tools import pages as made
-from tools import public
 
 ADAMW = {"name": "AdamW"}
 HORIZON = Horizon(total_steps=500, steps_per_epoch=100)
 SCHEMA = Recipe.json_schema()
 KEYS = pages.sections("docs/recipe.md")
-ARGUMENTS = {row[0].strip("`"): row for row in pages.rows(made.arguments())}
+ARGUMENTS = {row[0].strip("`"): row for row in pages.rows(arguments.page_of_arguments())}
 
 
 def small_bert():
@@ -109,13 +109,13 @@ PARTS_WITH_ARGUMENTS = {"OptimizerSpec": "optimizer", "PhaseSpec": "schedule"}
 ALL_ARGUMENTS = [
     (place, key, users)
     for part, place in PARTS_WITH_ARGUMENTS.items()
-    for key, users in made.users_of_arguments(SCHEMA["$defs"][part]).items()
+    for key, users in arguments.users_of_arguments(SCHEMA["$defs"][part]).items()
 ]
 
 
 @pytest.mark.parametrize(("place", "key", "users"), ALL_ARGUMENTS)
 def test_an_argument_is_taken_as_the_pages_example_has_it(place, key, users):
-    example = written(made.argument_example(key, users))
+    example = written(arguments.argument_example(key, users))
     if place == "optimizer":
         name = next(iter(users))
         cls = getattr(optim, name)
@@ -189,6 +189,18 @@ def test_all_that_is_public_has_a_docstring():
     assert public.undocumented() == []
 
 
+def test_every_public_package_has_a_page():
+    root = pages.ROOT / "optimplug"
+    folders = [*root.iterdir(), *(root / "callbacks").iterdir()]
+    found = {
+        ".".join(folder.relative_to(pages.ROOT).parts)
+        for folder in folders
+        if (own := folder / "__init__.py").exists() and "__all__" in own.read_text()
+    }
+    inner = {"optimplug._core", "optimplug.cli", "optimplug.show"}
+    assert found - inner <= set(public.MODULES)
+
+
 def test_a_public_name_without_a_docstring_is_found(monkeypatch):
     def undocumented():
         pass
@@ -233,9 +245,11 @@ def test_links_to_the_repository_lead_to_pages_of_the_site(page, link, there):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra docs")
 def test_the_site_builds(tmp_path):
-    mkdocs = pytest.importorskip("mkdocs.commands.build", reason="needs the extra docs")
-    config = pytest.importorskip("mkdocs.config")
-    loaded = config.load_config(str(pages.ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path))
-    mkdocs.build(loaded)
-    assert (Path(tmp_path) / "index.html").exists()
+    build = ("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site")
+    done = commands.run_apart(sys.executable, *build, folder=pages.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert all(
+        (tmp_path / "site" / f"{page}.html").exists() for page in ("index", "optimizers/SGD")
+    )
