@@ -56,7 +56,7 @@ clean:
 # The environment, made once; made again when what it installs has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[all,dev,docs]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,examples,dev,docs]"
 # Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
 # of the others the tests need a class or two.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer trl

@@ -107,7 +107,7 @@ def show_plan(task: Task, out: Path, console: Console) -> None:
     plan = Recipe.load(task.recipe).plan(task.model(), horizon)
     console.print(plan)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "plan.txt").write_text(f"{plan}\n")
+    (out / "plan.txt").write_text(f"{plan.table(unfold=True)}\n")
     (out / "plan.html").write_text(plan.html(), encoding="utf-8")
     plan.plot(out / "lr.png")
 

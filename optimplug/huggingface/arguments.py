@@ -19,12 +19,14 @@ from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
 from optimplug.recipe import Recipe
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.logged import LoggedGroups
 from optimplug.recipe.text.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
     "report_replaced",
+    "resolve_log_groups",
     "resolve_policy",
     "resolve_recipe",
 ]
@@ -44,12 +46,14 @@ class RecipeArguments:
         resume: what may be otherwise where training goes on from a checkpoint; see
             :func:`~optimplug.huggingface.with_recipe`.
 
+        log_groups: globs on the names of the groups whose rates are logged; None for all.
+
     In a YAML file of training arguments, write it as a block of text (``recipe: |``) to have it
     read as a recipe's own file is. A mapping there is read by transformers: a key given twice is
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
-        ArgumentError: ``resume`` is no policy.
+        ArgumentError: ``resume`` is no policy, or ``log_groups`` no texts.
         RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
             the arguments are those of a Trainer that runs no recipes.
 
@@ -77,8 +81,16 @@ class RecipeArguments:
         },
     )
 
+    log_groups: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Globs on the names of the groups whose rates are logged. Default: all groups."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Read and check the recipe, then do what the other bases do."""
+        LoggedGroups(self.log_groups)
         if self.resume is not None:
             check_policy(self.resume)
         if self.recipe is not None:
@@ -150,6 +162,21 @@ def resolve_policy(given: Policy | None, args: TrainingArguments) -> Policy | No
             f"resume={given!r} and args.resume={own!r} differ; give only one of the two"
         )
     return given if own is None else check_policy(own)
+
+
+def resolve_log_groups(given: LoggedGroups, args: TrainingArguments) -> LoggedGroups:
+    """Return which groups a trainer logs, as it or its arguments say.
+
+    Raises:
+        ArgumentError: both say it, and differ.
+    """
+    own = LoggedGroups(getattr(args, "log_groups", None))
+    if None not in (given.globs, own.globs) and given.globs != own.globs:
+        raise ArgumentError(
+            f"log_groups={given.globs} and args.log_groups={own.globs} differ; give only one of "
+            "the two"
+        )
+    return given if own.globs is None else own
 
 
 def report_replaced(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +15,12 @@ from transformers import Trainer
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.added import by_either_name, plain_names
-from optimplug.huggingface.arguments import report_replaced, resolve_policy, resolve_recipe
+from optimplug.huggingface.arguments import (
+    report_replaced,
+    resolve_log_groups,
+    resolve_policy,
+    resolve_recipe,
+)
 from optimplug.huggingface.conflicts import (
     refuse_arguments,
     refuse_methods,
@@ -23,6 +28,7 @@ from optimplug.huggingface.conflicts import (
     tell_of_clipping,
     trains_its_loss,
 )
+from optimplug.huggingface.console import short_lines
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
@@ -30,6 +36,7 @@ from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.logged import LoggedGroups, group_values
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
@@ -56,17 +63,20 @@ class _WithRecipe(TrainerEvents):
         *args: Any,
         recipe: Source | Recipe | None = None,
         resume: Policy | None = None,
+        log_groups: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
         self._resume = None if resume is None else check_policy(resume)
         self._steps_per_epoch: int | None = None
+        self._log_groups = LoggedGroups(log_groups)
         self._used_rates: dict[str, float] = {}
         self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
         super().__init__(*args, **kwargs)
         refuse_other_optimizers(cast(Trainer, self))
         refuse_arguments(self.args)
         self.recipe = resolve_recipe(self._given, self.args)
+        resolve_log_groups(self._log_groups, self.args)  # refuses two that differ
         self._resolved_from = copy.deepcopy(getattr(self.args, "recipe", None))
         self._reported = report_replaced(self.args, self.recipe)
 
@@ -107,7 +117,13 @@ class _WithRecipe(TrainerEvents):
         plain = plain_names(model, self._loss())
         trained = require_gradients(plain)
         names = {p: name for name, p in without_wrappers(plain).named_parameters() if p in trained}
-        self.run = by_either_name(model, self._loss(), partial(Run, self.recipe))
+        run = by_either_name(model, self._loss(), partial(Run, self.recipe))
+        try:
+            resolve_log_groups(self._log_groups, self.args).check([run.optimizer])
+        except ArgumentError:
+            run.close()
+            raise
+        self.run = run
         own = without_wrappers(self.run.model).named_parameters()
         self._trainable = {names[p]: name for name, p in own if p in names}
         self.optimizer = self.run.optimizer
@@ -208,11 +224,17 @@ class _WithRecipe(TrainerEvents):
         self._own_run().eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does; beside the rate of the first group, those of all."""
-        if "learning_rate" in logs:
-            rates = self._used_rates if len(self._used_rates) > 1 else {}
-            logs = {**logs, **rates, **_monitored(cast(Trainer, self))}
-        super().log(logs, start_time)
+        """Log as the Trainer does; beside the rate of the first group, those of all.
+
+        The reporters have each group that ``log_groups`` names; the console has no longer line.
+        """
+        if "learning_rate" not in logs:
+            super().log(logs, start_time)
+            return
+        logged = resolve_log_groups(self._log_groups, self.args)
+        monitored = _monitored(cast(Trainer, self), logged)
+        with short_lines(cast(Trainer, self)):
+            super().log({**logs, **self._used_rates, **monitored}, start_time)
 
     def gradients_ready(self, model: nn.Module) -> torch.Tensor:
         """Measure the norm and change nothing: the optimizer clips, where the recipe says so."""
@@ -221,8 +243,10 @@ class _WithRecipe(TrainerEvents):
 
     def update_done(self) -> bool:
         """Note the rates that the update used."""
-        groups = enumerate(self.optimizer.param_groups)
-        self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
+        logged = resolve_log_groups(self._log_groups, self.args)
+        # The Trainer itself logs the rate of the first group, and so of a single one.
+        several = len(self.optimizer.param_groups) > 1
+        self._used_rates = group_values(self.optimizer, logged=logged) if several else {}
         return self._own_run().updates.take() > 0  # it is the Trainer that steps the schedule
 
     def evaluated(self, metrics: dict[str, float]) -> None:
@@ -279,6 +303,10 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     as the recipe says where it is left out. Under ``weights`` the schedule is laid over the updates
     that are left. ``trainer.run.resumption`` tells what has changed.
 
+    Beside the loss, every group's rate is logged, as ``lr/<group>``: all of them to the reporters,
+    or those that ``log_groups=`` names by globs (here, or in the arguments). A line of the console
+    stays under 200 characters: where it would not, it has the range of the rates instead.
+
     It is the whole truth: the optimizer, its groups, the schedule and clipping come from it alone,
     and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.
     Those that were set to something else than their default are named in a warning.
@@ -293,7 +321,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
             is returned as it is.
 
     Raises:
-        ArgumentError: it is no class of trainers.
+        ArgumentError: it is no class of trainers; or, as training begins, ``log_groups`` names a
+            group that there is not.
         ImportError: transformers is too old.
         RecipeError: the class makes its optimizer, schedule or groups by methods of its own. From
             the constructor of the subclass, if there is no recipe, two that differ, or a bad one,
@@ -330,10 +359,11 @@ def _has_teller(trainer: Trainer) -> bool:
     return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
 
 
-def _monitored(trainer: Trainer) -> dict[str, float]:
+def _monitored(trainer: Trainer, logged: LoggedGroups) -> dict[str, float]:
     """Return what an OptimizerMonitor logs: itself, it would come after the reporters."""
     found: dict[str, float] = {}
     for callback in trainer.callback_handler.callbacks:
         if getattr(callback, "logs_updates", False):
+            callback.values = logged.of(callback.values)  # it adds them itself where they are not
             found |= callback.values
     return found

@@ -23,6 +23,7 @@ from optimplug.recipe.parameters.match import FAMILY_WORDS
 from optimplug.recipe.resolve import optimizer_names, settable_per_group
 from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
 from optimplug.recipe.text.durations import Duration
+from optimplug.recipe.text.extends import EXTENDS, OWN_KEYS
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 from optimplug.recipe.values import expected_kind
 
@@ -51,7 +52,7 @@ def json_schema() -> dict[str, Any]:
     """Return the schema as plain values, in the dialect of 2020-12.
 
     Example:
-        >>> json_schema()["required"]
+        >>> json_schema()["then"]["required"]  # of a recipe that extends no other
         ['optimizer']
     """
     found = RecipeSpec.model_json_schema(by_alias=True, schema_generator=_Generator)
@@ -65,7 +66,22 @@ def json_schema() -> dict[str, Any]:
     _complete_match(parts["Match"])
     _complete_phase(parts["PhaseSpec"])
     schema["allOf"] = [_rules_of(name, cls, rule_keys) for name, cls in known.items()]
+    _complete_sources(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Recipe", **schema}
+
+
+def _complete_sources(schema: dict[str, Any]) -> None:
+    """Let a recipe extend another, which may then say what is required, and have own keys."""
+    schema["properties"][EXTENDS] = {
+        **_TEXT,
+        "description": "the path of a recipe that this one goes on from, from this file's folder",
+    }
+    schema["patternProperties"] = {f"^{OWN_KEYS}": {}}
+    alone = {
+        "required": schema.pop("required"),
+        "properties": {"optimizer": {"required": schema["$defs"]["OptimizerSpec"].pop("required")}},
+    }
+    schema |= {"if": {"not": {"required": [EXTENDS]}}, "then": alone}
 
 
 def _rules_of(name: str, cls: type, rule_keys: Sequence[str]) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.provenance import provenance
-from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings
+from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings, written_rates
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
-from optimplug.recipe.text.reader import Source, read
+from optimplug.recipe.text.reader import Source, written
 from optimplug.recipe.text.schema import RecipeSpec
 from optimplug.recipe.text.writer import as_yaml
 from optimplug.recipe.text.written import Written
@@ -72,7 +72,7 @@ class Recipe:
         if isinstance(source, Recipe):
             self._written = source._written
         else:
-            self._written = Written(*read(source))
+            self._written = written(source)
         _ = self._checked
 
     @classmethod
@@ -267,6 +267,14 @@ class Recipe:
         Where there are several, those of the one under ``optimizer``.
         """
         return self._checked.hyperparameters
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Every ``lr`` in it, defaults of optimizers among them, by path: ``optimizer.lr``.
+
+        The rate of each group is one of them, times what rules have it multiplied by.
+        """
+        return written_rates(self.spec, self._checked.optimizers)
 
     def _provenance(self, optimizer: torch.optim.Optimizer, horizon: Horizon) -> dict[str, Any]:
         whole = {name: self.hyperparameters.get(name) for name in CLIPPING}

@@ -88,7 +88,7 @@ def test_every_key_of_the_schema_is_on_a_page(place, key):
 def test_a_heading_of_the_recipes_page_is_a_key_with_an_example(title):
     assert title in {f"{place}{key}" for place, key in PLACES}
     key = title.rpartition(".")[2]
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", KEYS[title], re.MULTILINE | re.DOTALL)
+    *_, (_, _, example) = pages.FENCE.findall(KEYS[title])
     plain = {"groups[].match.name": "match: {name", "groups[].match.all": "match: {all"}
     assert plain.get(title, f"{key}:") in example
 

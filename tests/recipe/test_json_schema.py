@@ -7,7 +7,6 @@ from support.recipes import FULL
 from optimplug import Recipe, RecipeError
 from optimplug._core.optim.storage.stored import Rounding, StateDtype
 from optimplug.recipe import json_schema as module
-from optimplug.recipe.text.reader import read
 from optimplug.recipe.text.written import path_of
 
 SCHEMA = Recipe.json_schema()
@@ -32,6 +31,7 @@ def phase(**said):
 GOOD = {
     "all of it": FULL,
     "the least": {"optimizer": {"name": "AdamW"}},
+    "keys of one's own": {"x-peak": {"lr": 1e-3}, "optimizer": {"name": "AdamW"}},
     "a list": {"optimizer": {**ADAMW, "betas": [0.9, 0.95]}},
     "null where it is the default": {"optimizer": {**ADAMW, "foreach": None}},
     "an optimizer from elsewhere": {
@@ -217,11 +217,9 @@ def test_a_bad_recipe_is_not_and_the_schema_tells_where(validator, recipe, path)
 
 
 def test_the_recipes_of_all_pages_are_valid(validator, tmp_path):
-    texts = [block.text for page in pages.pages() for block in pages.blocks(page, "yaml")]
-    for i, text in enumerate(texts):
-        file = tmp_path / f"{i}.yaml"
-        file.write_text(text)
-        content = {"optimizer": ADAMW, **read(file)[0]}  # some blocks show a part
+    texts = [(page, block.text) for page in pages.pages() for block in pages.blocks(page, "yaml")]
+    for page, text in texts:
+        content = {"optimizer": ADAMW, **pages.read_block(page, text, tmp_path)}  # some show a part
         if "trainer" in content:
             continue  # Lightning's
         assert [error.message for error in validator.iter_errors(content)] == [], text
@@ -244,3 +242,13 @@ def test_an_editor_finds_names_and_descriptions():
 def test_the_schema_is_plain_and_the_same_every_time():
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA == module.json_schema()
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize("own", [{}, {"optimizer": {"lr": 1e-4}}, {"groups": [{"layer_decay": 1}]}])
+def test_what_a_recipe_extends_may_say_what_is_required(validator, own):
+    assert validator.is_valid({"extends": "base.yaml", **own})
+
+
+@pytest.mark.parametrize("bad", [{"extends": 3}, {"groups": []}, {"optimizer": {"lr": 1e-4}}])
+def test_nothing_else_may(validator, bad):
+    assert not validator.is_valid(bad)

@@ -5,6 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from optimplug.recipe.text.reader import read
+
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -31,6 +33,15 @@ def blocks(page, *languages):
         for block in found
         if not languages or block.language in languages
     ]
+
+
+def read_block(page, text, folder):
+    """What a recipe's YAML on a page says, with the files that the page gives beside it."""
+    for block in blocks(page, "yaml"):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+    (folder / "block.yaml").write_text(text)
+    return read(folder / "block.yaml")[0]
 
 
 def commands(page):

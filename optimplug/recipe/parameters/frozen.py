@@ -7,14 +7,15 @@ replaced while they are frozen, as ``module.to`` and sharding do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from optimplug._core.internals import parameters_by_name
 
-__all__ = ["Freezing", "freeze", "freezings_in", "require_gradients"]
+__all__ = ["Freezing", "freeze", "freezings_in", "kept_freezings", "require_gradients"]
 
 _held: WeakKeyDictionary[nn.Module, dict[str, Freezing]] = WeakKeyDictionary()
 """By module, and by its own name for a parameter: who has frozen it."""
@@ -55,6 +56,21 @@ def freeze(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
                 _held.setdefault(module, {})[name] = own
     for parameter in frozen:
         parameter.requires_grad_(False)
+
+
+@contextmanager
+def kept_freezings(model: nn.Module) -> Iterator[None]:
+    """Put back, after the block, what is frozen in a model, and which recipes have frozen it."""
+    held = {module: dict(_held[module]) for module in model.modules() if module in _held}
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            _held.pop(module, None)
+        _held.update(held)
+        for parameter, requires in required:
+            parameter.requires_grad_(requires)
 
 
 def freezings_in(model: nn.Module) -> set[Freezing]:

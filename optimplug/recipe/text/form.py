@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
+from optimplug.recipe.text.extends import EXTENDS
 from optimplug.recipe.text.schema import FORMS, HAVE_FORMS, PartError, RecipeSpec
 from optimplug.recipe.text.written import path_of
 
@@ -89,7 +90,8 @@ def _keys_at(loc: Iterable[int | str]) -> list[str]:
         if isinstance(part, str):
             fields = {field.alias or name: field for name, field in model.model_fields.items()}
             model = next(_models_in(fields[part].annotation))
-    return [field.alias or name for name, field in model.model_fields.items()]
+    beside = [EXTENDS] if model is RecipeSpec else []
+    return [*(field.alias or name for name, field in model.model_fields.items()), *beside]
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

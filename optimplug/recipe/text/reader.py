@@ -11,10 +11,11 @@ from typing import Any, ClassVar, TypeAlias, TypeGuard
 import yaml
 
 from optimplug.errors import RecipeError
+from optimplug.recipe.text.extends import whole
 from optimplug.recipe.text.plain import plain
 from optimplug.recipe.text.written import Written
 
-__all__ = ["YAML_FORMS", "Source", "is_text", "read", "value_of"]
+__all__ = ["YAML_FORMS", "Source", "is_text", "read", "value_of", "written"]
 
 _REPLACED = ("int", "float", "timestamp")  # PyYAML reads these otherwise than YAML 1.2 has them
 
@@ -32,9 +33,26 @@ def read(source: Source) -> tuple[dict[str, Any], str | None]:
     """Return the recipe as a dict of plain values, and the file that it came from.
 
     Raises:
-        RecipeError: the file is missing, it or the text is not YAML, repeats a key, or is not a
-            mapping.
+        RecipeError: as :func:`written`.
     """
+    found = written(source)
+    return dict(found.content), found.source
+
+
+def written(source: Source) -> Written:
+    """Return the recipe as it is written, whole: with what it extends.
+
+    Raises:
+        RecipeError: the file is missing, it or the text is not YAML, repeats a key, or is not a
+            mapping; or that is so of what it extends.
+    """
+    content, name = _read_one(source)
+    with Written(source=name).located():
+        return whole(content, name, lambda base: _parsed(_text_of(base)))
+
+
+def _read_one(source: Source) -> tuple[dict[str, Any], str | None]:
+    """Return what one source says."""
     if isinstance(source, Mapping):
         try:
             return plain(source), None

@@ -29,10 +29,14 @@ class Written:
     Args:
         content: the recipe, as plain values.
         source: the file that it came from, if it came from one.
+        own: what stands in this file alone, where it extends another recipe.
+        base: that one.
     """
 
     content: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
+    own: Mapping[str, Any] = field(default_factory=dict)
+    base: Written | None = None
 
     @contextmanager
     def located(self) -> Iterator[None]:
@@ -44,8 +48,36 @@ class Written:
             raise RecipeError(found, self.source) from error.__cause__
 
     def problem(self, path: str, message: str) -> Problem:
-        """Return a problem with its path as it is written."""
-        return Problem(self.path(path), message)
+        """Return a problem with its path as it is written, in the file where that is.
+
+        Example:
+            >>> base = Written({"groups": [{"lr": -1}]}, "base.yaml")
+            >>> own = {"groups": [{"lr": -2}]}
+            >>> written = Written({"groups": [{"lr": -1}, {"lr": -2}]}, "own.yaml", own, base)
+            >>> print(written.problem("groups[0].lr", "must be positive"))
+            groups[0].lr: must be positive (in base.yaml)
+            >>> print(written.problem("groups[1].lr", "must be positive"))
+            groups[0].lr: must be positive
+        """
+        found, source = self._where(path)
+        return Problem(found, message if source == self.source else f"{message} (in {source})")
+
+    def _where(self, path: str) -> tuple[str, str | None]:
+        """Return a path as it is written in the file where that is, and that file."""
+        if self.base is None:
+            return self.path(path), self.source
+        parts = [*_parts(path)]
+        rules = self.base.content.get("groups", [])
+        count = len(rules) if isinstance(rules, list) else 1
+        number = parts[1] if parts[:1] == ["groups"] and len(parts) > 1 else None
+        if isinstance(number, int):
+            in_base = number < count
+            parts[1] = number if in_base else number - count
+        else:
+            in_base = _known(parts, self.base.content) > _known(parts, self.own)
+        if in_base:
+            return self.base._where(path)
+        return Written(self.own).path(path_of(parts)), self.source
 
     def path(self, path: str) -> str:
         """Return a path without the parts that the content leaves out.
@@ -69,6 +101,18 @@ class Written:
                 # A missing key, say. There is nothing to compare the rest of the path with.
                 node = _ABSENT
         return path_of(found)
+
+
+def _known(parts: Iterable[str | int], content: Any) -> int:
+    """Return how many parts of a path there are in some content."""
+    for count, part in enumerate(parts):
+        if _is_left_out(part, content):
+            continue
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            return count
+    return len([*parts])
 
 
 def _is_left_out(part: str | int, node: object) -> bool:

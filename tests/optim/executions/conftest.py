@@ -18,3 +18,13 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(kernels, "launch", watched)
     return ran
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """The names of the kernels that would be launched; none is, which spares much time."""
+    names = []
+    monkeypatch.setattr(
+        kernels, "launch", lambda kernel, *_, **__: names.append(kernel.fn.__name__)
+    )
+    return names

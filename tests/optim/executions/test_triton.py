@@ -17,9 +17,11 @@ from support.labels import label
 
 from optimplug._core.optim.executions import ops
 from optimplug._core.optim.executions.compiled import program_for
-from optimplug._core.optim.executions.triton import there
+from optimplug._core.optim.executions.triton import kernels, there
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
-from optimplug.optim import AdamW, Lion
+from optimplug._core.optim.executions.triton.whole.tables import DEPTH, RESULTS
+from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH
+from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
 
 HERE = Path(__file__).parent
 PARTS = [
@@ -30,9 +32,10 @@ PARTS = [
     "triton_cases.py::TestSkips",
     "triton_cases.py::TestMemory",
     "triton_codes_cases.py",
+    "triton_whole_cases.py",
 ]
-QUICK = (PARTS[1], PARTS[3], PARTS[6])
-WITH_SLOW = (*PARTS[1:3], PARTS[6])
+QUICK = (PARTS[1], PARTS[3], *PARTS[6:])
+WITH_SLOW = (*PARTS[1:3], *PARTS[6:])
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )
@@ -75,14 +78,33 @@ def test_every_operation_of_a_program_has_a_form():
     assert all((row.c is None) == (row.in_triton is None) for row in ops.OPERATIONS.values())
 
 
-def written(cls, dtype, **options):
+def written(cls, dtype, shape=(5000,), **options):
     """What a kernel is made of: the program, its rule, the types of its columns."""
-    p = torch.nn.Parameter(torch.ones(5000, dtype=dtype))
+    p = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
     group = cls([p], **options).param_groups[0]
     rule = cls.stored_rule(group).suited(p)
     dtypes = (dtype, dtype, *(spec.dtype or dtype for spec in rule.state))
     numbers = {name: float(value) for name, value in rule.coefficients(group, 3.0).items()}
     return program_for(rule, [numbers], dtypes), rule, dtypes
+
+
+POINTERS = {"chunks": "*i32", "scalars": "*fp64", "factor": "*fp32", "found_inf": "*fp32"}
+POINTERS |= {"scratch": "*fp64", "measured": "*fp64"}
+
+
+def compiled(kernel, given, **constants):
+    """What a kernel is for a GPU, as text."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: POINTERS.get(name, "*i64") for name in given}
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs={})
+    made = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
+    )
+    return made.asm["ptx"]
 
 
 def test_the_text_of_a_small_rule():
@@ -110,24 +132,44 @@ def test_it_compiles_for_a_gpu_and_reads_16_bytes_at_once(
     cls, dtype, options, loads, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from optimplug._core.optim.executions.triton.kernels import update_kernel
-
-    types = {"table": "*i64", "grads": "*i64", "chunks": "*i32", "scalars": "*fp64"}
-    types |= {"keys": "*i64", "factor": "*fp32", "found_inf": "*fp32", "BLOCK": "constexpr"}
-    kernel = update_kernel(*written(cls, dtype, **options))
-    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": BLOCK}, attrs={})
-    made = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
-    )
-    text = made.asm["ptx"]
+    given = ("table", "grads", "chunks", "scalars", "keys", "factor", "found_inf")
+    program, rule, dtypes = written(cls, dtype, **options)
+    text = compiled(kernels.update_kernel(program, rule, dtypes), given, BLOCK=BLOCK)
     wide = {width: text.count(f"ld.global.{width}.b32") for width in loads}
     assert wide == loads
     assert re.findall(r"(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text) == []
     assert "div.full" not in text
+
+
+ADDING = {"DEPTH": DEPTH, "WIDTH": RESULTS}
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("cls", "shape", "shapes"),
+    [
+        (StableAdamW, (5000,), {"BLOCK": BLOCK}),
+        pytest.param(Adafactor, (5, 7), {"ROWS": ROWS, "WIDTH": WIDTH}),
+        pytest.param(CAME, (5, 7), {"ROWS": ROWS, "WIDTH": WIDTH}, marks=pytest.mark.slow),
+        pytest.param(Prodigy, (5000,), {"BLOCK": BLOCK}, marks=pytest.mark.slow),
+    ],
+    ids=label,
+)
+def test_so_do_the_kernels_of_a_rule_for_whole_tensors(cls, shape, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    program, rule, dtypes = written(cls, torch.float32, shape)
+    made = kernels.whole_kernels(program, rule, dtypes)
+    passes = [name for name in made if re.fullmatch(r"pass\d", name)]
+    others = [name for name in made if re.fullmatch(r"planes\d|last", name)]
+    assert len(passes) == kernels.whole_text(program, rule, dtypes).cut.passes
+    given = ("table", "grads", "chunks", "shapes", "spots", "scalars", "keys", "factor")
+    given += ("found_inf", "scratch", "measured")
+    for name in passes:
+        compiled(made[name], given, **shapes)
+    for name in others:
+        compiled(made[name], given, BLOCK=BLOCK)
+    text = compiled(kernels.add_kernel(), ("items", "scratch"), **ADDING)
+    assert "add.rn.f64" in text or "add.f64" in text
 
 
 def test_without_triton_torchs_operators_serve(monkeypatch):

@@ -160,17 +160,17 @@ class TestStorage:
 
 
 class TestNorm:
-    def test_a_step_is_one_launch_and_two_with_a_norm_for_200_groups(self, launches):
+    def test_a_step_is_one_launch_and_two_with_a_norm_for_200_groups(self, planned):
         apart = [
             {"params": [p], "lr": 1e-3 * i, "weight_decay": i % 2}
             for i, p in enumerate(parameters([(3,)] * 200))
         ]
         optimizer = AdamW(apart)
         descend(optimizer, 1, skip=False)
-        assert launches == ["update"]
+        assert planned == ["update"]
         optimizer.max_grad_norm = 0.5
         optimizer.step()
-        assert launches == ["update", "norm", "update"]
+        assert planned == ["update", "norm", "update"]
 
     def test_several_rules_have_one_norm(self, launches):
         def build(**choice):

@@ -12,7 +12,7 @@ from torch import Tensor
 from optimplug._core.optim.step.batch_layout import BatchLayout
 from optimplug._core.optim.step.counters import AnyCounters
 
-__all__ = ["Patterns"]
+__all__ = ["Pattern", "Patterns"]
 
 _PATTERNS = 64
 """So many patterns of missing gradients are kept; of eight experts, two at a time, there are 28."""

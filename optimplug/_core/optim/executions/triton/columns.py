@@ -63,24 +63,33 @@ class Columns:
             return ["i = start + tl.arange(0, BLOCK)"]
         return ["i = in_blocks(start, BLOCK)", "block = blocks_of(start, BLOCK)"]
 
-    def load(self, name: str) -> str:
-        """Return the line that reads an operand."""
+    def load(self, name: str, i: str = "i", size: str = "size", whole: str = "WHOLE") -> str:
+        """Return the line that reads an operand.
+
+        Args:
+            name: of the operand.
+            i: its elements; with ``size`` and ``whole`` as for the functions of :mod:`.device`.
+            size: how many there are.
+            whole: whether all of ``i`` are there.
+        """
         if name in self.rule.codes:
             where = f"{self._coded(name)}, size, WHOLE"
             return f"x_{name} = load_{self.rule.codes[name]}({where}, {self.work})"
         if name not in self.dtypes:
             return f"x_{name} = draw(keys, tensor, i, {self.work})"
         kind, memory = TYPES[self.dtypes[name]]
-        found = f"load_{kind}(at_{name}, i, size, WHOLE, {memory}, {self.work})"
+        found = f"load_{kind}(at_{name}, {i}, {size}, {whole}, {memory}, {self.work})"
         return f"x_{name} = {found}{' * factor' if name == 'g' else ''}"
 
-    def store(self, name: str, value: str) -> str:
-        """Return the line that writes a value to an operand."""
+    def store(
+        self, name: str, value: str, i: str = "i", size: str = "size", whole: str = "WHOLE"
+    ) -> str:
+        """Return the line that writes a value to an operand; as :meth:`load`."""
         if name in self.rule.codes:
             where = self._coded(name)
             return f"store_{self.rule.codes[name]}({where}, {value}, k_offset, size, WHOLE)"
         kind, memory = TYPES[self.dtypes[name]]
-        return f"store_{kind}(at_{name}, i, {value}, size, WHOLE, {memory})"
+        return f"store_{kind}(at_{name}, {i}, {value}, {size}, {whole}, {memory})"
 
     def _coded(self, name: str) -> str:
         codes, scales = coded_names(name)
