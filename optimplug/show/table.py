@@ -70,7 +70,7 @@ class PlanTable:
 
     def _repr_html_(self) -> str:
         columns = [_Column("group", [row.name for row in self._rows]), *self._columns()]
-        heads = "".join(f"<th>{escape(column.head)}</th>" for column in columns)
+        heads = "".join(f"<th>{_html(column.head)}</th>" for column in columns)
         rows = zip(*(column.cells for column in columns), strict=True)
         cells = ("".join(f"<td>{_html(text)}</td>" for text in row) for row in rows)
         body = "".join(f"<tr>{row}</tr>" for row in cells)

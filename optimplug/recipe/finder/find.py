@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optimplug._core.arguments import owner_of, require_count, require_number
 from optimplug._core.internals import unhooked_step
 from optimplug.errors import ArgumentError
-from optimplug.optim import Optimizer
+from optimplug.optim import Optimizer, Prodigy
 from optimplug.recipe.finder.curve import End, LRCurve
 from optimplug.recipe.finder.kept import apart, kept
 from optimplug.recipe.lengths import settle_lengths
@@ -242,6 +242,11 @@ def _require_rates(optimizer: torch.optim.Optimizer) -> None:
         raise ArgumentError(
             f"{type(owner).__name__} takes lr at its first step alone, so that a sweep over rates "
             "says nothing; use an optimizer whose lr acts at every step"
+        )
+    if isinstance(owner, Prodigy):
+        raise ArgumentError(
+            "Prodigy looks for its rate by itself, so that a sweep over its lr says nothing; leave "
+            "lr at 1, or sweep over AdamW's"
         )
     closure = inspect.signature(type(owner).step).parameters.get("closure")
     needs_one = closure is not None and closure.default is inspect.Parameter.empty

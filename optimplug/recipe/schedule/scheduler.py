@@ -142,6 +142,10 @@ class RecipeScheduler(LRScheduler):
         """
         return self._awaited(of_training=False)
 
+    def monitors_at(self, t: int) -> frozenset[str]:
+        """Return the metrics that a validation after ``t`` updates must have."""
+        return self._run_schedule.monitors(False, t)
+
     @property
     def training_monitors(self) -> frozenset[str]:
         """The metrics that the training reports and the schedule follows, in any phase."""

@@ -355,6 +355,10 @@ BAD = {
     "no gradient": ({"step": lambda _: torch.ones(())}, "without a gradient"),
     "a rate that only begins": ({"recipe": Recipe({"optimizer": {"name": "Rprop"}})}, "at its first step alone"),
     "a bad recipe": ({"recipe": {"optimizer": {"name": "SDG"}}}, "did you mean 'SGD'"),
+    "a rate of its own": (
+        {"recipe": Recipe({"optimizer": {"name": "Prodigy"}})},
+        "Prodigy looks for its rate by itself",
+    ),
     "a closure": ({"recipe": Recipe({"optimizer": {"name": "LBFGS"}})}, "needs a closure"),
     "torch's closure": (
         {"recipe": Recipe({"optimizer": {"name": "torch.optim.LBFGS"}})},
