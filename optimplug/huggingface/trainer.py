@@ -25,7 +25,12 @@ from optimplug.huggingface.conflicts import (
 )
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.horizon import horizon_of
-from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
+from optimplug.huggingface.internals import (
+    TrainerEvents,
+    require_methods,
+    unwrapped,
+    updates_before,
+)
 from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.checkpoint.adopt import check_policy
@@ -253,8 +258,9 @@ class _WithRecipe(TrainerEvents):
             return unloaded.state
 
         run = self._own_run()
+        updates = updates_before(cast(Trainer, self), checkpoint)
         sharded = bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled)
-        found = Checkpoint(checkpoint, self.state.global_step, order, sharded, load_optimizer)
+        found = Checkpoint(checkpoint, updates, order, sharded, load_optimizer)
         resume(found, run, resolve_policy(self._resume, self.args))
         if isinstance(scheduler, RecipeScheduler):
             self.lr_scheduler = run.scheduler
