@@ -9,10 +9,13 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-versions test-gpu bench gallery optimizers check format clean
+.PHONY: demo docs test test-slow test-versions test-gpu bench gallery optimizers check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
+
+docs: $(READY)  ## The pages of docs as a site in runs/docs, with all that is made from the code
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
 
 test: $(READY) check  ## Lint, types, import directions, and every test that is not slow
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -40,7 +43,7 @@ $(ENDS:%=test-%): test-%: $(VENV)-%/.installed
 # In the environment that is there: a machine with a GPU has a torch of its own, which fits it.
 test-gpu:  ## On a machine with a GPU: kernels against the loop, no waiting, captured steps
 	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal -W default -m "not slow" \
-		tests/optim/test_cuda.py tests/optim/executions/triton_cases.py $(ARGS)
+		tests/optim/test_cuda.py tests/optim/executions/triton_*cases.py $(ARGS)
 
 bench: $(READY)  ## Our speed against torch's, as ratios; results in runs/bench
 	$(BIN)/python benchmarks/schedulers.py $(ARGS)
@@ -70,7 +73,7 @@ clean:
 # The environment, made once; made again when what it installs has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[all,examples,dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,examples,dev,docs]"
 # Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
 # of the others the tests need a class or two.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer trl

@@ -26,13 +26,15 @@ from optimplug.errors import (
 )
 
 if TYPE_CHECKING:
-    from optimplug.recipe import Horizon, Recipe, Resumption, Run
+    from optimplug.recipe import Horizon, LRCurve, Recipe, Resumption, Run, find_lr
 
 __version__ = "0.1.0"
+"""The version of this package."""
 __all__ = [
     "ArgumentError",
     "GradientError",
     "Horizon",
+    "LRCurve",
     "MissingExtraError",
     "ModeError",
     "OptimplugError",
@@ -42,12 +44,13 @@ __all__ = [
     "Run",
     "StateError",
     "__version__",
+    "find_lr",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Recipes bring pydantic; someone who only wants the optimizers should not wait for it.
-    if name in {"Horizon", "Recipe", "Resumption", "Run"}:
+    if name in {"Horizon", "LRCurve", "Recipe", "Resumption", "Run", "find_lr"}:
         from optimplug import recipe
 
         return getattr(recipe, name)

@@ -159,6 +159,10 @@ def test_what_a_module_holds_itself():
     module.one = module.other = nn.ReLU()
     assert list(internals.children_by_name(module)) == ["one", "other"], GONE
     assert list(internals.parameters_by_name(module)) == ["weight", "bias"], GONE
+    norm = torch.nn.BatchNorm1d(2)
+    internals.buffers_by_name(norm)["running_mean"] = torch.ones(2)
+    assert list(internals.buffers_by_name(norm)) == [name for name, _ in norm.named_buffers()], GONE
+    assert norm.running_mean.sum() == 2, GONE
 
 
 def test_a_hooked_step_is_not_hooked_again_and_can_be_had_without():

@@ -63,14 +63,16 @@ ERRORS = (
     "ArgumentError GradientError MissingExtraError ModeError OptimplugError RecipeError StateError"
 )
 PUBLIC = {
-    "optimplug": f"{ERRORS} Horizon Recipe Resumption Run __version__",
-    "optimplug.recipe": "Horizon Plan Recipe RecipeScheduler Resumption Run build_scheduler",
+    "optimplug": f"{ERRORS} Horizon LRCurve Recipe Resumption Run __version__ find_lr",
+    "optimplug.recipe": "Horizon LRCurve Plan Recipe RecipeScheduler Resumption Run build_scheduler find_lr",
     "optimplug.show.checkpoint": "CheckpointTable",
+    "optimplug.show.difference": "KeyChange PlanDifference changed_keys keys_table plans_table",
     "optimplug.show.optimizers": "OptimizerTable rate state",
+    "optimplug.show.schedulers": "SchedulerRow SchedulerTable",
     "optimplug.show.page": "render",
     "optimplug.show.plot": "draw",
-    "optimplug.show.table": "as_text render",
-    "optimplug.cli": "app check checkpoint explain main optimizers plan schema",
+    "optimplug.show.table": "PlanTable",
+    "optimplug.cli": "app main",
 }
 
 

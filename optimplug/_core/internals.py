@@ -21,6 +21,7 @@ __all__ = [
     "EVERY_CONVOLUTION",
     "EVERY_NORM_BY_BATCH",
     "WRAPPED_AS",
+    "buffers_by_name",
     "children_by_name",
     "foreach_operator",
     "fused_adagrad",
@@ -83,6 +84,11 @@ def with_children(module: nn.Module, children: Mapping[str, nn.Module | None]) -
 def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the parameters that a module holds itself, under every name, in their order."""
     return module._parameters
+
+
+def buffers_by_name(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the buffers that a module holds itself: the dict in which it keeps them."""
+    return module._buffers
 
 
 def foreach_operator(name: str) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import warnings
@@ -12,19 +13,24 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
+from optimplug.huggingface.conflicts import not_run, refuse_if_not_run
+from optimplug.huggingface.internals import beginning_to_train
 from optimplug.recipe import Recipe
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.logged import LoggedGroups
 from optimplug.recipe.text.reader import Source, is_text, read
 
 __all__ = [
     "RecipeArguments",
     "RecipeTrainingArguments",
     "report_replaced",
+    "resolve_log_groups",
     "resolve_policy",
     "resolve_recipe",
 ]
@@ -44,12 +50,14 @@ class RecipeArguments:
         resume: what may be otherwise where training goes on from a checkpoint; see
             :func:`~optimplug.huggingface.with_recipe`.
 
+        log_groups: globs on the names of the groups whose rates are logged; None for all.
+
     In a YAML file of training arguments, write it as a block of text (``recipe: |``) to have it
     read as a recipe's own file is. A mapping there is read by transformers: a key given twice is
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
-        ArgumentError: ``resume`` is no policy.
+        ArgumentError: ``resume`` is no policy, or ``log_groups`` no texts.
         RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
             the arguments are those of a Trainer that runs no recipes.
 
@@ -77,8 +85,16 @@ class RecipeArguments:
         },
     )
 
+    log_groups: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Globs on the names of the groups whose rates are logged. Default: all groups."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Read and check the recipe, then do what the other bases do."""
+        LoggedGroups(self.log_groups)
         if self.resume is not None:
             check_policy(self.resume)
         if self.recipe is not None:
@@ -86,21 +102,38 @@ class RecipeArguments:
             Recipe.load(self.recipe)
         super().__post_init__()  # type: ignore[misc] # a class of training arguments has it
 
+    @property
+    def device(self) -> torch.device:
+        """The device of this process.
+
+        A Trainer that is given both an optimizer and a schedule asks its arguments for nothing that
+        would tell so. But it asks for the device before its first update, and who asks is looked
+        at.
+
+        Raises:
+            RecipeError: there is a recipe, and a trainer begins to train that does not run it.
+        """
+        if self.recipe is not None:
+            refuse_if_not_run(beginning_to_train(inspect.currentframe()))
+        found: torch.device = super().device  # type: ignore[misc] # a class of arguments has it
+        return found
+
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Refuse a Trainer that makes a schedule of its own, as it runs no recipes.
 
         Nothing public that a Trainer asks its arguments for tells so earlier.
 
         Raises:
-            RecipeError: there is a recipe.
+            RecipeError: there is a recipe, or something else that only its trainer does.
         """
         deepspeed = getattr(self, "deepspeed", None)  # which asks for it under recipes too
         if self.recipe is not None and not deepspeed:
+            raise not_run("makes an optimizer and a schedule of its own")
+        if self.log_groups is not None and not deepspeed:
             raise RecipeError.at(
-                "recipe",
-                "would not be run: the trainer makes an optimizer and a schedule of its own; use "
-                "RecipeTrainer, or with_recipe(...) of its class, or give a plain Trainer "
-                "optimizers=build(model, None, args, train_dataset)",
+                "log_groups",
+                "would not be heard: the trainer makes groups of its own; use RecipeTrainer, or "
+                "give a plain Trainer a callback, OptimizerMonitor(log_groups=...)",
             )
         found: int = super().get_warmup_steps(num_training_steps)  # type: ignore[misc] # as above
         return found
@@ -150,6 +183,21 @@ def resolve_policy(given: Policy | None, args: TrainingArguments) -> Policy | No
             f"resume={given!r} and args.resume={own!r} differ; give only one of the two"
         )
     return given if own is None else check_policy(own)
+
+
+def resolve_log_groups(given: LoggedGroups, args: TrainingArguments) -> LoggedGroups:
+    """Return which groups a trainer logs, as it or its arguments say.
+
+    Raises:
+        ArgumentError: both say it, and differ.
+    """
+    own = LoggedGroups(getattr(args, "log_groups", None))
+    if None not in (given.globs, own.globs) and given.globs != own.globs:
+        raise ArgumentError(
+            f"log_groups={given.globs} and args.log_groups={own.globs} differ; give only one of "
+            "the two"
+        )
+    return given if own.globs is None else own
 
 
 def report_replaced(

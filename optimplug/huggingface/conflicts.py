@@ -8,10 +8,13 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from optimplug.errors import RecipeError
-from optimplug.recipe import Recipe
+from optimplug.huggingface.internals import unwrapped
+from optimplug.recipe import Recipe, RecipeScheduler
 
 __all__ = [
+    "not_run",
     "refuse_arguments",
+    "refuse_if_not_run",
     "refuse_methods",
     "refuse_other_optimizers",
     "tell_of_clipping",
@@ -65,6 +68,33 @@ def refuse_arguments(args: TrainingArguments) -> None:
             raise RecipeError.at(
                 "recipe", f"args.{name}={value!r} would not apply beside a recipe: {mend}"
             )
+
+
+def not_run(reason: str) -> RecipeError:
+    """Return the error of a recipe among the arguments of a trainer that runs none."""
+    return RecipeError.at(
+        "recipe",
+        f"would not be run: the trainer {reason}; use RecipeTrainer, or with_recipe(...) of its "
+        "class, or give a plain Trainer optimizers=build(model, None, args, train_dataset)",
+    )
+
+
+def refuse_if_not_run(trainer: Trainer | None) -> None:
+    """Refuse a trainer that is about to train by an optimizer and a schedule of no recipe.
+
+    Args:
+        trainer: whose arguments hold a recipe; None if none begins to train.
+
+    Raises:
+        RecipeError: neither its schedule nor its optimizer is a recipe's.
+    """
+    if trainer is None or trainer.is_deepspeed_enabled or trainer.optimizer is None:
+        return
+    is_scheduled = isinstance(unwrapped(trainer.lr_scheduler), RecipeScheduler)
+    # A recipe gives each group a name, and torch gives none.
+    is_named = any("name" in group for group in trainer.optimizer.param_groups)
+    if not (is_scheduled or is_named):
+        raise not_run("was given an optimizer and a schedule of its own")
 
 
 def refuse_other_optimizers(trainer: Trainer) -> None:

@@ -7,9 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-__all__ = ["check_evaluations", "of_main_process"]
+__all__ = ["check_evaluations", "has_teller", "of_main_process"]
+
+
+def has_teller(trainer: Trainer) -> bool:
+    """Tell whether a MetricCallback tells the scheduler of metrics already."""
+    callbacks = trainer.callback_handler.callbacks
+    return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
 
 
 def of_main_process(metrics: dict[str, Any]) -> dict[str, Any]:

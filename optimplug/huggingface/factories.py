@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import ArgumentError, Problem, RecipeError
 from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.conflicts import refuse_arguments
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import TAKES_FACTORIES
+from optimplug.huggingface.reports import check_logs
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.text.reader import Source
 from optimplug.recipe.text.schema import FreezeSpec
@@ -36,7 +37,7 @@ def build(
     The Trainer steps the scheduler once per update. It still clips by its own ``max_grad_norm``,
     which is 1.0 by default, before the optimizer clips by the recipe's: give
     ``TrainingArguments(max_grad_norm=0)`` to leave clipping to the recipe. It tells the scheduler
-    of no evaluation: for a schedule that follows a metric, give it
+    of no evaluation, and of nothing that is logged: for a schedule that follows a metric, give it
     :class:`~optimplug.callbacks.huggingface.MetricCallback` too. A second ``train`` goes on with
     both as they are.
 
@@ -50,6 +51,7 @@ def build(
         train_dataset: that of the Trainer.
 
     Raises:
+        ArgumentError: the arguments have ``log_groups``, which a plain Trainer does not know.
         RecipeError: the recipe does not fit the model or the run, or ``auto_find_batch_size`` would
             change how long that is.
 
@@ -58,18 +60,28 @@ def build(
     """
     recipe = resolve_recipe(recipe, args)
     refuse_arguments(args)
+    if getattr(args, "log_groups", None) is not None:
+        raise ArgumentError(
+            "log_groups among the arguments is for a trainer that runs the recipe; a plain one "
+            "logs groups by a callback: OptimizerMonitor(log_groups=...)"
+        )
     if args.auto_find_batch_size:
         raise RecipeError.at(
             "schedule",
             "auto_find_batch_size changes how many updates there are after the schedule is made; "
             "leave it out, or use RecipeTrainer",
         )
-    optimizer, scheduler = recipe.build(model, horizon_of(args, train_dataset))
+    horizon = horizon_of(args, train_dataset)
+    optimizer, scheduler = recipe.build(model, horizon)
     report_replaced(args, recipe, but=("max_grad_norm",))
     _report_clipping(args, recipe)
+    error = partial(RecipeError.at, "schedule")
     if scheduler.counts_validations:
-        check_evaluations(args, partial(RecipeError.at, "schedule"))
-        _report_evaluations()
+        check_evaluations(args, error)
+    if monitors := scheduler.training_monitors:
+        check_logs(args, horizon.total_steps, monitors, error, keeps_loss=False)
+    if scheduler.counts_validations or monitors:
+        _report_metrics()
     return optimizer, scheduler
 
 
@@ -119,7 +131,7 @@ class FromRecipe:
         return recipe.build_optimizer(model)
 
 
-def _report_evaluations() -> None:
+def _report_metrics() -> None:
     warnings.warn(
         "the schedule counts validations or follows a metric, of which a plain Trainer tells it "
         "only by optimplug.callbacks.huggingface.MetricCallback: give it one, or use RecipeTrainer",

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import has_length
 
 from optimplug.recipe import Horizon
@@ -29,10 +31,14 @@ __all__ = [
     "TAKES_FACTORIES",
     "TrainerEvents",
     "UnbuiltTrainer",
+    "beginning_to_train",
+    "give_back_unlogged",
     "horizon_in",
+    "loss_of",
     "model_without_weights",
     "planned_by",
     "require_methods",
+    "unlogged_loss",
     "unwrapped",
     "updates_before",
 ]
@@ -64,6 +70,7 @@ NEEDED: Mapping[str, str] = {
     "set_initial_training_values": "is where the Trainer counts its updates",
     "_evaluate": "knows an evaluation of several data sets as one, which no callback does",
     "_get_learning_rate": "is called after each update, before the schedule is stepped",
+    "_save_checkpoint": "saves the schedule, before any callback is asked",
     "_load_optimizer_and_scheduler": "loads both before any callback is asked",
 }
 """The methods of a Trainer that are overridden or called, each with the reason: what it does that
@@ -118,6 +125,10 @@ class TrainerEvents(_Base):
 
     def trained(self) -> None:
         """The last update of a run is done; the Trainer may load the best weights next."""
+        raise NotImplementedError
+
+    def saving(self, save: Callable[[], None]) -> None:
+        """A checkpoint is to be saved; ``save`` does it."""
         raise NotImplementedError
 
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
@@ -175,6 +186,10 @@ class TrainerEvents(_Base):
         if not _HAS_STEPS:
             self.trained()
         super()._load_best_model()
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        save = super()._save_checkpoint
+        self.saving(lambda: save(model, trial))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -274,6 +289,60 @@ class UnbuiltTrainer(Trainer):
         self.data_collator = default_data_collator
         self._train_batch_size = args.train_batch_size
         self.create_accelerator_and_postprocess()
+
+
+def loss_of(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Return the loss of a batch as a training step computes it, before any gradient.
+
+    ``training_step`` would scale it, and call backward by itself.
+    """
+    model = trainer.model_wrapped
+    model.train()
+    inputs = trainer._prepare_inputs(batch)
+    with trainer.compute_loss_context_manager():
+        loss = cast(torch.Tensor, trainer.compute_loss(model, inputs))
+    return loss.mean()  # of several devices in one process
+
+
+def unlogged_loss(trainer: Trainer) -> tuple[float, int]:
+    """Return the sum of the losses since the last log, and of how many updates it is.
+
+    It is the mean over all processes, as the Trainer logs it. It keeps both for itself, and only
+    as it trains.
+    """
+    running: Any = trainer
+    gather: Any = nested_gather
+    total = gather(running._tr_loss, trainer.args.parallel_mode).mean().item()
+    return total, trainer.state.global_step - running._globalstep_last_logged
+
+
+def give_back_unlogged(trainer: Trainer, total: float, updates: int) -> None:
+    """Let a Trainer that has just begun to train log the mean with losses of before it resumed.
+
+    The loss of the whole training, which it returns, stays that of the updates of this process.
+    """
+    running: Any = trainer
+    running._tr_loss += total
+    running._total_loss_scalar -= total
+    running._globalstep_last_logged -= updates
+
+
+_TRAINING_LOOP = "_inner_training_loop"
+
+
+def beginning_to_train(frame: FrameType | None) -> Trainer | None:
+    """Return the trainer whose training loop has called a function; None if another has.
+
+    The loop asks its arguments for the device once, as all is prepared and nothing is trained yet.
+
+    Args:
+        frame: of that function.
+    """
+    caller = None if frame is None else frame.f_back
+    if caller is None or caller.f_code.co_name != _TRAINING_LOOP:
+        return None
+    found = caller.f_locals.get("self")
+    return found if isinstance(found, Trainer) else None
 
 
 def unwrapped(scheduler: Any) -> Any:

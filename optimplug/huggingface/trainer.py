@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,7 +15,12 @@ from transformers import Trainer
 from optimplug._core.optim.gradients import global_norm
 from optimplug.errors import ArgumentError, RecipeError
 from optimplug.huggingface.added import by_either_name, plain_names
-from optimplug.huggingface.arguments import report_replaced, resolve_policy, resolve_recipe
+from optimplug.huggingface.arguments import (
+    report_replaced,
+    resolve_log_groups,
+    resolve_policy,
+    resolve_recipe,
+)
 from optimplug.huggingface.conflicts import (
     refuse_arguments,
     refuse_methods,
@@ -23,7 +28,8 @@ from optimplug.huggingface.conflicts import (
     tell_of_clipping,
     trains_its_loss,
 )
-from optimplug.huggingface.evaluations import check_evaluations, of_main_process
+from optimplug.huggingface.console import short_lines
+from optimplug.huggingface.evaluations import check_evaluations, has_teller, of_main_process
 from optimplug.huggingface.horizon import horizon_of
 from optimplug.huggingface.internals import (
     TrainerEvents,
@@ -31,10 +37,18 @@ from optimplug.huggingface.internals import (
     unwrapped,
     updates_before,
 )
+from optimplug.huggingface.reports import (
+    check_logs,
+    go_on_reporting,
+    is_report,
+    keeping_unreported,
+    report,
+)
 from optimplug.huggingface.resume import Checkpoint, resume
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
 from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.logged import LoggedGroups, group_values
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.reader import Source
@@ -61,17 +75,20 @@ class _WithRecipe(TrainerEvents):
         *args: Any,
         recipe: Source | Recipe | None = None,
         resume: Policy | None = None,
+        log_groups: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
         self._resume = None if resume is None else check_policy(resume)
         self._steps_per_epoch: int | None = None
+        self._log_groups = LoggedGroups(log_groups)
         self._used_rates: dict[str, float] = {}
         self._trainable: dict[str, str] = {}  # by the Trainer's own name for each, ours
         super().__init__(*args, **kwargs)
         refuse_other_optimizers(cast(Trainer, self))
         refuse_arguments(self.args)
         self.recipe = resolve_recipe(self._given, self.args)
+        resolve_log_groups(self._log_groups, self.args)  # refuses two that differ
         self._resolved_from = copy.deepcopy(getattr(self.args, "recipe", None))
         self._reported = report_replaced(self.args, self.recipe)
 
@@ -95,6 +112,9 @@ class _WithRecipe(TrainerEvents):
         if self.optimizer is None or (self.run is not None and self._is_over(self.run)):
             self._start_run(cast(nn.Module, self.model if model is None else model))
         self._own_run()  # an optimizer that was put in its place is refused before it trains
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "finds_rates", False):  # it needs the losses
+                callback.trainer = self
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _is_over(self, run: Run) -> bool:
@@ -112,7 +132,13 @@ class _WithRecipe(TrainerEvents):
         plain = plain_names(model, self._loss())
         trained = require_gradients(plain)
         names = {p: name for name, p in without_wrappers(plain).named_parameters() if p in trained}
-        self.run = by_either_name(model, self._loss(), partial(Run, self.recipe))
+        run = by_either_name(model, self._loss(), partial(Run, self.recipe))
+        try:
+            resolve_log_groups(self._log_groups, self.args).check([run.optimizer])
+        except ArgumentError:
+            run.close()
+            raise
+        self.run = run
         own = without_wrappers(self.run.model).named_parameters()
         self._trainable = {names[p]: name for name, p in own if p in names}
         self.optimizer = self.run.optimizer
@@ -143,6 +169,9 @@ class _WithRecipe(TrainerEvents):
             scheduler = run.schedule_over(horizon, stepped)
             if scheduler.counts_validations:
                 check_evaluations(self.args, partial(RecipeError.at, "schedule"))
+            if monitors := scheduler.training_monitors:
+                error = partial(RecipeError.at, "schedule")
+                check_logs(self.args, num_training_steps, monitors, error)
             self.lr_scheduler = scheduler
             self.renew_schedule()
         return cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler)
@@ -178,6 +207,7 @@ class _WithRecipe(TrainerEvents):
                 "evaluations any more; call trainer.run.close() after train()"
             )
         self._refuse_other_schedule()
+        go_on_reporting(cast(Trainer, self), run)
         run.train()
         return super().training_step(*args, **kwargs)
 
@@ -211,13 +241,28 @@ class _WithRecipe(TrainerEvents):
     def trained(self) -> None:
         """Leave the weights that are validated; those of the best checkpoint are such as well."""
         self._own_run().eval()
+        if isinstance(self.lr_scheduler, RecipeScheduler):
+            self.lr_scheduler.tell_if_never_told()
+
+    def saving(self, save: Callable[[], None]) -> None:
+        """Let the checkpoint hold what goes into the next report of the training's loss."""
+        with keeping_unreported(cast(Trainer, self)):
+            save()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does; beside the rate of the first group, those of all."""
-        if "learning_rate" in logs:
-            rates = self._used_rates if len(self._used_rates) > 1 else {}
-            logs = {**logs, **rates, **_monitored(cast(Trainer, self))}
-        super().log(logs, start_time)
+        """Log as the Trainer does; beside the rate of the first group, those of all.
+
+        The reporters have each group that ``log_groups`` names; the console has no longer line.
+        """
+        if "learning_rate" not in logs:
+            super().log(logs, start_time)
+            return
+        logged = resolve_log_groups(self._log_groups, self.args)
+        monitored = _monitored(cast(Trainer, self), logged)
+        with short_lines(cast(Trainer, self)):
+            super().log({**logs, **self._used_rates, **monitored}, start_time)
+        if is_report(logs):
+            report(cast(Trainer, self), self._own_run())
 
     def gradients_ready(self, model: nn.Module) -> torch.Tensor:
         """Measure the norm and change nothing: the optimizer clips, where the recipe says so."""
@@ -226,14 +271,16 @@ class _WithRecipe(TrainerEvents):
 
     def update_done(self) -> bool:
         """Note the rates that the update used."""
-        groups = enumerate(self.optimizer.param_groups)
-        self._used_rates = {f"lr/{g.get('name', i)}": float(g["lr"]) for i, g in groups}
+        logged = resolve_log_groups(self._log_groups, self.args)
+        # The Trainer itself logs the rate of the first group, and so of a single one.
+        several = len(self.optimizer.param_groups) > 1
+        self._used_rates = group_values(self.optimizer, logged=logged) if several else {}
         return self._own_run().updates.take() > 0  # it is the Trainer that steps the schedule
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """Tell the schedule, unless a MetricCallback does; or the trainer has one of its own."""
         recipes = isinstance(self.lr_scheduler, RecipeScheduler)
-        if recipes and not _has_teller(cast(Trainer, self)):
+        if recipes and not has_teller(cast(Trainer, self)):
             self._own_run().validated(of_main_process(metrics))
 
     def loading(self, checkpoint: Path, load: Callable[[], None]) -> None:
@@ -285,6 +332,10 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     as the recipe says where it is left out. Under ``weights`` the schedule is laid over the updates
     that are left. ``trainer.run.resumption`` tells what has changed.
 
+    Beside the loss, every group's rate is logged, as ``lr/<group>``: all of them to the reporters,
+    or those that ``log_groups=`` names by globs (here, or in the arguments). A line of the console
+    stays under 200 characters: where it would not, it has the range of the rates instead.
+
     It is the whole truth: the optimizer, its groups, the schedule and clipping come from it alone,
     and the arguments that it replaces do not apply, ``max_grad_norm`` (1.0 by default) included.
     Those that were set to something else than their default are named in a warning.
@@ -299,7 +350,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
             is returned as it is.
 
     Raises:
-        ArgumentError: it is no class of trainers.
+        ArgumentError: it is no class of trainers; or, as training begins, ``log_groups`` names a
+            group that there is not.
         ImportError: transformers is too old.
         RecipeError: the class makes its optimizer, schedule or groups by methods of its own. From
             the constructor of the subclass, if there is no recipe, two that differ, or a bad one,
@@ -330,16 +382,11 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
 RecipeTrainer = with_recipe(Trainer)
 
 
-def _has_teller(trainer: Trainer) -> bool:
-    """Whether a MetricCallback tells the scheduler of evaluations already."""
-    callbacks = trainer.callback_handler.callbacks
-    return any(getattr(callback, "tells_recipes", False) for callback in callbacks)
-
-
-def _monitored(trainer: Trainer) -> dict[str, float]:
+def _monitored(trainer: Trainer, logged: LoggedGroups) -> dict[str, float]:
     """Return what an OptimizerMonitor logs: itself, it would come after the reporters."""
     found: dict[str, float] = {}
     for callback in trainer.callback_handler.callbacks:
         if getattr(callback, "logs_updates", False):
+            callback.values = logged.of(callback.values)  # it adds them itself where they are not
             found |= callback.values
     return found

@@ -12,6 +12,7 @@ from optimplug.lightning.leaving import LeavesAfterFit
 from optimplug.lightning.manual import ManualCheck
 from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.lightning.patches import save_in_eval_mode, step_after_updates
+from optimplug.lightning.reports import ReportsTraining
 from optimplug.lightning.resuming import Resumes
 from optimplug.lightning.validations import TellsValidations, require_validations
 from optimplug.recipe import Run
@@ -57,13 +58,14 @@ class RunEvents(TellsValidations, LeavesAfterFit):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the module with the weights that are validated."""
         self.run.eval()
+        self.run.scheduler.tell_if_never_told()
 
     def leave(self) -> None:
         """Leave the module as it was, but for its weights."""
         try:
             self.run.eval()
         finally:  # a device that has failed must not keep the rest from being undone
-            self.run.close()
+            self.run.close(interrupted=True)  # a good end has been told of by now
 
 
 def wire(run: ScheduledOptimizer, module: LightningModule, resume: Policy | None = None) -> None:
@@ -82,6 +84,10 @@ def wire(run: ScheduledOptimizer, module: LightningModule, resume: Policy | None
     if run.scheduler.counts_validations:
         require_validations(trainer, partial(RecipeError.at, "schedule"))
     step_after_updates(module, run)
+    if run.scheduler.training_monitors:  # a validation that is made up for comes before a report
+        reports = ReportsTraining(run, module)
+        _add(reports, trainer, run)
+        reports.look_back(trainer)
     events = RunEvents(run)
     save_in_eval_mode(trainer, run, lambda: events.in_batch)
     _add(events, trainer, run)

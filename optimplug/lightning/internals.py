@@ -6,23 +6,37 @@ which of these a new release has broken.
 
 from __future__ import annotations
 
+import inspect
+import operator
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
 from torch import nn
 
-from optimplug.lightning.package import BatchSizeFinder, Callback, LearningRateFinder, Trainer
+from optimplug._core.metrics import name_among
+from optimplug.lightning.package import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    LightningModule,
+    Trainer,
+)
 
 __all__ = [
     "add_callback",
+    "add_to_running",
     "callbacks_of",
     "changes_batch_size_in_fit",
     "forget_data_setup",
     "loaded_checkpoint",
+    "ready_batch",
     "remove_callback",
     "run_validation",
+    "running_results",
     "sets_rates",
     "should_log",
+    "trained_metrics",
     "uncompiled",
     "unscales_by_itself",
     "validated_metrics",
@@ -111,6 +125,72 @@ def validated_metrics(trainer: Trainer) -> dict[str, Any]:
     logged = [r for r in results.values() if r.meta.on_epoch and not r.has_reset]
     names = {name for r in logged for name in results._forked_name(r, on_step=False)}
     return {name: value for name, value in trainer.callback_metrics.items() if name in names}
+
+
+def ready_batch(trainer: Trainer, module: LightningModule, batch: Any) -> tuple[Any, ...]:
+    """Return the arguments of ``training_step`` for a batch as it comes from the data.
+
+    A fit's own fetcher does this on the way, and offers it nowhere else.
+    """
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    takes_number = "batch_idx" in inspect.signature(module.training_step).parameters
+    return (batch, 0) if takes_number else (batch,)
+
+
+def trained_metrics(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the training has logged of this epoch: its means, and that of the last batch.
+
+    ``trainer.callback_metrics`` also holds what validations, and earlier epochs, have logged.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    of_epoch, of_batch = (results.metrics(on_step=on_step)["callback"] for on_step in (False, True))
+    return of_epoch, of_batch
+
+
+def running_results(trainer: Trainer, names: Set[str]) -> dict[str, dict[str, Any]]:
+    """Return the sums from which Lightning will take the means of an epoch of training.
+
+    It keeps them in no checkpoint. They are means over processes here, as each goes on with them.
+    What is logged for each batch alone has no sums.
+
+    Args:
+        trainer: within an epoch.
+        names: of the metrics, as they may be said elsewhere.
+    """
+    found = {}
+    for key, result in trainer.fit_loop.epoch_loop._results.items():
+        logged = result.is_tensor and not result.has_reset
+        if logged and any(name_among(n, [result.meta.name], of_training=True) for n in names):
+            states = result._defaults if result.meta.on_epoch else ()
+            found[key] = {name: _shared(trainer, getattr(result, name)) for name in states}
+    return found
+
+
+def _shared(trainer: Trainer, value: torch.Tensor) -> torch.Tensor:
+    """Return the mean over processes, of a whole number as well."""
+    own = value.detach().clone()
+    if trainer.world_size > 1:
+        number = own if own.is_floating_point() else own.float()
+        own = trainer.strategy.reduce(number, reduce_op="mean").to(own.dtype)
+    return own.cpu()
+
+
+def add_to_running(
+    trainer: Trainer, saved: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Mapping[str, Any]]:
+    """Let Lightning go on with such sums; return those that the training has not logged yet."""
+    left = dict(saved)
+    results = trainer.fit_loop.epoch_loop._results
+    for key in [key for key in saved if key in results and not results[key].has_reset]:
+        result, before = results[key], left.pop(key)
+        adds = result.meta.is_mean_reduction or result.meta.is_sum_reduction
+        combine = operator.add if adds else result.meta.reduce_fx
+        for name, value in before.items():
+            own = getattr(result, name)
+            setattr(result, name, combine(value.to(own.device), own))
+    return left
 
 
 def run_validation(trainer: Trainer) -> None:

@@ -18,7 +18,14 @@ from optimplug.lightning.internals import (
 from optimplug.lightning.package import LightningModule, OwnCallback, Trainer, TrainerFn
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
-__all__ = ["CompletesValidations", "TellsValidations", "agreed", "in_fit", "require_validations"]
+__all__ = [
+    "CompletesValidations",
+    "TellsValidations",
+    "agreed",
+    "in_fit",
+    "over_processes",
+    "require_validations",
+]
 
 _KEY = "optimplug_validation_due"
 
@@ -123,12 +130,19 @@ def agreed(trainer: Trainer, followed: Set[str], awaited: Set[str] = frozenset()
     """
     metrics = validated_metrics(trainer)
     found = {found for name in followed if (found := name_among(name, metrics))}
-    for name in sorted(found) if trainer.world_size > 1 else ():
-        own = torch.as_tensor(metrics[name]).detach().clone()
-        metrics[name] = trainer.strategy.reduce(own, reduce_op="mean")
+    metrics = over_processes(trainer, metrics, found)
     for name in sorted(awaited):
         _require(name, metrics, name_among(name, trainer.callback_metrics))
     return metrics
+
+
+def over_processes(trainer: Trainer, metrics: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    """Return metrics, those of these names as their mean over processes."""
+    if trainer.world_size == 1:
+        return metrics
+    own = {name: torch.as_tensor(metrics[name]).detach().clone() for name in sorted(names)}
+    means = {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in own.items()}
+    return {**metrics, **means}
 
 
 def _require(name: str, metrics: Mapping[str, Any], elsewhere: str | None) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optimplug.recipe.checkpoint.resumption import Resumption
+    from optimplug.recipe.finder.curve import LRCurve
+    from optimplug.recipe.finder.find import find_lr
     from optimplug.recipe.plan import Plan
     from optimplug.recipe.recipe import Recipe
     from optimplug.recipe.run import Run
@@ -14,16 +16,28 @@ if TYPE_CHECKING:
     from optimplug.recipe.schedule.standalone import build_scheduler
     from optimplug.recipe.text.durations import Horizon
 
-__all__ = ["Horizon", "Plan", "Recipe", "RecipeScheduler", "Resumption", "Run", "build_scheduler"]
+__all__ = [
+    "Horizon",
+    "LRCurve",
+    "Plan",
+    "Recipe",
+    "RecipeScheduler",
+    "Resumption",
+    "Run",
+    "build_scheduler",
+    "find_lr",
+]
 
 _MODULES = {
     "Horizon": "text.durations",
+    "LRCurve": "finder.curve",
     "Plan": "plan",
     "Recipe": "recipe",
     "RecipeScheduler": "schedule.scheduler",
     "Resumption": "checkpoint.resumption",
     "Run": "run",
     "build_scheduler": "schedule.standalone",
+    "find_lr": "finder.find",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from optimplug._core.optim.memory import Memory, memory_of
 from optimplug.errors import Problem
@@ -14,9 +14,12 @@ from optimplug.recipe.parameters.explain import Explanation, explain, plain
 from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
-from optimplug.recipe.schedule.timeline import RunSchedule
+from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.schema import RuleSpec
+
+if TYPE_CHECKING:
+    from optimplug.show.table import PlanTable
 
 __all__ = ["Plan", "Rates"]
 
@@ -39,8 +42,8 @@ class Rates(NamedTuple):
 class Plan:
     """What a recipe does to a model: which parameters get which settings, and lr over time.
 
-    Print it for a table; :meth:`html` makes a page of it, :meth:`plot` a picture;
-    :meth:`to_dict` gives it to a program.
+    Print it for a table, which :meth:`table` gives with every row as well; :meth:`html` makes a
+    page of it, :meth:`plot` a picture; :meth:`to_dict` gives it to a program.
     """
 
     optimizer: str
@@ -103,7 +106,15 @@ class Plan:
 
     def curve_of(self, group: Group) -> Curve:
         """Return the factor on lr over time that a group follows."""
-        return self.run_schedule.curves_of(group.schedule)["lr"]
+        return self.curves_of(group)["lr"]
+
+    def curves_of(self, group: Group) -> Curves:
+        """Return the factors over time that a group follows, by the hyperparameter."""
+        return self.run_schedule.curves_of(group.schedule)
+
+    def frozen_until(self, group: Group) -> int:
+        """Return for how many updates a group stays as it is."""
+        return self.run_schedule.frozen_until[group.freeze] if group.freeze else 0
 
     def lr(self, group: Group, t: int) -> float:
         """Return a group's rate after ``t`` updates, the one that update ``t + 1`` will use.
@@ -182,17 +193,22 @@ class Plan:
         evenly = {round(i * length / points) for i in range(points + 1)}
         return sorted(evenly | {phase.start for phase in self._phases()})
 
-    def traces(self, steps: Sequence[int]) -> list[list[float]]:
-        """Return each group's learning rates at these steps."""
+    def traces(self, steps: Sequence[int], of: str = "lr") -> list[list[float]]:
+        """Return each group's values of a hyperparameter at these steps: learning rates.
+
+        Of one that is several numbers (``betas``) it is the first. A group whose optimizer has no
+        such number has none.
+        """
         # Most groups share a curve, and curves cost more than products: each is computed once.
         factors: dict[int, list[float]] = {}
-        for curve in map(self.curve_of, self.groups):
-            if id(curve) not in factors:
+        found = []
+        for group in self.groups:
+            value, curve = _first(self.setting(group, of)), self.curves_of(group).get(of)
+            if curve is not None and id(curve) not in factors:
                 factors[id(curve)] = [curve(t) for t in steps]
-        return [
-            [group.lr * factor for factor in factors[id(self.curve_of(group))]]
-            for group in self.groups
-        ]
+            known = [1.0] * len(steps) if curve is None else factors[id(curve)]
+            found.append([] if value is None else [value * factor for factor in known])
+        return found
 
     def shades(self) -> list[float]:
         """Return how deep each group is in the model: 0 at its bottom, 1 at its top.
@@ -225,6 +241,17 @@ class Plan:
     # What shows a plan needs rich. It is imported when it is asked for, so that nothing that trains
     # has to load it.
 
+    def table(self, unfold: bool = False) -> PlanTable:
+        """Return the plan as a table, to be printed, or shown by a notebook.
+
+        Args:
+            unfold: a row for every group. Without it, groups of several layers are one row where
+                they differ in nothing but rates that only rise, or only fall.
+        """
+        from optimplug.show.table import PlanTable
+
+        return PlanTable(self, unfold)
+
     def html(self) -> str:
         """Return a page that shows the table and every group's lr over time, by itself.
 
@@ -235,7 +262,7 @@ class Plan:
         return page.render(self)
 
     def plot(self, path: str | PathLike[str]) -> None:
-        """Draw lr over time for every group into a PNG, SVG or PDF file.
+        """Draw lr over time into a PNG, SVG or PDF file; what else is scheduled; what is frozen.
 
         Raises:
             MissingExtraError: matplotlib is not installed.
@@ -258,14 +285,21 @@ class Plan:
         )
 
     def __rich__(self) -> Any:
-        from optimplug.show import table
-
-        return table.render(self)
+        return self.table()
 
     def __str__(self) -> str:
-        from optimplug.show import table
+        return str(self.table())
 
-        return table.as_text(self)
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the table."""
+        return self.table()._repr_html_()
+
+
+def _first(value: Any) -> float | None:
+    """Return a number, or the first of several; None for what is no number."""
+    number = value[0] if isinstance(value, tuple | list) and value else value
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    return float(number) if is_number else None
 
 
 def _optimizer_dict(choice: Choice) -> dict[str, Any]:

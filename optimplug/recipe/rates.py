@@ -8,9 +8,10 @@ from typing import Any
 from optimplug._core.optim.facts import Facts, Rates
 from optimplug.errors import Problem
 from optimplug.recipe.resolve import Choice
+from optimplug.recipe.text.rule_id import RuleId
 from optimplug.recipe.text.schema import RecipeSpec
 
-__all__ = ["lr_schedule_warnings", "rate_warnings"]
+__all__ = ["lr_schedule_warnings", "rate_warnings", "written_rates"]
 
 
 def rate_warnings(optimizers: Iterable[Choice]) -> Iterator[Problem]:
@@ -34,6 +35,19 @@ def _rate_warnings(choice: Choice, lr: Any, common: Rates | None) -> Iterator[Pr
         bound = common.most if lr > common.most else common.least
         message = f"{lr:g} is {side} what {choice.name} is commonly run with ({bound:g})"
         yield Problem(f"{choice.path}.lr", f"{message}: {common.why}")
+
+
+def written_rates(spec: RecipeSpec, optimizers: Iterable[Choice]) -> dict[str, float]:
+    """Return the rates that the groups' own are made from, by the paths where a recipe has them.
+
+    Args:
+        spec: the recipe.
+        optimizers: all that it names, with the defaults of their classes.
+    """
+    rates = {f"{choice.path}.lr": choice.hyperparameters.get("lr") for choice in optimizers}
+    rules = {RuleId(i).path: rule.model_extra or {} for i, rule in enumerate(spec.groups)}
+    rates |= {f"{path}.lr": given["lr"] for path, given in rules.items() if "lr" in given}
+    return {path: float(lr) for path, lr in rates.items() if isinstance(lr, int | float)}
 
 
 def lr_schedule_warnings(spec: RecipeSpec, optimizers: Iterable[Choice]) -> Iterator[Problem]:

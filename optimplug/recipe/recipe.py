@@ -21,13 +21,13 @@ from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
 from optimplug.recipe.lost_updates import lost_update_warnings
 from optimplug.recipe.parameters.depth.depth import Layout, find_layout
-from optimplug.recipe.parameters.explain import Explanation, explain
+from optimplug.recipe.parameters.explain import Explanation, explain, explain_all
 from optimplug.recipe.parameters.frozen import freeze
 from optimplug.recipe.parameters.groups import Grouping
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.provenance import provenance
-from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings
+from optimplug.recipe.rates import lr_schedule_warnings, rate_warnings, written_rates
 from optimplug.recipe.resolve import settable_per_group
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
@@ -246,6 +246,15 @@ class Recipe:
         """
         return explain(name, self._group(model), self.spec.groups)
 
+    def explain_all(self, model: nn.Module, patterns: Iterable[str]) -> list[Explanation]:
+        """Explain several parameters, by names or by globs on them as in ``match``.
+
+        Raises:
+            RecipeError: the rules do not fit the model.
+            ArgumentError: a pattern is for no parameter of the model.
+        """
+        return explain_all(patterns, self._group(model), self.spec.groups)
+
     @property
     def max_grad_norm(self) -> float | None:
         """The norm that gradients are clipped to in every step, if any."""
@@ -258,6 +267,14 @@ class Recipe:
         Where there are several, those of the one under ``optimizer``.
         """
         return self._checked.hyperparameters
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Every ``lr`` in it, defaults of optimizers among them, by path: ``optimizer.lr``.
+
+        The rate of each group is one of them, times what rules have it multiplied by.
+        """
+        return written_rates(self.spec, self._checked.optimizers)
 
     def _provenance(self, optimizer: torch.optim.Optimizer, horizon: Horizon) -> dict[str, Any]:
         whole = {name: self.hyperparameters.get(name) for name in CLIPPING}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from optimplug.recipe.checkpoint.order import Order
 from optimplug.recipe.checkpoint.resumption import Policy, Resumption
 from optimplug.recipe.checkpoint.saved import Saved, read_state
 from optimplug.recipe.clipped import leave_steps
-from optimplug.recipe.parameters.frozen import freezings_in
+from optimplug.recipe.parameters.frozen import FreezeWatch, follow_copies, freezings_in
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
@@ -94,7 +94,49 @@ class Run(ScheduledOptimizer):
         self.on_close(partial(leave_steps, self.optimizer))
         for freezing in freezings_in(model):  # this recipe's: it has undone those before it
             self.on_close(freezing.release)
+        follow_copies(model)
+        own = (p for group in self._owner.param_groups for p in group["params"])
+        self._frozen_by_others = FreezeWatch(model, own)
         self.train()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do all that belongs to an update: clip, step, move the schedule on, clear the gradients.
+
+        Clipping is part of the optimizer's step (``max_grad_norm``).
+
+        Args:
+            closure: computes the loss and its gradients anew, within the step.
+
+        Returns:
+            What the optimizer's step returned: the loss of the closure, None without one.
+
+        Raises:
+            ArgumentError: the run is closed, or a later recipe on the same model has frozen what
+                this one trains. Nothing has changed then.
+        """
+        self._check_frozen()
+        return super().step(closure)
+
+    def updated(self) -> bool:
+        """Move the schedule on by as many updates as there were since the last call.
+
+        It is as :meth:`ScheduledOptimizer.updated`.
+
+        Raises:
+            ArgumentError: as :meth:`step`.
+        """
+        self._check_frozen()
+        return super().updated()
+
+    def _check_frozen(self) -> None:
+        """Refuse to train on without what another recipe has frozen since."""
+        if not self.closed and (names := self._frozen_by_others.frozen_since()):
+            more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ArgumentError(
+                "another recipe was built on this model since the run began, and has frozen what "
+                f"this run trains: {', '.join(names[:3])}{more}; close that one's run first, or "
+                "write both as rules of one recipe (each with its own optimizer, if need be)"
+            )
 
     def schedule_over(
         self, horizon: Horizon, optimizer: torch.optim.Optimizer | None = None

@@ -273,7 +273,7 @@ def _phase_warnings(
 def _jump_warnings(where: str, before: Phase, phase: Phase, of: str) -> Iterator[Problem]:
     """Find a phase that does not start where the one before it ends, without saying so."""
     how = "say 'from: previous' to go on from there, or 'from: peak' if this is meant"
-    if before.follows_validations:
+    if before.follows_metrics:
         yield Problem(
             where, f"starts at its own {of}, whatever {before.name} has made of it; {how}"
         )

@@ -25,6 +25,9 @@ __all__ = ["OptimizerTable", "rate", "state"]
 _WRITTEN = ("purpose", "not_for", "rate", "rate_means", "lr_only_begins", "paper", "link")
 
 
+_OF_GROUPS = "each group's own"
+
+
 @dataclass(frozen=True)
 class OptimizerTable:
     """A row for each optimizer. Print it; :meth:`to_list` gives it to a program."""
@@ -38,7 +41,9 @@ class OptimizerTable:
         Raises:
             ArgumentError: there are none.
         """
-        names = sorted(optimizer_names(), key=str.lower)
+        # A recipe cannot name this one: it makes one wherever its rules name several.
+        several = optim.MultiOptimizer.__name__
+        names = sorted([*optimizer_names(), several], key=str.lower)
         found = [name for name in names if fnmatchcase(name.lower(), pattern.lower())]
         if not found:
             hint = did_you_mean(pattern.strip("*?"), names)
@@ -73,15 +78,16 @@ class OptimizerTable:
 
 def _row(profile: Profile) -> list[str]:
     facts = profile.facts
+    none = "none" if profile.state_bytes is not None else _OF_GROUPS
     return [
         profile.name,
         facts.purpose,
         facts.not_for,
         rate(profile),
         state(profile),
-        ", ".join(profile.executions),
-        ", ".join(profile.storage),
-        ", ".join(profile.sharding) or "none",
+        ", ".join(profile.executions) or none,
+        ", ".join(profile.storage) or none,
+        ", ".join(profile.sharding) or none,
         facts.link,
     ]
 
@@ -97,6 +103,8 @@ def rate(profile: Profile) -> str:
 
 def state(profile: Profile) -> str:
     """Return how many bytes an optimizer keeps for each element of a float32 parameter."""
+    if profile.state_bytes is None:
+        return _OF_GROUPS
     parts = [f"{profile.state_bytes:g}"]
     vectors = profile.state_bytes_of_vectors
     if vectors is not None and vectors != profile.state_bytes:

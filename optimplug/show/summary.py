@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from optimplug.errors import listed
 from optimplug.recipe.plan import Plan
 from optimplug.recipe.resolve import Choice
-from optimplug.recipe.schedule.curves import Curve
+from optimplug.recipe.schedule.curves import Curve, Phase
+from optimplug.recipe.text.rule_id import RuleId
+from optimplug.show.rows import Row, folded_names
 
-__all__ = ["bytes_cell", "summary", "title"]
+__all__ = ["bytes_cell", "modules_of", "summary", "title"]
+
+_ROOM = 40  # columns for the names of what is frozen, in a line of about 80
 
 
 def title(plan: Plan) -> str:
@@ -23,23 +29,25 @@ def _call(optimizer: Choice) -> str:
     return f"{optimizer.name}({given})"
 
 
-def summary(plan: Plan) -> Iterator[str]:
-    """Give lines on sizes, on memory, and on what happens when."""
+def summary(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """Give lines on sizes, on memory, and on what happens when.
+
+    Args:
+        plan: of which they tell.
+        rows: its groups as they are shown beside these lines.
+    """
     numel = sum(group.numel for group in plan.groups)
     tensors = sum(len(group.parameters) for group in plan.groups)
-    yield (
-        f"{len(plan.groups)} groups, {tensors} tensors, {numel:,} parameters to train; "
-        f"rules are counted from 0; end is after the last update"
-    )
+    yield f"{len(plan.groups)} groups, {tensors} tensors, {numel:,} parameters to train"
+    yield "end is after the last update"
     if plan.layout is not None:
         yield str(plan.layout)
     yield f"optimizer state: {_memory(plan)}"
     if plan.grouping.frozen:
-        size = sum(p.numel() for p in plan.grouping.frozen.values())
-        yield f"frozen: {len(plan.grouping.frozen)} tensors, {size:,} parameters"
+        yield _frozen(plan)
     yield from map(str, plan.absent)
     yield from _phases(plan)
-    yield from _exceptions(plan)
+    yield from _exceptions(plan, rows)
 
 
 def _memory(plan: Plan) -> str:
@@ -58,7 +66,13 @@ def _phases(plan: Plan) -> Iterator[str]:
         for phase in curve.phases:
             steps = f"steps {phase.start:,} to {phase.start + phase.steps:,}"
             start = ", from the rate before it" if phase.before else ""
-            yield f"{label}{steps}: {phase.name}{start}"
+            yield f"{label}{steps}: {phase.name}{_followed(phase)}{start}"
+
+
+def _followed(phase: Phase) -> str:
+    """Say which metrics a phase follows, if that is not as usual those of validations."""
+    names = dict.fromkeys(factor.follows for factor in phase.factors if factor.of_training)
+    return f" of {' and '.join(names)}" if names else ""
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:
@@ -69,11 +83,57 @@ def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:
         yield from ((f"{rule}, {of}, ", curve) for of, curve in curves.items())
 
 
-def _exceptions(plan: Plan) -> Iterator[str]:
+def _exceptions(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     """Name the groups that follow another schedule than the rest, or are frozen for a time."""
-    for group in plan.groups:
+    own: dict[RuleId, list[Row]] = defaultdict(list)
+    frozen: dict[RuleId, list[Row]] = defaultdict(list)
+    for row in rows:
+        group = row.first.group  # in which those of a row are alike
         if group.schedule is not None:
-            yield f"{group.name} has the schedule of {group.schedule}"
+            own[group.schedule].append(row)
         if group.freeze is not None:
-            until = plan.run_schedule.frozen_until[group.freeze]
-            yield f"{group.name} is frozen until step {until:,}, by {group.freeze}"
+            frozen[group.freeze].append(row)
+    for rule, of in own.items():
+        yield f"{_called(plan, of, 'has')} the schedule of {rule}"
+    for rule, of in frozen.items():
+        until = plan.frozen_until(of[0].first.group)
+        yield f"{_called(plan, of, 'is')} frozen until step {until:,}, by {rule}"
+
+
+def _called(plan: Plan, rows: Sequence[Row], verb: str) -> str:
+    """Return what rows are called together, and the verb in its number."""
+    names = {name for row in rows for member in row.members for name in member.group.parameters}
+    called = rows[0].name if len(rows) == 1 else modules_of(plan, names)
+    is_one = not any(sign in called for sign in (", ", " - "))
+    return f"{called} {verb if is_one else {'has': 'have', 'is': 'are'}[verb]}"
+
+
+def _frozen(plan: Plan) -> str:
+    """Return a line on all that stays as it is for the whole run."""
+    frozen = plan.grouping.frozen
+    size = sum(p.numel() for p in frozen.values())
+    modules = modules_of(plan, frozen.keys())
+    return f"frozen: {len(frozen)} tensors, {size:,} parameters: {modules}"
+
+
+def modules_of(plan: Plan, names: Collection[str]) -> str:
+    """Name parameters by the modules that they fill, as many as a line has room for."""
+    others = [name for name in plan.grouping.parameters if name not in names]
+    ordered = (name for name in plan.grouping.parameters if name in names)
+    modules = list(folded_names(dict.fromkeys(_whole_modules(ordered, others))))
+    fitting = (n for n in range(len(modules), 1, -1) if len(listed(modules, n)) <= _ROOM)
+    return listed(modules, next(fitting, 1))
+
+
+def _whole_modules(names: Iterable[str], others: Iterable[str]) -> Iterator[str]:
+    """Return for each parameter the largest module that holds none of the others, or itself."""
+    shared = {".".join(parts[:n]) for parts in map(_parts, others) for n in range(len(parts))}
+    for name in names:
+        parts = _parts(name)
+        yield next(
+            path for n in range(1, len(parts) + 1) if (path := ".".join(parts[:n])) not in shared
+        )
+
+
+def _parts(name: str) -> list[str]:
+    return name.split(".")

@@ -5,8 +5,9 @@ import torch
 from support.labels import label
 from support.trainers import Lines, arguments, points
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from optimplug import ArgumentError
 from optimplug.callbacks import lost_updates
 from optimplug.callbacks.huggingface import OptimizerMonitor
 from optimplug.huggingface import RecipeTrainer, build
@@ -130,3 +131,67 @@ def test_rates_and_what_else_is_asked_for(tmp_path):
         assert row["momentum/head"] == 0.5
         assert row["weight_decay/body"] == 0.0
         assert not any("lost" in key for key in row)
+
+
+DEEP = {"optimizer": RECIPE["optimizer"], "groups": [{"layer_decay": 0.5}]}
+
+
+class Deep(nn.Module):
+    """40 layers of one weight each."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(1, 1, bias=False) for _ in range(40)])
+
+    def forward(self, x, labels):
+        y = x[:, :1]
+        for layer in self.layers:
+            y = layer(y)
+        return {"loss": (y - labels).square().mean()}
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_console_of_a_trainer_without_a_recipe_has_short_lines_too(
+    tmp_path, capsys, first, disable_tqdm
+):
+    model, data, reporter = Deep(), points(), Reporter()
+    args = arguments(tmp_path, **BY_STEPS, max_grad_norm=0.0, disable_tqdm=disable_tqdm)
+    monitor = OptimizerMonitor(weight_decay=True)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        optimizers=build(model, DEEP, args, data),
+        callbacks=[monitor, reporter] if first else [reporter, monitor],
+    )
+    own = [console.on_log for console in (PrinterCallback, ProgressCallback)]
+    rows = history(trainer)
+    assert [console.on_log for console in (PrinterCallback, ProgressCallback)] == own
+    for row in [*rows, *([row for row in reporter.heard if "loss" in row] if first else [])]:
+        for kind in ("lr", "weight_decay"):
+            assert sum(key.startswith(f"{kind}/") for key in row) == 40
+    lines = [line for line in capsys.readouterr().out.splitlines() if "'loss'" in line]
+    assert len(lines) == len(rows)
+    assert max(map(len, lines)) < 200
+    assert all("lr of 40 groups" in line for line in lines)
+
+
+def test_log_groups_chooses_what_is_logged(tmp_path):
+    monitor = OptimizerMonitor(lost_updates=True, log_groups="bo*")
+    model, data = Narrow(), points()
+    args = arguments(tmp_path, **BY_STEPS, max_grad_norm=0.0)
+    trainer = Trainer(
+        model=model, args=args, train_dataset=data, optimizers=build(model, RECIPE, args, data),
+        callbacks=[monitor],
+    )  # fmt: skip
+    for row in history(trainer):
+        found = {key for key in row if "/" in key or "lost" in key}
+        assert found == {"lr/body", "lost_updates/body", "lost_updates"}
+
+
+def test_log_groups_that_names_nothing_is_an_error_before_the_first_update(tmp_path):
+    trainer = trainer_of(tmp_path, OptimizerMonitor(log_groups=["body", "hed"]))
+    with pytest.raises(ArgumentError, match=r"log_groups: 'hed' matches no .* 'head'"):
+        trainer.train()
+    assert trainer.state.global_step == 0

@@ -380,13 +380,24 @@ class TestRecipeCallback:
         assert trainer.optimizers == []
 
 
+class ProgressBar(Callback):
+    """Keeps what a progress bar would show."""
+
+    def __init__(self):
+        self.names = set()
+
+    def on_train_batch_end(self, trainer, *_):
+        self.names.update(trainer.progress_bar_metrics)
+
+
 class TestOptimizerMonitor:
-    def logged(self, tmp_path, monitor, **changes):
+    def logged(self, tmp_path, monitor, callbacks=(), **changes):
         logger = CSVLogger(tmp_path)
         fit(
             tmp_path,
             RecipeCallback(RECIPE),
             monitor,
+            *callbacks,
             logger=logger,
             **{"log_every_n_steps": 2, **changes},
         )
@@ -412,6 +423,25 @@ class TestOptimizerMonitor:
     def test_what_is_not_asked_for_is_not_logged(self, tmp_path):
         rows = self.logged(tmp_path, OptimizerMonitor(grad_norm=False))
         assert set(rows[0]) == {"epoch", "step", "lr/body", "lr/head"}
+
+    def test_log_groups_chooses_and_the_progress_bar_has_none(self, tmp_path):
+        seen = ProgressBar()
+        rows = self.logged(
+            tmp_path, OptimizerMonitor(weight_decay=True, log_groups="bod*"), callbacks=[seen]
+        )
+        assert set(rows[0]) == {"epoch", "step", "grad_norm", "lr/body", "weight_decay/body"}
+        assert not any("body" in name or "head" in name for name in seen.names)
+
+    @pytest.mark.parametrize("globs", [["bdoy"], "bdoy", ["body", "bdoy"]])
+    def test_log_groups_that_names_nothing_is_an_error_before_the_first_update(
+        self, tmp_path, globs
+    ):
+        module = Plain()
+        before = module.body.weight.clone()
+        monitor = OptimizerMonitor(log_groups=globs)
+        with pytest.raises(ArgumentError, match=r"'bdoy' matches no group's name; did you mean"):
+            fit(tmp_path, RecipeCallback(RECIPE), monitor, module=module)
+        assert torch.equal(module.body.weight, before)
 
     def test_the_norm_is_that_before_clipping(self, tmp_path):
         (row,) = self.logged(tmp_path, OptimizerMonitor(), log_every_n_steps=1, max_steps=1)

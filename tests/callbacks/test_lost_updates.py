@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.labels import label
-from torch import multiprocessing as mp
+from support.processes import in_two_processes
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -173,10 +172,8 @@ def test_several_optimizers_in_one_and_sparse_gradients():
     assert lost.take().together == 0.25
 
 
-def of_two(rank, folder):
+def of_two():
     """Rows of 0.5 and of 0, of which each process has some."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     values = torch.zeros(3, 4, dtype=torch.bfloat16)
     values[:2] = 0.5  # the first process has two rows, and the second one
@@ -191,15 +188,11 @@ def of_two(rank, folder):
         {"params": [nn.Parameter(distribute_tensor(values[:1], mesh, [Shard(0)]))], "name": "row"},
     ]
     found = measured(SGD(groups, lr=LOST))
-    torch.save([found.groups, found.together], f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
+    return found.groups, found.together
 
 
 @pytest.mark.slow
-def test_the_share_of_what_is_sharded_is_that_of_the_whole(tmp_path):
-    mp.spawn(of_two, (str(tmp_path),), 2)
-    for rank in range(2):
-        groups, together = torch.load(tmp_path / f"{rank}.pt")
+def test_the_share_of_what_is_sharded_is_that_of_the_whole():
+    for groups, together in in_two_processes(of_two):
         assert groups == pytest.approx({"cut": 2 / 3, "copied": 2 / 3, "plain": 1.0, "row": 1.0})
         assert together == pytest.approx((8 + 8 + 8 + 4) / 36)

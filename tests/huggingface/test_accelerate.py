@@ -1,5 +1,6 @@
 """Schedulers given to ``accelerator.prepare``: they run at their own pace, in any number of processes."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -197,6 +198,7 @@ def test_torchs_that_hold_ours_are_stepped_as_torchs(accelerated):
 SCRIPT = """
 import torch
 from accelerate import Accelerator
+from support.processes import leave
 from optimplug.optim.lr_scheduler import LinearLR
 
 accelerator = Accelerator(cpu=True)
@@ -212,6 +214,7 @@ for _ in range(5):
     scheduler.step()
     found.append(round(scheduler.get_last_lr()[0], 6))
 accelerator.print(found)
+leave()
 """
 
 
@@ -219,12 +222,13 @@ accelerator.print(found)
 def test_two_real_processes(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [*command, str(tmp_path / "script.py")],
         capture_output=True,
         text=True,
         check=False,
-        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     assert done.returncode == 0, done.stderr
     expected = [round(0.1 + 0.9 * t / 7, 6) for t in range(1, 6)]

@@ -7,7 +7,7 @@ from support.trainers import Lines, arguments, optimizer_of, points, recipe_trai
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from optimplug import ArgumentError, RecipeError, StateError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 from optimplug.huggingface import RecipeTrainer, RecipeTrainingArguments, build, with_recipe
 
 SGD = {"optimizer": {"name": "SGD", "lr": 0.1}}
@@ -84,6 +84,37 @@ def test_a_recipe_in_a_trainer_that_runs_none_is_an_error(tmp_path, evaluates):
     assert torch.equal(trainer.model.head.weight, before)
     if evaluates:  # which needs no recipe
         assert "eval_loss" in trainer.evaluate(points(4))
+
+
+def optimizers_of(model, kind, args):
+    """An optimizer and a schedule for a plain Trainer, made in several ways."""
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    own = torch.optim.lr_scheduler.ConstantLR
+    ours = Recipe.load(SGD).build_optimizer(model)
+    return {
+        "own": lambda: (sgd, own(sgd)),
+        "build": lambda: build(model, None, args, points()),
+        "the recipe's": lambda: Recipe.load(SGD).build(model, Horizon(18)),
+        "the recipe's optimizer": lambda: (ours, own(ours)),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["own", "build", "the recipe's", "the recipe's optimizer"])
+def test_optimizers_of_ones_own_beside_a_recipe_that_they_are_not_of(tmp_path, kind):
+    args = arguments(tmp_path, RecipeTrainingArguments, recipe=SGD, max_grad_norm=0)
+    model = Lines()
+    optimizers = optimizers_of(model, kind, args)
+    trainer = Trainer(model, args, train_dataset=points(), optimizers=optimizers)
+    before = model.head.weight.detach().clone()
+    if kind == "own":
+        with pytest.raises(
+            RecipeError, match=r"^recipe: would not be run: the trainer was given an opt"
+        ):
+            trainer.train()
+    else:
+        trainer.train()
+    assert torch.equal(model.head.weight, before) is (kind == "own")
+    assert "eval_loss" in trainer.evaluate(points(4))
 
 
 def test_deepspeed_may_ask_for_what_a_trainer_of_its_own_schedule_asks_for(tmp_path):

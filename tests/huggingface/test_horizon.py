@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.bert import collate, tiny_rows
 from support.huggingface_runs import RECIPE, OneWeight, arguments, trainer_of
+from support.processes import leave
 from support.trainers import BY_LENGTH
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -198,7 +199,7 @@ def train_as_one_of_two(rank, folder, port):
         ).train()
         found[name] = (told.total_steps, told.steps_per_epoch, *trace.rates.values())
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from accelerate.scheduler import AcceleratedScheduler
 from support.bert import tiny_bert
 from support.sources import sources
 from support.trainers import Lines, SaveAfter, arguments, points
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from optimplug import Horizon
@@ -23,8 +23,12 @@ from optimplug.huggingface.internals import (
     NEEDED,
     TrainerEvents,
     UnbuiltTrainer,
+    beginning_to_train,
+    give_back_unlogged,
+    loss_of,
     model_without_weights,
     require_methods,
+    unlogged_loss,
     unwrapped,
 )
 
@@ -45,6 +49,7 @@ PARAMETERS = {
     "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
     "_get_grad_norm": ["model", "grad_norm"],
     "_get_learning_rate": [],
+    "_save_checkpoint": ["model", "trial"],
     "_load_optimizer_and_scheduler": ["checkpoint"],
 }
 
@@ -106,6 +111,11 @@ class Noting(TrainerEvents, Trainer):
     def trained(self):
         self.events.append("trained")
 
+    def saving(self, save):
+        self.events.append("saving")
+        self.unlogged = unlogged_loss(self)
+        save()
+
     def loading(self, checkpoint, load):
         self.events.append("loading")
         self.loaded_from, before = checkpoint, self.lr_scheduler.last_epoch
@@ -146,7 +156,7 @@ def test_events_come_in_their_order(tmp_path):
     trainer = Noting(tmp_path, **EVALUATED, eval_on_start=True)
     trainer.train()
     evaluation = ["on_evaluate", "on_evaluate"]
-    third = [*update(3), *evaluation, "evaluated", "saved"]
+    third = [*update(3), *evaluation, "evaluated", "saving", "saved"]
     last = [*update(6), *evaluation, "evaluated"]
     expected = [
         *(Horizon(6, 6), "train begins", *evaluation),
@@ -165,6 +175,32 @@ def test_a_run_that_goes_on_loads_before_it_begins(tmp_path):
     check(found == [Horizon(6, 6), "loading", "train begins"], f"loading comes second ({found})")
     check(trainer.went == (0, 3), "_load_optimizer_and_scheduler loads the schedule")
     check((trainer.loaded_from / TRAINER_STATE_NAME).is_file(), "it is given the folder")
+
+
+class GivesBack(TrainerCallback):
+    """Gives back losses of updates before the first."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            give_back_unlogged(self.trainer, 700.0, 7)
+
+
+def test_what_is_not_logged_yet_can_be_read_and_given_back(tmp_path):
+    logged = {"logging_strategy": "steps", "logging_steps": 2, "report_to": "none"}
+    trainer = Noting(tmp_path, **logged)
+    trainer.train()
+    first = trainer.state.log_history[0]["loss"]
+    total, updates = trainer.unlogged
+    check(updates == 1 and 0 < total < 2 * first, "_tr_loss has what came since the last log")
+    again, gives = Noting(tmp_path, **logged), GivesBack()
+    again.add_callback(gives)
+    gives.trainer = again
+    found = again.train().training_loss
+    check(
+        again.state.log_history[0]["loss"] == pytest.approx((700 + 2 * first) / 9),
+        "what is given back goes into the next log",
+    )
+    check(found == pytest.approx(trainer.state.log_history[-1]["train_loss"]), "and no further")
 
 
 def test_the_trainer_does_not_clip(tmp_path):
@@ -193,6 +229,27 @@ def test_the_trainer_asks_for_a_schedule_at_each_train(tmp_path):
     trainer.train()
     first, second = trainer.made
     check(first is not second, "_created_lr_scheduler has the Trainer make a new schedule")
+
+
+class Asked(TrainingArguments):
+    """Notes the trainers that ask for the device as they begin to train."""
+
+    asking = ()
+
+    @property
+    def device(self):
+        self.asking = (*self.asking, beginning_to_train(inspect.currentframe()))
+        return super().device
+
+
+def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path):
+    args = arguments(tmp_path, Asked, num_train_epochs=1)
+    trainer = Trainer(Lines(), args, train_dataset=points(), eval_dataset=points(4))
+    trainer.evaluate()
+    check(set(args.asking) == {None}, "it looks as if a trainer that does not train began to")
+    trainer.train()
+    found = [one for one in args.asking if one is not None]
+    check(found == [trainer], "the training loop asks for args.device once")
 
 
 def test_our_names_are_none_of_the_trainers():
@@ -240,3 +297,12 @@ def test_a_model_of_a_config_has_no_weights():
     config.dtype = "bfloat16"
     half = model_without_weights(transformers.BertForSequenceClassification, config)
     check({p.dtype for p in half.parameters()} == {torch.bfloat16}, "_from_config heeds the dtype")
+
+
+def test_the_trainer_gives_the_loss_of_a_batch(tmp_path):
+    trainer = Trainer(Lines(), arguments(tmp_path, gradient_accumulation_steps=4))
+    assert hasattr(trainer, "_prepare_inputs"), f"{RELEASE} has no Trainer._prepare_inputs any more"
+    batch = {key: torch.stack([row[key] for row in points(4)]) for key in ("x", "labels")}
+    loss = loss_of(trainer, batch)
+    assert loss.requires_grad
+    assert loss.item() == Lines()(**batch)["loss"].item()  # the accumulation does not scale it

@@ -1,10 +1,22 @@
 import pytest
-from support.bert import tiny_rows
+import torch
+from support.bert import tiny_bert, tiny_rows
 from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, trainer_of
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from support.plans import MANY
+from support.trainers import arguments
+from transformers import (
+    HfArgumentParser,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+)
 
-from optimplug.callbacks.huggingface import LearningRateTrace
-from optimplug.huggingface import with_recipe
+from optimplug import ArgumentError, RecipeError
+from optimplug.callbacks.huggingface import LearningRateTrace, OptimizerMonitor
+from optimplug.huggingface import RecipeTrainingArguments, build, with_recipe
 
 EVERY = {"logging_strategy": "steps", "logging_steps": 1}
 ONE_GROUP = {"optimizer": RECIPE["optimizer"], "schedule": RECIPE["schedule"]}
@@ -101,3 +113,86 @@ def test_a_trainer_that_logs_more_of_its_own_still_does(tmp_path):
     trainer = trainer_of(tmp_path, cls=with_recipe(Louder), arguments_class=args, **EVERY)
     trainer.train()
     assert any(key.startswith("lr/") for key in trainer.state.log_history[0]["seen"])
+
+
+def consoles(trainer):
+    found = trainer.callback_handler.callbacks
+    return [each for each in found if isinstance(each, PrinterCallback | ProgressCallback)]
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_reporters_have_226_groups_and_the_console_short_lines(tmp_path, capsys, disable_tqdm):
+    reporter, monitor = Reporter(), OptimizerMonitor(momentum=True, weight_decay=True)
+    trainer = trainer_of(
+        tmp_path, MANY, model=tiny_bert(28), callbacks=[reporter, monitor], max_steps=2,
+        disable_tqdm=disable_tqdm, **EVERY,
+    )  # fmt: skip
+    trainer.train()
+    for logs in (reporter.logs[:2], trainer.state.log_history[:2]):
+        for entry in logs:
+            for kind in ("lr", "momentum", "weight_decay"):
+                assert sum(key.startswith(f"{kind}/") for key in entry) == 226
+            assert not any("=" in key for key in entry)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "loss" in line]
+    assert sum("lr of 226 groups" in line for line in lines) == 2
+    assert max(map(len, lines)) < 200
+    for console in consoles(trainer):
+        assert "on_log" not in vars(console)
+    assert PrinterCallback.on_log.__module__ == ProgressCallback.on_log.__module__
+    assert "optimplug" not in PrinterCallback.on_log.__module__
+
+
+@pytest.mark.parametrize("where", ["trainer", "arguments", "both"])
+def test_log_groups_chooses_for_the_trainer_and_its_monitor(tmp_path, where):
+    chosen = ["*layer.0*", "model*"]
+    given = {"log_groups": chosen}
+    own = given if where != "arguments" else {}
+    of_args = given if where != "trainer" else {}
+    reporter, monitor = Reporter(), OptimizerMonitor(weight_decay=True)
+    trainer = trainer_of(
+        tmp_path, arguments_class=RecipeTrainingArguments, callbacks=[reporter, monitor], **EVERY,
+        max_steps=6, trainer=own, **of_args,
+    )  # fmt: skip
+    trainer.train()
+    names = {group["name"] for group in trainer.optimizer.param_groups}
+    kept = {name for name in names if "layer.0" in name or name.startswith("model")}
+    assert 1 < len(kept) < len(names)
+    found = {key for key in trainer.state.log_history[0] if "/" in key}
+    assert found == {f"{kind}/{name}" for kind in ("lr", "weight_decay") for name in kept}
+    assert found == {key for key in reporter.logs[0] if "/" in key}
+
+
+def test_log_groups_that_names_nothing_is_an_error_before_anything_is_trained(tmp_path):
+    trainer = trainer_of(tmp_path, trainer={"log_groups": ["clasifier*"]})
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    with pytest.raises(ArgumentError, match=r"log_groups: 'clasifier\*' matches no"):
+        trainer.train()
+    assert trainer.run is None
+    assert trainer.optimizer is None
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert all(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_two_choices_that_differ_are_an_error(tmp_path):
+    with pytest.raises(ArgumentError, match="give only one of the two"):
+        trainer_of(
+            tmp_path, arguments_class=RecipeTrainingArguments, log_groups=["a"],
+            trainer={"log_groups": "b"},
+        )  # fmt: skip
+    with pytest.raises(ArgumentError, match="log_groups must be globs"):
+        trainer_of(tmp_path, trainer={"log_groups": 3})
+
+
+def test_log_groups_is_an_argument_of_the_command_line(tmp_path):
+    words = ["--output_dir", str(tmp_path), "--log_groups", "head*", "*.0"]
+    (args,) = HfArgumentParser(RecipeTrainingArguments).parse_args_into_dataclasses(words)
+    assert args.log_groups == ["head*", "*.0"]
+
+
+def test_log_groups_in_a_trainer_that_would_not_hear_of_it_is_an_error(tmp_path):
+    given = {"arguments_class": RecipeTrainingArguments, "log_groups": ["head"]}
+    with pytest.raises(RecipeError, match="log_groups: would not be heard"):
+        trainer_of(tmp_path, cls=Trainer, **given).train()
+    args = arguments(tmp_path, **given)
+    with pytest.raises(ArgumentError, match=r"OptimizerMonitor\(log_groups=...\)"):
+        build(tiny_bert(), RECIPE, args, tiny_rows())

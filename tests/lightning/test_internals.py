@@ -51,6 +51,39 @@ def test_a_fit_tells_of_a_validation_that_comes_next_and_when_to_log(tmp_path):
     )
 
 
+class Logging(Tiny):
+    def training_step(self, batch, batch_idx):
+        self.log("train_loss", 2.0 * batch_idx, on_step=True, on_epoch=True)
+        return self.loss(batch)
+
+
+def test_a_fit_tells_what_the_training_has_logged(tmp_path):
+    found = []
+
+    class Asking(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            still(trainer.fit_loop.epoch_loop, "_results", "running_results")
+            if batch_idx == 0:
+                left = internals.add_to_running(trainer, saved)
+                assert left == {"elsewhere": {}}, f"Lightning {VERSION} names results otherwise"
+            if batch_idx == 2:
+                found.extend(internals.running_results(trainer, {"loss"}).items())
+
+        def on_train_epoch_end(self, trainer, module):
+            found.extend(internals.trained_metrics(trainer))
+
+    before = {"value": torch.tensor(40.0), "cumulated_batch_size": torch.tensor(4)}
+    saved = {"training_step.train_loss": before, "elsewhere": {}}
+    trainer = trainer_of(tmp_path, Asking(), max_epochs=1)
+    trainer.fit(Logging(STEPS), batches(), batches())
+    (key, sums), of_epoch, of_batch = found
+    assert key == "training_step.train_loss"
+    needed = f"what a mean is made of is not the same in Lightning {VERSION}"
+    assert sums == {"value": torch.tensor(40.0 + 4 * 6), "cumulated_batch_size": 16}, needed
+    assert of_epoch["train_loss"] == (40.0 + 4 * 30) / 28, needed
+    assert of_batch["train_loss"] == 10.0, needed
+
+
 def test_a_fit_can_be_made_to_validate(tmp_path):
     class Asking(Looking):
         def on_train_start(self, trainer, module):
@@ -181,3 +214,24 @@ def test_an_optimizer_that_unscales_by_itself_says_so():
     still(fused, "_step_supports_amp_scaling", "unscales_by_itself")
     assert internals.unscales_by_itself(fused)
     assert not internals.unscales_by_itself(torch.optim.SGD(weights, lr=0.1))
+
+
+def test_a_batch_is_made_ready_for_a_training_step(tmp_path):
+    class Halves(Tiny):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [part / 2 for part in batch]
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch)
+
+    seen = []
+
+    class Ready(Callback):
+        def on_train_start(self, trainer, module):
+            still(module, "_on_before_batch_transfer", "ready_batch")
+            seen.append(internals.ready_batch(trainer, module, [torch.ones(2, 3)]))
+
+    for cls in (Tiny, Halves):
+        trainer_of(tmp_path, Ready(), max_epochs=1).fit(cls(STEPS), batches(), batches())
+    assert [len(arguments) for arguments in seen] == [1, 2]
+    assert [arguments[0][0].mean().item() for arguments in seen] == [1.0, 0.5]

@@ -24,6 +24,7 @@ from optimplug.optim import (
     AdamW,
     Lion,
     NAdam,
+    Prodigy,
     RAdam,
     RMSprop,
     Rprop,
@@ -55,6 +56,7 @@ WITHOUT_OPERATOR = [
     (LAMB, {"weight_decay": 0.1}),
     (CAME, {"weight_decay": 0.1}),
     (TransformersAdafactor, {"lr": 0.01, "relative_step": False, "beta1": 0.9}),
+    (Prodigy, {"weight_decay": 0.1}),
 ]
 
 
@@ -232,6 +234,25 @@ def give(params):
         p.grad = torch.full_like(p, 0.5)
 
 
+def launched(optimizer, params):
+    """The kernels of a step, after two others; copies beside them are from pinned memory."""
+    give(params)
+    optimizer.step()
+    optimizer.step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        optimizer.step()
+        torch.cuda.synchronize()
+    device = torch.autograd.DeviceType.CUDA
+    names = [event.name for event in profile.events() if event.device_type == device]
+    copies = [name for name in names if name.startswith("Mem")]
+    assert all("Pinned" in name for name in copies)
+    return [name for name in names if name not in copies]
+
+
+WHOLE_LAUNCHES = ["norm", "pass0", "add_up", "planes1", "pass1", "add_up", "pass2", "last"]
+
+
 @pytest.mark.skipif(
     not (torch.cuda.is_available() and triton_serves(torch.device("cuda"))),
     reason="there is no Triton",
@@ -251,6 +272,12 @@ class TestKernel:
         (AdamW, {**NARROW, **SKIPS, "rounding": "kahan"}),
         (AdamW, {**NARROW, **CLIPPED, "rounding": "exact", "state_dtype": "bfloat16"}),
         (Lion, {**NARROW, "lr": 0.01}),
+        (AdamW, {**SKIPS, "state_dtype": "8bit"}),
+        (StableAdamW, {**SKIPS, "state_dtype": "8bit"}),
+        (LAMB, {**NARROW, **CLIPPED, "rounding": "stochastic"}),
+        (Adafactor, SKIPS),
+        (CAME, {**NARROW, **CLIPPED, "rounding": "exact"}),
+        (Lion, {**NARROW, **CLIPPED, "lr": 0.01, "rounding": "exact", "state_dtype": "8bit"}),
     ]
 
     @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
@@ -271,25 +298,45 @@ class TestKernel:
             torch.cuda.set_sync_debug_mode("default")
         assert not torch.equal(params[0], before)
 
+    def test_nor_does_one_whose_rate_is_on_the_device(self):
+        rate = torch.tensor(0.1, device="cuda")
+        optimizer, params = stepping(AdamW, lr=rate)
+        optimizer.param_groups[0]["lr"] = rate
+        give(params)
+        optimizer.step()
+        before = [p.detach().clone() for p in params]
+        rate.fill_(0.0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            give(params)
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(map(torch.equal, params, before))
+
     @pytest.mark.parametrize(
         ("options", "expected"), [({}, ["update"]), (CLIPPED, ["norm", "update"])], ids=label
     )
-    def test_a_step_of_200_groups_is_one_launch_or_two(self, options, expected):
-        params = [torch.ones(50, device="cuda", requires_grad=True) for _ in range(400)]
+    @pytest.mark.parametrize("kept", [None, "8bit"])
+    def test_a_step_of_200_groups_is_one_launch_or_two(self, kept, options, expected):
+        options, size = {**options, "state_dtype": kept}, 5000 if kept else 50
+        params = [torch.ones(size, device="cuda", requires_grad=True) for _ in range(400)]
         groups = [{"params": params[2 * i : 2 * i + 2], "lr": 1e-3 * i} for i in range(200)]
-        optimizer = AdamW(groups, **options)
-        give(params)
-        optimizer.step()
-        optimizer.step()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            optimizer.step()
-            torch.cuda.synchronize()
-        device = torch.autograd.DeviceType.CUDA
-        names = [event.name for event in profile.events() if event.device_type == device]
-        copies = [name for name in names if name.startswith("Mem")]
-        assert [name for name in names if name not in copies] == expected
-        assert all("Pinned" in name for name in copies)
+        assert launched(AdamW(groups, **options), params) == expected
+
+    @pytest.mark.parametrize(
+        ("cls", "expected"),
+        [(StableAdamW, ["norm", "pass0", "add_up", "pass1"]), (Adafactor, WHOLE_LAUNCHES)],
+        ids=label,
+    )
+    def test_so_it_is_with_a_few_launches_for_whole_tensors(self, cls, expected):
+        params = [torch.ones(50, 70, device="cuda", requires_grad=True) for _ in range(400)]
+        groups = [
+            {"params": params[2 * i : 2 * i + 2], "weight_decay": 1e-3 * i + 0.1}
+            for i in range(200)
+        ]
+        optimizer = cls(groups, max_grad_norm=0.5)
+        assert launched(optimizer, params) == expected
 
     def test_more_elements_than_32_bits_count(self):
         free, _ = torch.cuda.mem_get_info()

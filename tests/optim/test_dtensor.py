@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.labels import label
+from support.processes import in_two_processes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -94,10 +95,8 @@ def test_a_sharded_parameter_changes_its_mode(mesh):
         product.backward()
 
 
-def train_sharded(rank, folder, choice):
-    """Two processes have half of each parameter; the first writes what they have learnt."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def train_sharded(choice):
+    """Two processes have half of each parameter; return what they have learnt."""
     mesh = init_device_mesh("cpu", (2,))
     torch.manual_seed(0)
     params = [
@@ -110,19 +109,16 @@ def train_sharded(rank, folder, choice):
         for p in params:
             p.grad = distribute_tensor(torch.randn(p.shape), mesh, p.placements)
         if step == 2:  # in one process alone, but neither may step
-            params[0].grad.to_local()[0, 0] += float("inf") * rank if rank else 0.0
+            params[0].grad.to_local()[0, 0] += float("inf") if dist.get_rank() else 0.0
         ours.step()
         norms.append(ours.grad_norm.clone())
     learnt = [p.detach().full_tensor() for p in params]
-    torch.save([learnt, norms, ours.skipped_steps], f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
+    return learnt, norms, ours.skipped_steps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
-def test_two_processes_step_as_one_would(tmp_path, choice):
-    torch.multiprocessing.spawn(train_sharded, args=(str(tmp_path), choice), nprocs=2)
+def test_two_processes_step_as_one_would(choice):
     torch.manual_seed(0)
     plain = [torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), (2, 2))]
     theirs, norms = torch.optim.AdamW(plain, lr=0.1, foreach=False), []
@@ -132,8 +128,7 @@ def test_two_processes_step_as_one_would(tmp_path, choice):
         norms.append(torch.nn.utils.clip_grad_norm_(plain, 0.5))
         if step != 2:
             theirs.step()
-    for rank in range(2):
-        learnt, found, skipped = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for learnt, found, skipped in in_two_processes(train_sharded, choice):
         assert skipped == 1
         assert not torch.isfinite(found.pop(2))
         torch.testing.assert_close(found, norms[:2] + norms[3:])
@@ -163,21 +158,15 @@ def step_several(form):
     return [p.detach() for p in params], optimizer.grad_norm
 
 
-def train_several(rank, folder):
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def train_several():
     mesh = init_device_mesh("cpu", (2,))
     params, norm = step_several(lambda value: distribute_tensor(value, mesh, [Shard(0)]))
-    torch.save([[p.full_tensor() for p in params], norm], f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return [p.full_tensor() for p in params], norm
 
 
 @pytest.mark.slow
-def test_two_processes_step_several_optimizers_as_one_would(tmp_path):
-    torch.multiprocessing.spawn(train_several, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_step_several_optimizers_as_one_would():
     plain, norm = step_several(torch.Tensor.clone)
-    for rank in range(2):
-        found, its_norm = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found, its_norm in in_two_processes(train_several):
         torch.testing.assert_close(its_norm, norm)
         torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.labels import label
 from support.optimizers import torchs
+from support.processes import in_two_processes
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from optimplug import ArgumentError, GradientError
 from optimplug.optim import SGD, Adagrad, AdamW
@@ -90,13 +90,10 @@ def test_skipping_is_yes_or_no(bad):
         SGD([torch.zeros(1)], lr=0.1, skip_nonfinite=bad)
 
 
-def step_under_fsdp(rank, folder, options):
+def step_under_fsdp(options):
     """One of two processes: a step of a model that FSDP's first version has flattened."""
-    import torch.distributed as dist
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     torch.manual_seed(0)
     net = FullyShardedDataParallel(
         nn.Linear(4, 4),
@@ -112,21 +109,17 @@ def step_under_fsdp(rank, folder, options):
     except ArgumentError as error:
         told = str(error)
     unmoved = all(map(torch.equal, net.parameters(), before))
-    dist.barrier()
-    dist.destroy_process_group()
-    if rank == 0:
-        torch.save((told, unmoved), f"{folder}/told.pt")
+    return told, unmoved
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use_orig_params", [True, False])
 @pytest.mark.parametrize("options", [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}], ids=label)
-def test_a_norm_of_flattened_shards_is_refused(options, use_orig_params, tmp_path):
+def test_a_norm_of_flattened_shards_is_refused(options, use_orig_params):
     options = {**options, "use_orig_params": use_orig_params}
-    spawn(step_under_fsdp, (str(tmp_path), options), nprocs=2)
-    told, unmoved = torch.load(tmp_path / "told.pt")
-    assert "fully_shard" in told
-    assert unmoved
+    for told, unmoved in in_two_processes(step_under_fsdp, options):
+        assert "fully_shard" in told
+        assert unmoved
 
 
 def test_a_flattened_parameter_alone_in_its_process_is_whole():
@@ -136,6 +129,23 @@ def test_a_flattened_parameter_alone_in_its_process_is_whole():
     ours = AdamW([p], max_grad_norm=1.0)
     ours.step()
     assert ours.grad_norm == 2
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"rounding": "exact"}],
+    ids=label,
+)
+def test_an_expanded_parameter_is_refused_before_anything_moves(choice):
+    whole = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    expanded = nn.Parameter(torch.ones(1, dtype=torch.bfloat16).expand(3))
+    optimizer = AdamW([whole, expanded], lr=0.1, **choice)
+    for p in (whole, expanded):
+        p.grad = torch.ones(3, dtype=torch.bfloat16)
+    with pytest.raises(ArgumentError, match=r"memory for each of its elements.*\(3,\) is expanded"):
+        optimizer.step()
+    assert not optimizer.state
+    assert torch.equal(whole.detach(), torch.ones(3, dtype=torch.bfloat16))
 
 
 def test_autograd_flows_through_clipping():

@@ -3,10 +3,9 @@
 import re
 
 import pytest
-import torch
-import torch.distributed as dist
 from support.laws import IN_TWO_PROCESSES, LAWS, sharded
 from support.optimizer_runs import ROWS, assert_close, choices, row_of, under_laws
+from support.processes import in_two_processes
 from torch.distributed.device_mesh import init_device_mesh
 
 from optimplug import OptimplugError
@@ -36,10 +35,8 @@ def test_law(cls, law):
             LAWS[law](cls, **choice)
 
 
-def learn_sharded(rank, folder):
+def learn_sharded():
     """One of two processes: what each optimizer has learnt, or why it refuses."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     found = {}
     for cls in CLASSES:
@@ -47,16 +44,12 @@ def learn_sharded(rank, folder):
             found[cls.__name__] = sharded(cls, mesh)
         except OptimplugError as error:
             found[cls.__name__] = str(error)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(learn_sharded, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def learnt():
+    return in_two_processes(learn_sharded)
 
 
 @pytest.mark.slow

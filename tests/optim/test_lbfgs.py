@@ -308,3 +308,14 @@ def test_its_memory_is_known_before_there_is_any():
     [kept] = optimizer.state.values()
     vectors = [kept["d"], kept["prev_flat_grad"], *kept["old_dirs"], *kept["old_stps"]]
     assert sum(v.nbytes for v in vectors) == expected
+
+
+@pytest.mark.parametrize(("key", "value"), [("rounding", "exact"), ("state_dtype", "8bit")])
+def test_a_storage_asked_for_between_steps_is_refused(key, value):
+    [p] = parameters([(2,)])
+    optimizer = LBFGS([p], lr=0.1)
+    before = p.detach().clone()
+    optimizer.param_groups[0][key] = value
+    with pytest.raises(ArgumentError, match=f"has no {key}"):
+        optimizer.step(lambda: (p**2).sum())
+    assert torch.equal(p.detach(), before)

@@ -10,7 +10,7 @@ import torch
 from support.labels import label
 from support.tensors import parameters, same_bits
 
-from optimplug import ArgumentError
+from optimplug import ArgumentError, StateError
 from optimplug.optim import Prodigy
 
 SHAPES = ((4, 5), (7,), (3, 2, 2), (6,), ())
@@ -148,6 +148,15 @@ def test_a_skipped_step_leaves_the_scale():
 def test_a_group_begins_with_its_own_first_scale():
     ours = Prodigy([{"params": parameters(SHAPES[:1]), "d0": 1e-4}], d0=1e-6)
     assert ours.param_groups[0]["d"] == ours.param_groups[0]["d_max"] == 1e-4
+
+
+@pytest.mark.parametrize("bad", ["x", -1, float("nan"), None])
+@pytest.mark.parametrize("key", ["d", "d_max", "k"])
+def test_a_state_that_has_learnt_nonsense_is_refused(key, bad):
+    state = build(Prodigy).state_dict()
+    state["param_groups"][0][key] = bad
+    with pytest.raises(StateError, match=rf"param_groups\[0\]: {key} must be"):
+        build(Prodigy).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

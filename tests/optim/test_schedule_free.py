@@ -159,6 +159,15 @@ def test_a_state_that_lacks_a_part_is_refused():
         ScheduleFreeAdamW(parameters()).load_state_dict(state)
 
 
+@pytest.mark.parametrize("bad", ["x", -2, float("nan"), None])
+@pytest.mark.parametrize("key", ["k", "weight_sum"])
+def test_a_state_that_has_counted_nonsense_is_refused(key, bad):
+    state = ScheduleFreeAdamW(parameters()).state_dict()
+    state["param_groups"][0][key] = bad
+    with pytest.raises(StateError, match=rf"param_groups\[0\]: {key} must be"):
+        ScheduleFreeAdamW(parameters()).load_state_dict(state)
+
+
 @CLASSES
 def test_a_group_counts_from_its_first_gradient_on(cls):
     def added(start):

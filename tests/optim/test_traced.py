@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.labels import label
+from support.optimizer_runs import under_laws
 from support.tensors import same_bits
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -110,9 +111,26 @@ def test_a_trace_holds_the_whole_update(name, options):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
+# SparseAdam takes none but sparse gradients; LBFGS compares losses, as torch's does; the last one
+# asks in its groups for what the others are.
+LEFT_OUT = (optim.SparseAdam, optim.LBFGS, optim.MultiOptimizer)
+WITHOUT_VALUES = [cls for cls in under_laws() if cls not in LEFT_OUT]
+
+
+@pytest.mark.parametrize("cls", WITHOUT_VALUES, ids=lambda cls: cls.__name__)
+def test_no_optimizer_needs_values(cls):
+    p = torch.nn.Parameter(torch.ones(3, 4, device="meta"))
+    optimizer = cls([p])
+    optimizer.train()
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert all(v.is_meta for v in optimizer.state[p].values() if v.dim())
+
+
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("clip", [None, 0.5])
-@pytest.mark.parametrize("name", ["Adafactor", "LAMB", "CAME", "StableAdamW", "AdamW"])
+@pytest.mark.parametrize("name", ["Adafactor", "LAMB", "CAME", "StableAdamW", "AdamW", "Prodigy"])
 def test_fake_tensors_have_no_norm_to_be_read(name, clip, foreach):
     with FakeTensorMode():
         params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,))]

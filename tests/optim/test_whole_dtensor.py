@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from support.labels import label
+from support.processes import in_two_processes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -188,26 +189,19 @@ def test_a_flat_shard_is_refused_before_anything_changes(cls):
     assert not optimizer.state
 
 
-def train(rank, folder):
-    """One of two processes: train with every class, and write what each has learnt."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def train():
+    """One of two processes: train with every class, and return what each has learnt."""
     meshes = meshes_of(2)
-    found = [
+    return [
         learnt(cls, options, execution, meshes)
         for (cls, options), execution in itertools.product(CASES, EXECUTIONS)
     ]
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory):
+def of_two():
     """What either of two processes has learnt, by case and execution."""
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(train, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes(train)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.labels import label
+from support.processes import in_two_processes
 from support.tensors import same_weights
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -340,27 +340,22 @@ def refusal_of_flat_parameters(use_orig_params):
     return None
 
 
-def train_sharded(rank, folder):
+def train_sharded():
     """Two processes with half of each parameter; and with flat ones, which must be refused."""
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     model = build_model()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
     norms = whole_run(model)
     assert not any(isinstance(norm, DTensor) for norm in norms)
     weights = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
     refused = [refusal_of_flat_parameters(kept) for kept in (False, True)]
-    torch.save((norms, weights, refused), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return norms, weights, refused
 
 
 @pytest.mark.slow
-def test_of_sharded_parameters_the_norm_is_that_of_the_whole(tmp_path):
-    torch.multiprocessing.spawn(train_sharded, args=(str(tmp_path),), nprocs=2)
+def test_of_sharded_parameters_the_norm_is_that_of_the_whole():
     alone = build_model()
     expected = whole_run(alone)
-    for rank in range(2):
-        norms, weights, refused = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for norms, weights, refused in in_two_processes(train_sharded):
         torch.testing.assert_close(norms, expected)
         torch.testing.assert_close(weights, dict(alone.named_parameters()))
         assert all("(FSDP2)" in text for text in refused)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from support.processes import in_two_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from optimplug import Horizon, Recipe
@@ -43,19 +44,15 @@ def build():
     return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
 
 
-def run(rank, folder):
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    part = slice(2 * rank, 2 * rank + 2)
-    torch.save(train(build(), DistributedDataParallel, part), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def run():
+    first = 2 * dist.get_rank()
+    return train(build(), DistributedDataParallel, slice(first, first + 2))
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_thaw_together(tmp_path):
-    torch.multiprocessing.spawn(run, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_train_as_one_and_thaw_together():
     weights, rates = train(build(), lambda model: model, slice(None))
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = in_two_processes(run)
     assert first[1] == second[1] == rates
     for step in range(STEPS):
         for a, b, alone in zip(first[0][step], second[0][step], weights[step], strict=True):

@@ -58,7 +58,7 @@ class TestGroups:
         assert len(set(names)) == len(names)
         assert all(group["params"] for group in optimizer.param_groups)
         assert "bert.encoder.layer.1" in names
-        assert "bert.encoder.layer.1/weight_decay=0" in names
+        assert "bert.encoder.layer.1/no_decay" in names
 
     def test_without_rules_there_is_one_group(self):
         optimizer, _ = recipe_of().build(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), RUN)

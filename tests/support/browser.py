@@ -15,6 +15,8 @@ CHROMIUM = next(
 _PATIENCE = 60.0
 # Its messages come on the file descriptor 4, and it reads 3.
 _START = 'read=$1 write=$2; shift 2; exec "$@" 3<&$read 4>&$write'
+# Tab moves the focus by its number alone.
+_KEYS = {"Tab": {"windowsVirtualKeyCode": 9}}
 
 
 @contextmanager
@@ -58,8 +60,7 @@ class Page:
         self._session = attached["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self.send(f"{domain}.enable")
-        size = {"width": 1100, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.send("Emulation.setDeviceMetricsOverride", **size)
+        self.resize(1100, 900)
         self.send("Page.navigate", url=url)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._take(self._read())
@@ -92,6 +93,20 @@ class Page:
         at = {"x": x, "y": y, "button": "left", "clickCount": 1}
         self.send("Input.dispatchMouseEvent", type="mousePressed", **at)
         self.send("Input.dispatchMouseEvent", type="mouseReleased", **at)
+
+    def key(self, name):
+        """Press a key, by the name that events have for it."""
+        for kind in ("keyDown", "keyUp"):
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, **_KEYS.get(name, {})
+            )
+
+    def resize(self, width, height, scheme="light"):
+        """Show the page in a window of this size, on a light or a dark ground."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.send("Emulation.setEmulatedMedia", features=media)
 
     def requests(self):
         sent = (e for e in self.events if e["method"] == "Network.requestWillBeSent")

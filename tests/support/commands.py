@@ -12,6 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+ROOT = Path(__file__).parents[2]
+"""The project's folder."""
+
 
 def script(path):
     """What ``python path`` runs."""

@@ -35,8 +35,12 @@ OTHERS = ("resume", "optimizers", "optimizer_cls_and_kwargs", "eval_dataset", "c
 def trainer_of(
     folder, recipe=RECIPE, cls=RecipeTrainer, callbacks=(), data=None, model=None, **changes
 ):
-    """A trainer with a recipe; with ``cls=Trainer``, the same without one."""
+    """A trainer with a recipe; with ``cls=Trainer``, the same without one.
+
+    What is under ``trainer`` is the trainer's, where the arguments have something of that name.
+    """
     others = {name: changes.pop(name) for name in OTHERS if name in changes}
+    others |= changes.pop("trainer", {})
     return cls(
         model=tiny_bert() if model is None else model,
         args=arguments(folder, **changes),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import DistributedType, PartialState
 from support.bert import collate, tiny_bert, tiny_rows
+from support.processes import leave
 from support.trainers import SaveAfter, arguments, run
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
@@ -129,7 +130,4 @@ if __name__ == "__main__":
     batch = 4 // int(os.environ["WORLD_SIZE"])
     trainer, rates = WAYS[way](Path(folder), batch, *checkpoint)
     torch.save(result(trainer, rates), Path(folder, f"{trainer.args.process_index}.pt"))
-    PartialState().destroy_process_group()
-    # The wrapped model still holds the group, whose threads may abort a process that Python takes
-    # apart at its end: what is asked is saved, so leave at once.
-    os._exit(0)
+    leave()

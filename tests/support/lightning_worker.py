@@ -18,6 +18,7 @@ from support.lightning_runs import (
     batches,
     trainer_of,
 )
+from support.processes import leave
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -103,3 +104,4 @@ KINDS = {
 
 if __name__ == "__main__":
     KINDS[sys.argv[1]](Path(sys.argv[2]))
+    leave()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
 
-__all__ = ["Batch", "Cell", "Form", "are_plain", "pick"]
+__all__ = ["Batch", "Cell", "Form", "are_plain", "is_expanded", "pick"]
 
 
 def pick(places: Sequence[int], found: Sequence[Any]) -> list[Any]:
@@ -31,6 +31,13 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Tell whether each tensor has its elements in a memory of its own, and is no wrapper."""
     own = {getattr(cls, "__torch_dispatch__", None) for cls in set(map(type, tensors))}
     return own <= {Tensor.__torch_dispatch__}
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Tell whether one place in memory holds several elements, as ``expand`` leaves it."""
+    return not tensor.is_contiguous() and any(
+        step == 0 < size - 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 class Form(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 
 from optimplug._core.internals import unhooked_step
 from optimplug._core.optim.executions.choice import CHOICES
+from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.group_checks import StandIn, speaks_of
 from optimplug._core.optim.optimizer import Optimizer, required
 from optimplug._core.optim.rule import Hyper, Rule
@@ -67,6 +68,15 @@ class MultiOptimizer(Optimizer):
         >>> matrix.tolist(), bias.tolist()
         ([[0.5, 0.5], [0.5, 0.5]], [0.75, 0.75])
     """
+
+    facts = Facts(
+        purpose="several optimizers in one step, each group under its own",
+        rate=None,
+        rate_means="that of each group's optimizer",
+        paper="",
+        link="",
+        not_for="the optimizer of a recipe, which names several under groups",
+    )
 
     def __init__(
         self,

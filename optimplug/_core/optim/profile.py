@@ -11,6 +11,7 @@ import torch
 from optimplug._core.optim.executions.choice import is_compiled
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.memory import state_bytes
+from optimplug._core.optim.multi import MultiOptimizer
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.storage.stored import DTYPES
@@ -27,8 +28,9 @@ class Profile(NamedTuple):
 
     name: str
     facts: Facts
-    state_bytes: float
-    """Of a float32 parameter with two dimensions, for each of its elements."""
+    state_bytes: float | None
+    """Of a float32 parameter with two dimensions, for each of its elements; None where that, and
+    all below, is up to each group's own optimizer."""
     state_bytes_of_vectors: float | None
     """The same of one with a single dimension; None where the optimizer takes none."""
     state_bytes_with: Mapping[str, float]
@@ -44,11 +46,15 @@ class Profile(NamedTuple):
 def profile_of(cls: type[Optimizer]) -> Profile:
     """Return what is known of an optimizer, and what follows from its rule.
 
+    Of :class:`~optimplug.optim.MultiOptimizer` nothing follows but from each group's.
+
     Example:
         >>> from optimplug.optim import Lion
         >>> profile_of(Lion).state_bytes
         4.0
     """
+    if cls is MultiOptimizer:
+        return Profile(cls.__name__, cls.facts, None, None, {}, (), (), ())
     optimizer = _over(cls, (_SIDE, _SIDE))
     arguments = inspect.signature(cls).parameters
     rule = optimizer.rule(optimizer.param_groups[0])

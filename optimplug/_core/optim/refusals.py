@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from optimplug._core.internals import is_flattened
+from optimplug._core.optim.batch import is_expanded
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError, GradientError
 
@@ -53,12 +54,19 @@ def refuse_dense(
 
 
 def refuse_parameter(p: Tensor, rule: Rule) -> None:
-    """Refuse a complex parameter, or a flat shard of one, where the rule can not work on it.
+    """Refuse a parameter that cannot be updated, or not by this rule.
 
     Raises:
-        GradientError: it is complex.
-        ArgumentError: it is a flat shard.
+        GradientError: it is complex, and the rule takes none such.
+        ArgumentError: it is a flat shard where the rule must see the whole; or some of its elements
+            are one and the same.
     """
+    if not p.is_sparse and is_expanded(p):
+        raise ArgumentError(
+            f"a parameter must have memory for each of its elements, but one of shape "
+            f"{tuple(p.shape)} is expanded: several of them stand in one place; give the optimizer "
+            "what it was expanded from, or a copy: torch.nn.Parameter(p.detach().clone())"
+        )
     if p.is_complex() and not rule.takes_complex:
         raise GradientError(
             f"{_optimizer(rule)} does not support complex parameters, such as one of shape "

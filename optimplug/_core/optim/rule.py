@@ -238,6 +238,11 @@ class Rule(ABC):
         return {spec.name: spec for spec in self.saved}
 
     @cached_property
+    def never_late(self) -> tuple[str, ...]:
+        """What no state that was saved may lack."""
+        return (*self.number_names, *(spec.name for spec in self.saved if not spec.late))
+
+    @cached_property
     def operand_names(self) -> tuple[str, ...]:
         """The names of what :meth:`update` finds among the states."""
         names = tuple(spec.name for spec in self.saved)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import WRAPPED_AS
+from optimplug._core.optim.batch import is_expanded
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.storage.change import converted, differs, own_storage, tell
 from optimplug._core.optim.storage.coded_state import with_codes, with_numbers
@@ -144,10 +145,10 @@ def _check_whole(kept: Mapping[str, Any] | None, rule: Rule, name: str) -> None:
     """Refuse the state of a parameter that has stepped, if something of it is gone."""
     if not kept:
         return
-    late = {spec.name for spec in rule.saved if spec.late}
-    for key in (*rule.number_names, *(spec.name for spec in rule.saved)):
-        if key not in kept and key not in late:
+    for key in rule.never_late:
+        if key not in kept:
             raise StateError(f"the state of {name} must have {key} (got {sorted(kept)})")
+    for key in (*rule.number_names, *rule.saved_as):
         if not isinstance(kept.get(key), Tensor | None):
             raise StateError(f"{key} of {name} must be a tensor (got {type(kept[key]).__name__})")
 
@@ -167,6 +168,8 @@ def _without_rounded_bits(kept: Mapping[str, Any], rule: Rule) -> dict[str, Any]
     they were for it has moved on without them.
     """
     bits = {s.name for s in rule.saved if s.is_weight and s.dtype == torch.int16}
+    if not bits & kept.keys():
+        return dict(kept)
     return {
         key: value
         for key, value in kept.items()
@@ -230,8 +233,7 @@ def _own_state(value: Tensor, p: Tensor, what: str, spec: StateSpec | None) -> T
     # several elements.
     if value.is_sparse:
         return value.to_dense()
-    expanded = any(step == 0 < size - 1 for step, size in zip(value.stride(), shape, strict=True))
-    return value.contiguous() if expanded else value
+    return value.contiguous() if is_expanded(value) else value
 
 
 def _group(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.hooks import RemovableHandle
@@ -13,8 +14,10 @@ from transformers import TrainingArguments as Args
 from transformers.trainer_utils import IntervalStrategy, has_length
 
 from optimplug.callbacks.lost_updates import LostUpdates
-from optimplug.callbacks.monitored import group_values, lost_values
+from optimplug.callbacks.monitored import lost_values
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
+from optimplug.huggingface.console import NextLine
+from optimplug.recipe.logged import LoggedGroups, group_values
 
 __all__ = ["LearningRateTrace", "OptimizerMonitor"]
 
@@ -59,6 +62,15 @@ class OptimizerMonitor(TrainerCallback):
             too small. See :mod:`optimplug.callbacks.lost_updates` for what counts, and what it
             costs: at the updates alone after which the arguments have the Trainer log. An update
             that is skipped has none.
+        log_groups: globs on the names of the groups that are logged; None for all. A
+            RecipeTrainer's own ``log_groups`` holds too.
+
+    A line of the console that would have 200 characters or more has no groups: it has, of each
+    quantity, from where to where it goes.
+
+    Raises:
+        ArgumentError: ``log_groups`` holds what is no text; or, as training begins, what matches no
+            group.
 
     Example:
         ``RecipeTrainer(..., callbacks=[OptimizerMonitor(lost_updates=True)])``
@@ -68,21 +80,31 @@ class OptimizerMonitor(TrainerCallback):
     """What a ``RecipeTrainer`` goes by."""
 
     def __init__(
-        self, momentum: bool = False, weight_decay: bool = False, lost_updates: bool = False
+        self,
+        momentum: bool = False,
+        weight_decay: bool = False,
+        lost_updates: bool = False,
+        log_groups: str | Sequence[str] | None = None,
     ) -> None:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.lost_updates = lost_updates
         self.values: dict[str, float] = {}
         """What is logged next: that of the last update."""
+        self._logged = LoggedGroups(log_groups)
         self._lost = LostUpdates()
+        self._line = NextLine()
+
+    def on_train_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Refuse to log groups that there are not."""
+        self._logged.check([kwargs["optimizer"]])
 
     def on_pre_optimizer_step(
         self, args: Args, state: State, control: Control, **kwargs: Any
     ) -> None:
         """Note the rates, and see what the update does, if it will be logged."""
         optimizer = kwargs["optimizer"]
-        self.values = group_values(optimizer, self.momentum, self.weight_decay)
+        self.values = group_values(optimizer, self.momentum, self.weight_decay, logged=self._logged)
         if self.lost_updates and _is_logged(args, state, kwargs["train_dataloader"]):
             self._lost.watch(optimizer)
 
@@ -90,7 +112,7 @@ class OptimizerMonitor(TrainerCallback):
         """Note what the update has lost."""
         shares = self._lost.take()
         if shares is not None:
-            self.values |= lost_values(shares)
+            self.values |= lost_values(shares, self._logged)
 
     def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
         """Add it to what is logged of the training, where it is not there yet."""
@@ -98,10 +120,16 @@ class OptimizerMonitor(TrainerCallback):
         if "loss" in logs and "learning_rate" in logs:
             logs.update(self.values)
             state.log_history[-1].update(self.values)
+            self._line.shorten(logs)
+
+    def on_step_begin(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Leave the console as it was, if nobody has written to it since."""
+        self._line.leave()
 
     def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
-        """Measure no more."""
+        """Measure no more, and leave the console as it was."""
         self._lost.take()
+        self._line.leave()
 
 
 def _is_logged(args: Args, state: State, batches: Any) -> bool:

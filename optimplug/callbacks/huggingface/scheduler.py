@@ -18,6 +18,7 @@ from optimplug.callbacks.step_interval import Interval, StepInterval
 from optimplug.errors import ArgumentError
 from optimplug.huggingface.evaluations import check_evaluations, of_main_process
 from optimplug.huggingface.internals import unwrapped
+from optimplug.huggingface.reports import check_logs, is_report
 from optimplug.recipe import RecipeScheduler
 
 __all__ = ["MetricCallback", "SchedulerCallback"]
@@ -78,6 +79,10 @@ class _EvaluationCallback(TrainerCallback):
 class MetricCallback(_EvaluationCallback):
     """Tells the scheduler of a recipe of every evaluation, in a Trainer that knows no recipes.
 
+    And of every log of the training's loss, where a plateau has ``of_training: true``. A run that
+    goes on from a checkpoint that was saved between two logs has the mean of the updates since, as
+    the Trainer logs it.
+
     ``RecipeTrainer`` does so by itself; if it is given one as well, it leaves that to it.
 
     Example::
@@ -116,6 +121,18 @@ class MetricCallback(_EvaluationCallback):
         self._scheduler = scheduler
         if scheduler.counts_validations:
             check_evaluations(args, _refused)
+        if monitors := scheduler.training_monitors:
+            check_logs(args, state.max_steps, monitors, _refused, keeps_loss=False)
+
+    def on_log(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Tell of what the training reports, where the schedule follows that."""
+        if is_report(kwargs["logs"]) and self._scheduler.training_monitors:
+            self._scheduler.step_metric(of_main_process(kwargs["logs"]), of_training=True)
+
+    def on_train_end(self, args: Args, state: State, control: Control, **kwargs: Any) -> None:
+        """Say so, if the schedule has waited in vain."""
+        super().on_train_end(args, state, control, **kwargs)
+        self._scheduler.tell_if_never_told()
 
     def _followed(self) -> Collection[str]:
         return self._scheduler.awaited

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from optimplug._core.optim.gradients import global_norm
 from optimplug.callbacks.lost_updates import LostUpdates
-from optimplug.callbacks.monitored import group_values, lost_values
+from optimplug.callbacks.monitored import lost_values
 from optimplug.callbacks.trace import LearningRateTrace as _Trace
 from optimplug.lightning.internals import should_log, unscales_by_itself
 from optimplug.lightning.package import LightningModule, OwnCallback, Trainer
+from optimplug.recipe.logged import LoggedGroups, group_values
 
 __all__ = ["LearningRateTrace", "OptimizerMonitor"]
 
@@ -45,6 +47,12 @@ class OptimizerMonitor(OwnCallback):
             share of bfloat16 and float16 weights that the update has left as they were, as it was
             too small. See :mod:`optimplug.callbacks.lost_updates` for what counts, and what it
             costs. An update that is skipped has none.
+        log_groups: globs on the names of the groups that are logged; None for all. Whatever it
+            says, no group is shown in the progress bar.
+
+    Raises:
+        ArgumentError: ``log_groups`` holds what is no text; or, as the fit begins, what matches no
+            group of any optimizer.
 
     Example:
         ``Trainer(callbacks=[OptimizerMonitor(weight_decay=True)], logger=CSVLogger("logs"))``
@@ -56,12 +64,18 @@ class OptimizerMonitor(OwnCallback):
         weight_decay: bool = False,
         grad_norm: bool = True,
         lost_updates: bool = False,
+        log_groups: str | Sequence[str] | None = None,
     ) -> None:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.grad_norm = grad_norm
         self.lost_updates = lost_updates
+        self._logged = LoggedGroups(log_groups)
         self._lost: dict[str, LostUpdates] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to log groups that there are not."""
+        self._logged.check(trainer.optimizers)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -71,7 +85,7 @@ class OptimizerMonitor(OwnCallback):
             return
         of = f"/{trainer.optimizers.index(optimizer)}" if len(trainer.optimizers) > 1 else ""
         values: dict[str, float | torch.Tensor] = {
-            **group_values(optimizer, self.momentum, self.weight_decay, of)
+            **group_values(optimizer, self.momentum, self.weight_decay, of, self._logged)
         }
         if self.grad_norm:
             values[f"grad_norm{of}"] = _norm(trainer, optimizer)
@@ -86,7 +100,7 @@ class OptimizerMonitor(OwnCallback):
         for of, lost in self._lost.items():
             shares = lost.take()
             if shares is not None:
-                pl_module.log_dict(lost_values(shares, of))
+                pl_module.log_dict(lost_values(shares, self._logged, of))
 
     def on_exception(self, *args: Any) -> None:
         """Leave the optimizers as they were."""

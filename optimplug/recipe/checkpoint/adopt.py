@@ -181,8 +181,9 @@ def _adapt(comparison: Comparison, target: Target) -> Resumption:
     )
     # All that can be wrong with what somebody has saved is found by now, but by the optimizer.
     target.optimizer.load_state_dict(state)
-    was_told = bool((saved.schedule or {}).get("_was_told")) and not (memory and memory.begun)
-    scheduler.adopt(update, memory, was_told)
+    schedule = {} if memory and memory.begun else saved.schedule or {}
+    told = (bool(schedule.get(key)) for key in ("_was_told", "_was_told_of_training"))
+    scheduler.adopt(update, memory, *told)
     return replace(found, rates=_rates(before, target))
 
 

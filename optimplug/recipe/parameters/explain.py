@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import translate
 from typing import Any
 
 from optimplug.errors import ArgumentError, did_you_mean
 from optimplug.recipe.parameters.groups import Group, Grouping
+from optimplug.recipe.parameters.match import nearest_glob
 from optimplug.recipe.parameters.votes import ParameterVotes
 from optimplug.recipe.text.schema import FreezeSpec, LayerDecay, RuleSpec
 
-__all__ = ["Explanation", "Statement", "explain", "plain"]
+__all__ = ["Explanation", "Statement", "explain", "explain_all", "plain"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,35 @@ def explain(name: str, grouping: Grouping, rules: Sequence[RuleSpec]) -> Explana
         lr=_rate(found, group) if group else "",
         frozen_by=None if group else _frozen_by(found),
     )
+
+
+def explain_all(
+    patterns: Iterable[str], grouping: Grouping, rules: Sequence[RuleSpec]
+) -> list[Explanation]:
+    """Explain parameters by their names, or by globs on them as in ``match``.
+
+    Each parameter is explained once, in the order of the patterns and then of the model; a tied one
+    by the first of its names that a pattern holds for.
+
+    Raises:
+        ArgumentError: a pattern is for no parameter of the model.
+    """
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        for name in _matching(pattern, grouping):
+            found.setdefault(_find(name, grouping).names[0], name)
+    return [explain(name, grouping, rules) for name in found.values()]
+
+
+def _matching(pattern: str, grouping: Grouping) -> list[str]:
+    """Return the names that a pattern holds for; a plain name is left to :func:`_find`."""
+    names = [name for each in grouping.parameters.values() for name in each.names]
+    if pattern in names or not set("*?[") & set(pattern):
+        return [pattern]
+    found = list(filter(re.compile(translate(pattern)).match, names))
+    if not found:
+        raise ArgumentError(f"{pattern!r} matches no parameter{nearest_glob(pattern, names)}")
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,18 +216,63 @@ def _comparable(value: object) -> object:
 
 
 def _group_names(drafts: Sequence[_Draft]) -> list[str]:
-    """Name each group after what its parameters share; add settings where that is not enough."""
+    """Name each group after what its parameters share; add words where that is not enough.
+
+    A name holds no value: what is logged under it is found again when a rate has changed. It is the
+    last part of keys, so that it holds no ``=`` either.
+    """
+    rivals: dict[str, list[_Draft]] = defaultdict(list)
     prefixes = [_shared_prefix(list(draft.parameters)) for draft in drafts]
-    found = []
     for draft, prefix in zip(drafts, prefixes, strict=True):
-        rivals = [d.settings for d, p in zip(drafts, prefixes, strict=True) if p == prefix]
-        suffix = ",".join(
-            f"{key}={_short(draft.settings[key])}"
-            for key in _differing_keys(rivals)
-            if key in draft.settings
-        )
-        found.append(f"{prefix}/{suffix}" if suffix else prefix)
+        rivals[prefix].append(draft)
+    suffixes = {
+        id(d): s for p, of in rivals.items() for d, s in zip(of, _suffixes(of, p), strict=True)
+    }
+    return [
+        f"{prefix}/{suffix}" if (suffix := suffixes[id(draft)]) else prefix
+        for draft, prefix in zip(drafts, prefixes, strict=True)
+    ]
+
+
+def _suffixes(rivals: Sequence[_Draft], prefix: str) -> list[str]:
+    """Return what tells groups of one prefix apart.
+
+    It is words on their settings; or else what the names of a group's parameters have in common; or
+    else the first of these names.
+    """
+    keys = _differing_keys([rival.settings for rival in rivals])
+    words = [_words(rival, keys) for rival in rivals]
+    common = [_common_below(rival, prefix) for rival in rivals]
+    count = Counter([*words, *common])
+    own_words = Counter(words)
+    found = []
+    for rival, own, parts in zip(rivals, words, common, strict=True):
+        by_parts = parts if parts and count[parts] == 1 else _first_below(rival, prefix)
+        found.append(own if own_words[own] == 1 else by_parts)
     return found
+
+
+def _words(draft: _Draft, keys: Sequence[str]) -> str:
+    """Return in words what of these settings is said of a group: ``no_decay-state_dtype``."""
+    said = (key for key in keys if key in draft.settings and key != "lr")
+    return "-".join(_word(key, draft.settings[key]) for key in said)
+
+
+def _word(key: str, value: object) -> str:
+    if key == "optimizer":
+        return str(value)
+    return "no_decay" if key == "weight_decay" and value == 0 else key
+
+
+def _common_below(draft: _Draft, prefix: str) -> str:
+    """Return the parts of their names, below the prefix, that all of a group's parameters have."""
+    first, *others = (name.removeprefix(f"{prefix}.").split(".") for name in draft.parameters)
+    shared = (part for part in first if all(part in other for other in others))
+    return ".".join(part for part in shared if not part.isdecimal())
+
+
+def _first_below(draft: _Draft, prefix: str) -> str:
+    return next(iter(draft.parameters)).removeprefix(f"{prefix}.")
 
 
 def _differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -239,7 +285,3 @@ def _shared_prefix(names: Sequence[str]) -> str:
     columns = zip(*(name.split(".") for name in names), strict=False)
     shared = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
     return ".".join(column[0] for column in shared) or "model"
-
-
-def _short(value: object) -> str:
-    return repr(value) if isinstance(value, float) else str(value).replace(" ", "")

@@ -24,6 +24,7 @@ __all__ = [
     "asks_norm",
     "condition",
     "family_or_glob",
+    "nearest_glob",
     "places",
     "suggestion",
 ]
@@ -195,7 +196,8 @@ def suggestion(match: Match, model: nn.Module) -> str:
     """Return "; did you mean ...?" for a match that holds for no parameter, or an empty text."""
     # Of several conditions, it may be any that was meant otherwise.
     if len(match.model_fields_set) == 1 and match.name is not None:
-        return _quoted(nearest(match.name[0], _globs(model)))
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        return nearest_glob(match.name[0], names)
     if len(match.model_fields_set) == 1 and match.type is not None:
         # Not nn.Module and object: nobody means these.
         classes = {base.__name__ for m in model.modules() for base in type(m).__mro__[:-2]}
@@ -204,12 +206,16 @@ def suggestion(match: Match, model: nn.Module) -> str:
     return ""
 
 
-def _globs(model: nn.Module) -> list[str]:
+def nearest_glob(given: str, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for a glob that is for none of these names, or an empty text."""
+    return _quoted(nearest(given, _globs(names)))
+
+
+def _globs(names: Iterable[str]) -> list[str]:
     """Return globs that match something, and that someone may have meant."""
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     paths = [name.split(".") for name in names]
     prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
-    globs = [*names, *(f"{prefix}.*" for prefix in prefixes)]
+    globs = [*map(".".join, paths), *(f"{prefix}.*" for prefix in prefixes)]
     globs += [f"*.{last}" for last in {path[-1] for path in paths if len(path) > 1}]
     globs += [f"*{part}*" for part in {part for path in paths for part in path}]
     return sorted(globs)

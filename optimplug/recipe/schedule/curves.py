@@ -21,13 +21,21 @@ Metrics = Mapping[str, Any]
 class Factor:
     """A factor as a function of steps, epochs or validations since the start of its phase.
 
+    Attributes:
+        of_training: whether it is told of what the training reports, and not of validations.
+        follows: the metric that it follows, in words; empty where it follows none.
+
     Args:
         label: its scheduler or preset, with the arguments.
-        every: what it counts: "step", "epoch" or "validation".
+        every: what it counts: "step", "epoch", "validation", or "report" (of the training).
         factor: from that count to the factor.
         least: what it falls to where it is moved to another start; its own least is 0 then.
         springs: whether it springs back where its phase ends, so that what it leaves is before.
     """
+
+    of_training = False
+    follows = ""
+    _saved_as = "validations"
 
     def __init__(
         self,
@@ -42,12 +50,11 @@ class Factor:
         self.least = least
         self.springs = springs
         self._factor = factor
-        self._validations = 0
+        self._told = 0
 
     def __call__(self, steps: int, epochs: int) -> float:
         """Return the factor after so many steps and epochs of the phase."""
-        times = {"step": steps, "epoch": epochs, "validation": self._validations}
-        return self._factor(times[self.every])
+        return self._factor({"step": steps, "epoch": epochs}.get(self.every, self._told))
 
     def moved(self, share: float, start: float) -> float:
         """Return the factor of a phase that starts somewhere else.
@@ -65,18 +72,23 @@ class Factor:
             ArgumentError: they have not.
         """
 
-    def validated(self, metrics: Metrics) -> None:
-        """Take note of a validation; :meth:`check` comes first.
+    @property
+    def follows_metrics(self) -> bool:
+        """Whether it is not known beforehand, as validations or the training decide it."""
+        return self.every in ("validation", "report")
+
+    def told(self, metrics: Metrics) -> None:
+        """Take note of a validation, or of a report; :meth:`check` comes first.
 
         Args:
-            metrics: of the validation, by name.
+            metrics: of it, by name.
         """
-        self._validations += 1
+        self._told += 1
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers, as plain values."""
         # Not steps and epochs, which the scheduler counts and passes in.
-        return {"validations": self._validations}
+        return {self._saved_as: self._told}
 
     def check_state(self, state: Any) -> None:
         """Check a state before it is loaded.
@@ -87,12 +99,13 @@ class Factor:
         keys = self.state().keys()
         if not isinstance(state, Mapping) or state.keys() != keys:
             raise StateError(f"the state of {self.label} must have {sorted(keys)} (got {state!r})")
-        if type(state["validations"]) is not int or state["validations"] < 0:
-            raise StateError(f"validations must be an int >= 0 (got {state['validations']!r})")
+        told = state[self._saved_as]
+        if type(told) is not int or told < 0:
+            raise StateError(f"{self._saved_as} must be an int >= 0 (got {told!r})")
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state that :meth:`check_state` has let pass."""
-        self._validations = state["validations"]
+        self._told = state[self._saved_as]
 
 
 class PlateauFactor(Factor):
@@ -103,13 +116,24 @@ class PlateauFactor(Factor):
         monitor: the name of the metric.
         plateau: the scheduler, on an optimizer made for it, whose rate is 1.
         least: as in Factor.
+        of_training: whether the metric is one that the training reports.
     """
 
     def __init__(
-        self, label: str, monitor: str, plateau: ReduceLROnPlateau, least: float = 0.0
+        self,
+        label: str,
+        monitor: str,
+        plateau: ReduceLROnPlateau,
+        least: float = 0.0,
+        of_training: bool = False,
     ) -> None:
-        super().__init__(label, "validation", lambda _: plateau.get_last_lr()[0], least)
+        every = "report" if of_training else "validation"
+        self.follows = f"the training's {monitor}" if of_training else monitor
+        label = f"{label} of {self.follows}"
+        super().__init__(label, every, lambda _: plateau.get_last_lr()[0], least)
         self.monitor = monitor
+        self.of_training = of_training
+        self._saved_as = f"{every}s"
         self._plateau = plateau
 
     def moved(self, share: float, start: float) -> float:
@@ -125,12 +149,12 @@ class PlateauFactor(Factor):
         Raises:
             ArgumentError: it is not.
         """
-        self._plateau._check_next(require_metric(self.monitor, metrics))
+        self._plateau._check_next(require_metric(self.monitor, metrics, self.of_training))
 
-    def validated(self, metrics: Metrics) -> None:
-        """Take note of a validation, and of its metric."""
-        super().validated(metrics)
-        self._plateau.step(require_metric(self.monitor, metrics))
+    def told(self, metrics: Metrics) -> None:
+        """Take note of a validation, or of a report, and of its metric."""
+        super().told(metrics)
+        self._plateau.step(require_metric(self.monitor, metrics, self.of_training))
 
     def state(self) -> dict[str, Any]:
         """Return what it remembers, the state of the plateau among it."""
@@ -183,10 +207,10 @@ class Phase:
         return self._by_itself([self.start] * len(self.factors))
 
     @property
-    def follows_validations(self) -> bool:
-        """Whether it is not known beforehand, as validations decide it."""
-        of_before = self.before is not None and self.before.follows_validations
-        return of_before or any(factor.every == "validation" for factor in self.factors)
+    def follows_metrics(self) -> bool:
+        """Whether it is not known beforehand, as validations or the training decide it."""
+        of_before = self.before is not None and self.before.follows_metrics
+        return of_before or any(factor.follows_metrics for factor in self.factors)
 
     def _moved(self, value: float) -> float:
         if self.before is None:
@@ -218,7 +242,7 @@ class Curve:
     """The factor on every group's own value, as a function of the number of updates taken.
 
     A factor leaves groups their ratios. Past the last phase, its last value holds. Factors that
-    count validations or follow a metric remember what :meth:`validated` was given.
+    count validations or follow a metric remember what :meth:`told` was given.
 
     Args:
         phases: the phases in order; none for a factor of 1 throughout.
@@ -246,19 +270,27 @@ class Curve:
         phase = self._at(t)
         return phase.factors if phase else ()
 
-    def check(self, t: int, metrics: Metrics) -> None:
-        """Check that the metrics of a validation after ``t`` updates are enough.
+    def check(self, t: int, metrics: Metrics, of_training: bool) -> None:
+        """Check that the metrics of a validation, or of a report, after ``t`` updates are enough.
 
         Raises:
             ArgumentError: a factor that acts then needs another one.
         """
         for factor in self.factors_at(t):
-            factor.check(metrics)
+            if factor.of_training == of_training:
+                factor.check(metrics)
 
-    def validated(self, t: int, metrics: Metrics) -> None:
-        """Let the factors that act after ``t`` updates take note of a validation."""
+    def told(self, t: int, metrics: Metrics, of_training: bool) -> None:
+        """Let the factors that act after ``t`` updates take note of a validation, or of a report.
+
+        Args:
+            t: how many updates there were.
+            metrics: of it, by name.
+            of_training: whether the training has reported them.
+        """
         for factor in self.factors_at(t):
-            factor.validated(metrics)
+            if factor.of_training == of_training:
+                factor.told(metrics)
 
     def _at(self, t: int) -> Phase | None:
         return self._acting[max(0, bisect_right(self._starts, t) - 1)] if self._acting else None

@@ -1,4 +1,4 @@
-"""What phases remember of validations: saved by the phase that it belongs to."""
+"""What phases remember of metrics: saved by the phase that it belongs to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Memory(NamedTuple):
     kept: list[tuple[Factor, Any]]
     """Factors that were there before, with what was saved of them."""
     lost: list[str]
-    """The labels of those that have seen validations and are gone."""
+    """The labels of those that have seen validations, or reports, and are gone."""
     begun: list[str]
     """The labels of those that follow a metric and are new."""
 
@@ -101,7 +101,8 @@ def _keys_in(state_dict: Mapping[str, Any]) -> list[Key] | None:
 
 
 def _has_seen(state: Any) -> bool:
-    return isinstance(state, dict) and state.get("validations", 0) != 0
+    counts = ("validations", "reports")
+    return isinstance(state, dict) and any(state.get(count, 0) != 0 for count in counts)
 
 
 def _factors(schedule: RunSchedule) -> Iterator[tuple[Key, Factor]]:

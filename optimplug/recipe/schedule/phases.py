@@ -79,7 +79,7 @@ def build_factor(
     scheduler = scheduler_class(name, "")(unit, **arguments, **row.fixed)
     label = f"{name}({_listed(arguments)})" + (f" down to {least}" if least else "")
     if isinstance(scheduler, ReduceLROnPlateau):
-        return PlateauFactor(f"{label} of {spec.monitor}", spec.monitor or "", scheduler, least)
+        return PlateauFactor(label, spec.monitor or "", scheduler, least, bool(spec.of_training))
     # OneCycleLR raises past its end, where every other keeps its last rate.
     last = scheduler.total_steps - 1 if isinstance(scheduler, OneCycleLR) else None
     return Factor(label, spec.every or "step", partial(_rate, scheduler, last), least, row.springs)
@@ -144,7 +144,12 @@ def _unit_problems(spec: PhaseSpec, path: str) -> Iterator[Problem]:
         yield Problem(f"{path}.monitor", "is required: the name of the metric to follow")
     if not plateau and spec.monitor is not None:
         yield Problem(f"{path}.monitor", f"{spec.name or spec.preset} follows no metric")
-    if plateau and spec.every not in (None, "validation"):
+    if not plateau and spec.of_training is not None:
+        yield Problem(f"{path}.of_training", f"{spec.name or spec.preset} follows no metric")
+    if plateau and spec.of_training and spec.every is not None:
+        message = "is for validations, and 'of_training: true' counts what the training reports"
+        yield Problem(f"{path}.every", f"{message}; leave it out (got {spec.every!r})")
+    elif plateau and spec.every not in (None, "validation"):
         yield Problem(f"{path}.every", f"a plateau steps every validation (got {spec.every!r})")
     if spec.warmup is not None and (spec.preset is None or plateau):
         yield Problem(f"{path}.warmup", "is for presets; let a LinearLR phase come first")

@@ -94,7 +94,7 @@ def cosine_with_min_lr(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
 ) -> float:
-    """Return a cosine down to a minimum, a rate or a ratio, after a linear rise."""
+    """Return a cosine down to ``min_lr``, or to ``min_lr_rate`` of the top, after a linear rise."""
     least = _minimum(lr, min_lr, min_lr_rate)
     if t < warmup:
         return _rise(t, warmup)
@@ -112,7 +112,7 @@ def cosine_warmup_with_min_lr(
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
 ) -> float:
-    """Return a cosine down to a minimum, after a rise that begins above 0."""
+    """Return a cosine down to ``min_lr``, ``min_lr_rate`` of the top; the rise begins above 0."""
     least = _minimum(lr, min_lr, min_lr_rate)
     if t < warmup:
         if warmup_lr_rate is None:  # as transformers, this one counts from 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -140,6 +141,22 @@ class ScheduledOptimizer:
         self._check_open()
         self.scheduler.step_metric(metrics)
 
+    def trained(self, metrics: Mapping[str, Any]) -> None:
+        """Tell the schedule what the training reports, for a plateau with ``of_training: true``.
+
+        Each call is one that it counts: after as many updates each time as the loop logs its loss,
+        say, with the mean over them. Validations are told by :meth:`validated`.
+
+        Args:
+            metrics: by name, with the prefix ``train_`` or without: ``{"loss": 0.3}``.
+
+        Raises:
+            ArgumentError: such a plateau is active and its metric is missing; or, at the first
+                report, one that a later phase follows. Nothing has changed then.
+        """
+        self._check_open()
+        self.scheduler.step_metric(metrics, of_training=True)
+
     @property
     def has_modes(self) -> bool:
         """Whether the optimizer has other weights to train with than to validate and to save."""
@@ -221,15 +238,24 @@ class ScheduledOptimizer:
         self._check_open()
         self._undo.callback(undo)
 
-    def close(self) -> None:
+    def close(self, interrupted: bool | None = None) -> None:
         """Undo all that was put on the optimizer, and on a run's model; twice is as once.
 
         State can still be read and loaded, but the schedule is not moved on any more.
+
+        Args:
+            interrupted: whether the run has not come to its end, so that nothing is said of a phase
+                that has waited for validations in vain; None: whether an error is on its way.
         """
+        if interrupted is None:
+            interrupted = sys.exc_info()[0] is not None
+        over = not (self._closed or interrupted or self._scheduler is None)
         self._closed = True
         with self._undo:  # which undoes the rest even if something here fails
             if self._scheduler is not None:
                 self._scheduler.close()
+        if over:
+            self.scheduler.tell_if_never_told()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -253,7 +279,7 @@ class ScheduledOptimizer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(interrupted=error is not None)
 
 
 def parts_of_state(

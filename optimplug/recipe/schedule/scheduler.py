@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
 from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
-from optimplug.recipe.schedule.curves import Factor, PlateauFactor
 from optimplug.recipe.schedule.freeze import TimedFreeze
 from optimplug.recipe.schedule.marks import keep_marks
 from optimplug.recipe.schedule.memory import (
@@ -46,6 +45,8 @@ class RecipeScheduler(LRScheduler):
 
     Attributes:
         steps_taken: how many steps this object has taken; no part of its state.
+        unreported: what a trainer has gathered for the next report of the training's loss: the sum,
+            and of how many updates; part of the state, for the trainer to go on with.
 
     Example:
         >>> from optimplug import Horizon, Recipe
@@ -62,7 +63,7 @@ class RecipeScheduler(LRScheduler):
     _not_saved = (
         *LRScheduler._not_saved,
         *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
-        *("_keeps_marks", "provenance"),
+        *("_keeps_marks", "provenance", "_has_told_of_waiting"),
     )
     _catches_up = True
 
@@ -74,10 +75,11 @@ class RecipeScheduler(LRScheduler):
     ) -> None:
         self._run_schedule = run_schedule
         self.provenance = {**(provenance or {}), "factors": [*map(list, factor_keys(run_schedule))]}
-        self._was_told = False
-        self._is_beyond = False
+        self._was_told = self._was_told_of_training = False
+        self._is_beyond = self._has_told_of_waiting = False
         self.steps_taken = 0
         self.fingerprint = str(run_schedule)
+        self.unreported: list[Any] = [0.0, 0]
         # Whether it is this scheduler that first needs the optimizer's steps noted.
         self._notes_steps = noted_steps(owner_of(optimizer)) is None
         super().__init__(optimizer)
@@ -118,8 +120,8 @@ class RecipeScheduler(LRScheduler):
 
     @property
     def monitors(self) -> frozenset[str]:
-        """The metrics that the schedule follows, in any phase."""
-        return _monitors(p for c in self._run_schedule.all_curves() for p in c.factors())
+        """The metrics of validations that the schedule follows, in any phase."""
+        return self._run_schedule.monitors(of_training=False)
 
     @property
     def awaited(self) -> frozenset[str]:
@@ -128,18 +130,51 @@ class RecipeScheduler(LRScheduler):
         Of the first one, these are all that are followed at any time: a name that nobody knows
         would else end a run that is half done.
         """
-        return self.monitors_at(self.last_epoch) if self._was_told else self.monitors
+        return self._awaited(of_training=False)
 
     def monitors_at(self, t: int) -> frozenset[str]:
         """Return the metrics that a validation after ``t`` updates must have."""
-        return _monitors(p for c in self._run_schedule.all_curves() for p in c.factors_at(t))
+        return self._run_schedule.monitors(False, t)
+
+    @property
+    def training_monitors(self) -> frozenset[str]:
+        """The metrics that the training reports and the schedule follows, in any phase."""
+        return self._run_schedule.monitors(of_training=True)
+
+    @property
+    def awaited_of_training(self) -> frozenset[str]:
+        """The metrics that the next report of the training must have; see :attr:`awaited`."""
+        return self._awaited(of_training=True)
+
+    def _awaited(self, of_training: bool) -> frozenset[str]:
+        was_told = self._was_told_of_training if of_training else self._was_told
+        return self._run_schedule.monitors(of_training, self.last_epoch if was_told else None)
+
+    def tell_if_never_told(self) -> None:
+        """Warn, once, of phases that have waited in vain, as a run is over.
+
+        That is where the schedule was told of no validation, or of nothing that the training
+        reports, and a phase that would have followed it has begun.
+        """
+        if self._has_told_of_waiting:
+            return
+        self._has_told_of_waiting = True
+        for of_training, was_told, what, mend in (
+            (False, self._was_told, "no validation", "validate within the run"),
+            (True, self._was_told_of_training, "no loss of the training", "log it within the run"),
+        ):
+            waiting = self._run_schedule.waiting(of_training, self.last_epoch)
+            if waiting and not was_told:
+                warn(
+                    f"the run is over after {self.last_epoch} updates, and its schedule was told "
+                    f"of {what}: {', '.join(dict.fromkeys(waiting))} has changed nothing; {mend}, "
+                    "or take the phase out of the recipe"
+                )
 
     @property
     def counts_validations(self) -> bool:
         """Whether any phase does something only if it is told of validations."""
-        return any(
-            p.every == "validation" for c in self._run_schedule.all_curves() for p in c.factors()
-        )
+        return any(factor.every == "validation" for factor in self._run_schedule.factors())
 
     @property
     def freezes_for_a_time(self) -> bool:
@@ -155,7 +190,7 @@ class RecipeScheduler(LRScheduler):
     def _is_forgotten(self, updates: int) -> bool:
         return self.changes  # it takes one step per update, and nothing else
 
-    def step_metric(self, metrics: Mapping[str, Any]) -> None:
+    def step_metric(self, metrics: Mapping[str, Any], of_training: bool = False) -> None:
         """Tell of a validation, once it is complete; rates change at once if it is time.
 
         Where somebody else has set a rate, it changes by as much as its own would have.
@@ -163,20 +198,26 @@ class RecipeScheduler(LRScheduler):
         Args:
             metrics: by name, with the prefix ``eval_`` or ``val_`` or without, whichever the recipe
                 has; others than the schedule follows are not looked at.
+            of_training: whether these are no validation's, but what the training reports, for the
+                plateaus that follow that; the prefix may be ``train_`` then. They move no other
+                phase, and are nothing to a schedule without such plateaus.
 
         Raises:
             ArgumentError: a plateau is active and its metric is missing; or, at the first
-                validation, one that a later phase follows. Nothing has changed then.
+                validation or report, one that a later phase follows. Nothing has changed then.
         """
-        for monitor in sorted(self.awaited):
-            require_metric(monitor, metrics)
+        for monitor in sorted(self._awaited(of_training)):
+            require_metric(monitor, metrics, of_training)
         for curve in self._run_schedule.all_curves():
-            curve.check(self.last_epoch, metrics)
-        self._was_told = True
+            curve.check(self.last_epoch, metrics, of_training)
+        if of_training:
+            self._was_told_of_training = True
+        else:
+            self._was_told = True
         self._admit_groups()
         before = self.rates(self.last_epoch)
         for curve in self._run_schedule.all_curves():
-            curve.validated(self.last_epoch, metrics)
+            curve.told(self.last_epoch, metrics, of_training)
         after, held = self.rates(self.last_epoch), self._floats()
         self._set(after if held == before else self.chained(held, before, after))
 
@@ -211,17 +252,24 @@ class RecipeScheduler(LRScheduler):
         """
         return memory_of(self._run_schedule, state_dict)
 
-    def adopt(self, t: int, memory: Memory | None = None, was_told: bool = False) -> None:
+    def adopt(
+        self,
+        t: int,
+        memory: Memory | None = None,
+        was_told: bool = False,
+        was_told_of_training: bool = False,
+    ) -> None:
         """Be where the schedule is after ``t`` updates of a run that had another one.
 
         Args:
             t: how many there were.
             memory: what of that one's memory goes on.
             was_told: whether it was told of any validation.
+            was_told_of_training: whether it was told of anything that the training reports.
         """
         for factor, state in memory.kept if memory else ():
             factor.load(state)
-        self._was_told = was_told
+        self._was_told, self._was_told_of_training = was_told, was_told_of_training
         self.go_to(t)
 
     def _set(self, rates: list[float]) -> None:
@@ -255,7 +303,12 @@ class RecipeScheduler(LRScheduler):
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         # A state of before it was noted is asked for all metrics once more. Where a state comes
         # from is for others to read.
-        found = {"_was_told": False, **super()._completed(state_dict)}
+        found = {
+            "_was_told": False,
+            "_was_told_of_training": False,
+            "unreported": [0.0, 0],
+            **super()._completed(state_dict),
+        }
         return {**found, "provenance": self.provenance}
 
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
@@ -308,10 +361,6 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = False
         self._freeze.close()
         self._keeps_marks.remove()
-
-
-def _monitors(factors: Iterable[Factor]) -> frozenset[str]:
-    return frozenset(factor.monitor for factor in factors if isinstance(factor, PlateauFactor))
 
 
 def _scaled(own: Any, factor: float) -> Any:

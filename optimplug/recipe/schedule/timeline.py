@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from optimplug.errors import ArgumentError, Problem, RecipeError, did_you_mean
-from optimplug.recipe.schedule.curves import Curve, Phase
+from optimplug.recipe.schedule.curves import Curve, Factor, Phase, PlateauFactor
 from optimplug.recipe.schedule.phases import build_factor, factor_problems
 from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
@@ -58,6 +59,34 @@ class RunSchedule:
         """Walk all curves."""
         for curves in (self.shared, *self.own.values()):
             yield from curves.values()
+
+    def factors(self) -> Iterator[Factor]:
+        """Walk the factors of all phases of all curves."""
+        for curve in self.all_curves():
+            yield from curve.factors()
+
+    def monitors(self, of_training: bool, t: int | None = None) -> frozenset[str]:
+        """Return the metrics of validations, or of the training, that are followed.
+
+        Args:
+            of_training: which of the two.
+            t: after how many updates; None: at any time.
+        """
+        curves = [*self.all_curves()]
+        found = self.factors() if t is None else chain(*(c.factors_at(t) for c in curves))
+        followers = (f for f in found if isinstance(f, PlateauFactor))
+        return frozenset(f.monitor for f in followers if f.of_training == of_training)
+
+    def waiting(self, of_training: bool, t: int) -> list[str]:
+        """Return the labels of what has begun by ``t`` updates and waits to be told something.
+
+        Args:
+            of_training: whether of what the training reports, or of validations.
+            t: how many updates there were.
+        """
+        begun = (p for curve in self.all_curves() for p in curve.phases if p.start < t)
+        factors = (f for p in begun for f in p.factors if f.follows_metrics)
+        return [factor.label for factor in factors if factor.of_training == of_training]
 
     def __str__(self) -> str:
         lines = [_text("", self.shared)]
@@ -218,7 +247,7 @@ def _phase(
 
 def _can_follow(phase: Phase, before: Phase) -> bool:
     """Tell whether a phase can start where another ends: 0 has no multiples."""
-    return phase(phase.start) != 0 and (before.follows_validations or before.end > 0)
+    return phase(phase.start) != 0 and (before.follows_metrics or before.end > 0)
 
 
 def _check_finite(phase: Phase) -> None:

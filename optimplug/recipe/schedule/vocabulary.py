@@ -179,7 +179,7 @@ def vocabulary(spec: PhaseSpec) -> Vocabulary:
     known = {key: p for key, p in arguments_of(spec, "").items() if key != row.minimum}
     keys = ["for", "from", "every", "of"]
     keys += ["floor"] if row.minimum else []
-    keys += ["monitor"] if row.follows_metric else ["warmup"] if spec.preset else []
+    keys += ["monitor", "of_training"] if row.follows_metric else ["warmup"] if spec.preset else []
     empty = [key for key, p in known.items() if p.default is inspect.Parameter.empty]
     needed = [key for key in empty if key != row.length]
     needed += ["monitor"] if row.follows_metric else ["floor"] if row.needs_floor else []

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
 from optimplug.recipe.text.extends import EXTENDS
-from optimplug.recipe.text.schema import FORMS, HAVE_FORMS, MisspeltError, RecipeSpec
+from optimplug.recipe.text.schema import FORMS, HAVE_FORMS, PartError, RecipeSpec
 from optimplug.recipe.text.written import path_of
 
 __all__ = ["validated"]
@@ -69,9 +69,14 @@ def _in_words(found: Mapping[str, Any]) -> tuple[_Location, str]:
         return loc, "is required, but missing"
     if kind == "value_error":
         cause = found["ctx"]["error"]
-        return (*loc, cause.key) if isinstance(cause, MisspeltError) else loc, str(cause)
+        return (*loc, *cause.part) if isinstance(cause, PartError) else loc, str(cause)
     if kind == "list_type":
         return loc, f"must be a list, with a dash before each item (got {given!r})"
+    if kind == "too_short":
+        least = found["ctx"]["min_length"]
+        return loc, f"must have at least {least} item{'s' * (least > 1)} (got {given!r})"
+    if kind == "string_type":
+        return loc, f"must be a text (got {given!r})"
     if kind.startswith("model_"):
         return loc, f"must be a mapping (got {given!r})"
     message = found["msg"]

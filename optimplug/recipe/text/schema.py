@@ -32,6 +32,7 @@ __all__ = [
     "Match",
     "MisspeltError",
     "OptimizerSpec",
+    "PartError",
     "PhaseSpec",
     "RecipeSpec",
     "RuleOptimizerSpec",
@@ -216,12 +217,19 @@ class RuleSpec(_Spec):
         return self
 
 
-class MisspeltError(ValueError):
+class PartError(ValueError):
+    """Something is wrong with a part of what was looked at."""
+
+    def __init__(self, message: str, *part: int | str) -> None:
+        super().__init__(message)
+        self.part = part
+
+
+class MisspeltError(PartError):
     """A key was taken for an argument, but is meant for another."""
 
     def __init__(self, key: str, meant: str) -> None:
-        super().__init__(f"unknown key; did you mean {meant!r}?")
-        self.key = key
+        super().__init__(f"unknown key; did you mean {meant!r}?", key)
 
 
 class PhaseSpec(_Spec):
@@ -250,6 +258,9 @@ class PhaseSpec(_Spec):
         None, description="what it counts: steps, unless it follows a metric"
     )
     monitor: str | None = Field(None, min_length=1, description="the metric that a plateau follows")
+    of_training: bool | None = Field(
+        None, description="of a plateau: true to follow what the training reports, no validations"
+    )
     floor: float | None = Field(None, ge=0, le=1, description="lowest lr, as a ratio of its own")
     of: str | None = Field(None, description="the hyperparameter it acts on; left out: lr")
 
@@ -281,10 +292,17 @@ class PhaseSpec(_Spec):
         wrong = self.model_fields_set - shared | {*(self.model_extra or {})}
         if wrong:
             raise ValueError(f"{min(wrong)} belongs to one of the phases under together")
-        if any(shared & part.model_fields_set for part in self.together):
-            raise ValueError(
-                "phases under together have no together, for or of of their own, and no from"
-            )
+        for i, part in enumerate(self.together):
+            # In the order of the fields, and not of a set, which is another in every process.
+            for name in (key for key in type(part).model_fields if key in shared):
+                if name in part.model_fields_set:
+                    key = type(part).model_fields[name].alias or name
+                    raise PartError(
+                        "cannot stand in a phase under together; say it once, beside together"
+                        if name != "together"
+                        else "cannot stand in a phase under together; write its phases there",
+                        *("together", i, key),
+                    )
         return self
 
 

@@ -1,33 +1,42 @@
 """A rule as a Triton kernel: run by Triton's interpreter, and compiled for a GPU that is not there.
 
 Which of the two Triton does is settled for a process when Triton is imported, and even its own
-functions are made for it. So the cases (``triton_cases.py``, whose name pytest does not look for)
-run in processes of their own, and no other test is in one with the interpreter.
+functions are made for it. So the cases (``triton_cases.py`` and its like, whose names pytest does
+not look for) run in processes of their own, and no other test is in one with the interpreter.
 """
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support.commands import run_apart
+from support.labels import label
 
 from optimplug._core.optim.executions import ops
 from optimplug._core.optim.executions.compiled import program_for
-from optimplug._core.optim.executions.triton import there
+from optimplug._core.optim.executions.triton import kernels, there
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
-from optimplug.optim import AdamW, Lion
+from optimplug._core.optim.executions.triton.whole.tables import DEPTH, RESULTS
+from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH
+from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
 
 HERE = Path(__file__).parent
 PARTS = [
-    "test_an_operation_alone",
-    "TestRules",
-    "TestStorage",
-    "TestNorm",
-    "TestSkips",
-    "TestMemory",
+    "triton_cases.py::test_an_operation_alone",
+    "triton_cases.py::test_a_rate_on_the_device_stays_there",
+    "triton_cases.py::TestRules",
+    "triton_cases.py::TestStorage",
+    "triton_cases.py::TestNorm",
+    "triton_cases.py::TestSkips",
+    "triton_cases.py::TestMemory",
+    "triton_codes_cases.py",
+    "triton_whole_cases.py",
 ]
+QUICK = (PARTS[2], PARTS[4], *PARTS[7:])
+WITH_SLOW = (*PARTS[2:4], *PARTS[7:])
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )
@@ -44,22 +53,19 @@ def interpreted(*arguments):
     return done.stdout
 
 
-QUICK = ("TestRules", "TestNorm")
-
-
 @NEEDS_TRITON
 @pytest.mark.parametrize(
     "part", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PARTS]
 )
 def test_in_the_interpreter(part):
-    assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "not slow")
+    assert " passed" in interpreted(f"{HERE}/{part}", "-m", "not slow")
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS[1:3])
+@pytest.mark.parametrize("part", WITH_SLOW)
 def test_every_case_in_the_interpreter(part):
-    assert " passed" in interpreted(f"{HERE}/triton_cases.py::{part}", "-m", "slow")
+    assert " passed" in interpreted(f"{HERE}/{part}", "-m", "slow")
 
 
 @NEEDS_TRITON
@@ -73,50 +79,98 @@ def test_every_operation_of_a_program_has_a_form():
     assert all((row.c is None) == (row.in_triton is None) for row in ops.OPERATIONS.values())
 
 
-def written(cls, dtype, **options):
-    """What a kernel is made of: the program, the types of its columns, their names."""
-    p = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+def written(cls, dtype, shape=(5000,), **options):
+    """What a kernel is made of: the program, its rule, the types of its columns."""
+    p = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
     group = cls([p], **options).param_groups[0]
     rule = cls.stored_rule(group).suited(p)
     dtypes = (dtype, dtype, *(spec.dtype or dtype for spec in rule.state))
     numbers = {name: float(value) for name, value in rule.coefficients(group, 3.0).items()}
-    return program_for(rule, [numbers], dtypes), dtypes, ("p", "g", *rule.operand_names)
+    return program_for(rule, [numbers], dtypes), rule, dtypes
+
+
+POINTERS = {"chunks": "*i32", "scalars": "*fp64", "factor": "*fp32", "found_inf": "*fp32"}
+POINTERS |= {"scratch": "*fp64", "measured": "*fp64"}
+
+
+def compiled(kernel, given, **constants):
+    """What a kernel is for a GPU, as text."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {name: POINTERS.get(name, "*i64") for name in given}
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs={})
+    made = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
+    )
+    return made.asm["ptx"]
 
 
 def test_the_text_of_a_small_rule():
-    text = update_text(*written(Lion, torch.bfloat16, rounding="exact"))
+    program, rule, dtypes = written(Lion, torch.bfloat16, rounding="exact")
+    columns = dict(zip(("p", "g", *rule.state_names), dtypes, strict=True))
+    text = update_text(program, columns, rule)
     assert "x_remainder = load_number(at_remainder, i, size, WHOLE, tl.int16, tl.float32)" in text
     assert "x_p = load_bfloat(at_p, i, size, WHOLE, tl.uint16, tl.float32)" in text
     assert "store_bfloat(at_p, i, t" in text
 
 
+WIDE_LOADS = [
+    # Eight elements a thread, of parameter, gradient and two moments.
+    (AdamW, torch.float32, {}, {"v4": 8}),
+    (AdamW, torch.bfloat16, {"rounding": "stochastic"}, {"v4": 6}),
+    # Of codes they are eight bytes.
+    (AdamW, torch.float32, {"state_dtype": "8bit"}, {"v4": 4, "v2": 2}),
+    (Lion, torch.bfloat16, {"state_dtype": "8bit", "rounding": "exact"}, {"v4": 3, "v2": 1}),
+]
+
+
 @NEEDS_TRITON
-@pytest.mark.parametrize(
-    ("cls", "dtype", "options"),
-    [(AdamW, torch.float32, {}), (AdamW, torch.bfloat16, {"rounding": "stochastic"})],
-    ids=["float32", "bfloat16"],
-)
+@pytest.mark.parametrize(("cls", "dtype", "options", "loads"), WIDE_LOADS, ids=label)
 def test_it_compiles_for_a_gpu_and_reads_16_bytes_at_once(
-    cls, dtype, options, tmp_path, monkeypatch
+    cls, dtype, options, loads, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from optimplug._core.optim.executions.triton.kernels import update_kernel
-
-    types = {"table": "*i64", "grads": "*i64", "chunks": "*i32", "scalars": "*fp64"}
-    types |= {"keys": "*i64", "factor": "*fp32", "found_inf": "*fp32", "BLOCK": "constexpr"}
-    kernel = update_kernel(*written(cls, dtype, **options))
-    source = ASTSource(fn=kernel, signature=types, constexprs={"BLOCK": BLOCK}, attrs={})
-    made = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}
-    )
-    text = made.asm["ptx"]
-    # Eight elements a thread, of parameter, gradient and two moments.
-    assert text.count("ld.global.v4.b32") == {torch.float32: 8, torch.bfloat16: 6}[dtype]
+    given = ("table", "grads", "chunks", "scalars", "keys", "factor", "found_inf")
+    program, rule, dtypes = written(cls, dtype, **options)
+    text = compiled(kernels.update_kernel(program, rule, dtypes), given, BLOCK=BLOCK)
+    wide = {width: text.count(f"ld.global.{width}.b32") for width in loads}
+    assert wide == loads
+    assert re.findall(r"(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text) == []
     assert "div.full" not in text
+
+
+ADDING = {"DEPTH": DEPTH, "WIDTH": RESULTS}
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize(
+    ("cls", "shape", "shapes"),
+    [
+        (StableAdamW, (5000,), {"BLOCK": BLOCK}),
+        pytest.param(Adafactor, (5, 7), {"ROWS": ROWS, "WIDTH": WIDTH}),
+        pytest.param(CAME, (5, 7), {"ROWS": ROWS, "WIDTH": WIDTH}, marks=pytest.mark.slow),
+        pytest.param(Prodigy, (5000,), {"BLOCK": BLOCK}, marks=pytest.mark.slow),
+    ],
+    ids=label,
+)
+def test_so_do_the_kernels_of_a_rule_for_whole_tensors(cls, shape, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    program, rule, dtypes = written(cls, torch.float32, shape)
+    made = kernels.whole_kernels(program, rule, dtypes)
+    passes = [name for name in made if re.fullmatch(r"pass\d", name)]
+    others = [name for name in made if re.fullmatch(r"planes\d|last", name)]
+    assert len(passes) == kernels.whole_text(program, rule, dtypes).cut.passes
+    given = ("table", "grads", "chunks", "shapes", "spots", "scalars", "keys", "factor")
+    given += ("found_inf", "scratch", "measured")
+    for name in passes:
+        compiled(made[name], given, **shapes)
+    for name in others:
+        compiled(made[name], given, BLOCK=BLOCK)
+    text = compiled(kernels.add_kernel(), ("items", "scratch"), **ADDING)
+    assert "add.rn.f64" in text or "add.f64" in text
 
 
 def test_without_triton_torchs_operators_serve(monkeypatch):

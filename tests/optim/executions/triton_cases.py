@@ -4,9 +4,7 @@ Where there is a GPU, ``make test-gpu`` runs it there. What it is compared with 
 same device, in the same types of memory.
 """
 
-import copy
 import math
-import os
 
 import pytest
 import torch
@@ -14,10 +12,21 @@ from support.labels import label
 from support.operations import CASES, check_alone
 from support.optimizers import TABLE
 from support.tensors import descend, same_bits
-from support.tensors import parameters as parameters_on
+from support.triton_runs import (
+    DEVICE,
+    INTERPRETED,
+    NEEDS_A_DEVICE,
+    SHAPES,
+    WITHIN,
+    assert_alike,
+    assert_near,
+    assert_same,
+    flat,
+    pair,
+    parameters,
+    run_both,
+)
 
-from optimplug._core.optim.executions.bits import joined
-from optimplug._core.optim.executions.triton import fixed_kernels, kernels
 from optimplug._core.optim.executions.triton.execution import Triton
 from optimplug.optim import (
     ADOPT,
@@ -32,15 +41,11 @@ from optimplug.optim import (
     NAdam,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    StableAdamW,
 )
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = pytest.mark.skipif(
-    not (INTERPRETED or torch.cuda.is_available()), reason="there is neither interpreter nor GPU"
-)
+pytestmark = NEEDS_A_DEVICE
 
-SHAPES = [(30, 40), (7,), (5, 5, 2), (), (0,), (1500,)]
 BESIDE = {
     Lion: [{"lr": 0.01, "weight_decay": 0.1}],
     AdEMAMix: [{"weight_decay": 0.1}],
@@ -64,87 +69,7 @@ SOME_STORED = [
     pytest.param(*row, marks=() if row[0] is AdamW else pytest.mark.slow) for row in STORED
 ]
 """Those that are no part of the quick tests are marked."""
-WITHIN = {torch.float32: 1e-6 if INTERPRETED else 1e-5, torch.float64: 1e-12}
-"""On a GPU, torch's operators round in other places than on the CPU."""
 CLIPPED = [{}, {"max_grad_norm": 0.5}]
-
-
-@pytest.fixture
-def launches(monkeypatch):
-    """The names of the kernels that have been launched."""
-    ran = []
-    original = kernels.launch
-
-    def watched(kernel, *given, **constants):
-        original(kernel, *given, **constants)
-        if kernel is not fixed_kernels.nothing:  # by which a GPU is tried out, once
-            ran.append(kernel.fn.__name__)
-
-    monkeypatch.setattr(kernels, "launch", watched)
-    return ran
-
-
-def parameters(*given, **named):
-    return parameters_on(*given, **named, device=DEVICE)
-
-
-def groups(params):
-    return [{"params": params[:2], "lr": 0.01}, {"params": params[2:]}]
-
-
-def flat(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def ready(optimizer):
-    optimizer.train()
-    return optimizer
-
-
-def pair(cls, dtype=torch.float32, shapes=SHAPES, **options):
-    """The same optimizer in a kernel, and in the loop."""
-    return [
-        ready(cls(groups(parameters(shapes, dtype)), **copy.deepcopy(options), **choice))
-        for choice in ({}, {"foreach": False})
-    ]
-
-
-def run_both(cls, dtype=torch.float32, steps=4, shapes=SHAPES, **options):
-    ours, loop = pair(cls, dtype, shapes, **options)
-    for optimizer in (ours, loop):
-        descend(optimizer, steps)
-    return ours, loop
-
-
-def assert_near(ours, loop, tight, whole=WITHIN[torch.float32]):
-    """Hold parameters and states to a share of the largest element of each.
-
-    ``whole`` is that of weights whose last bits are kept apart.
-    """
-    for p, q in zip(flat(ours), flat(loop), strict=True):
-        found, expected = ours.state[p], loop.state[q]
-        assert {n: v.dtype for n, v in found.items()} == {n: v.dtype for n, v in expected.items()}
-        assert_alike(p.detach(), q.detach(), tight)
-        for name in expected.keys() - {"remainder", "compensation"}:
-            assert_alike(found[name], expected[name], tight)
-        if "remainder" in expected:  # alone it is the last bits, which may differ
-            both = [
-                joined(r.detach().float(), kept["remainder"])
-                for r, kept in ((p, found), (q, expected))
-            ]
-            assert_alike(*both, whole)
-
-
-def assert_same(a, b, unit):
-    """Equal in every bit; on a GPU, to one unit in the last place."""
-    if INTERPRETED:
-        assert same_bits(a, b)
-    assert_alike(a.detach(), b.detach(), unit)
-
-
-def assert_alike(a, b, tight):
-    most = float(b.abs().max()) if b.numel() else 0.0
-    torch.testing.assert_close(a, b, rtol=tight, atol=tight * most, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -236,17 +161,17 @@ class TestStorage:
 
 
 class TestNorm:
-    def test_a_step_is_one_launch_and_two_with_a_norm_for_200_groups(self, launches):
+    def test_a_step_is_one_launch_and_two_with_a_norm_for_200_groups(self, planned):
         apart = [
             {"params": [p], "lr": 1e-3 * i, "weight_decay": i % 2}
             for i, p in enumerate(parameters([(3,)] * 200))
         ]
         optimizer = AdamW(apart)
         descend(optimizer, 1, skip=False)
-        assert launches == ["update"]
+        assert planned == ["update"]
         optimizer.max_grad_norm = 0.5
         optimizer.step()
-        assert launches == ["update", "norm", "update"]
+        assert planned == ["update", "norm", "update"]
 
     def test_several_rules_have_one_norm(self, launches):
         def build(**choice):
@@ -401,6 +326,35 @@ class TestSkips:
         optimizer = AdamW(parameters(), skip_nonfinite=True)
         self.steps(optimizer, [0, 1], "skip_nonfinite")
         assert {float(kept["step"]) for kept in optimizer.state.values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(AdamW, {"weight_decay": 0.1}), (NAdam, {}), (SGD, {"momentum": 0.9}), (StableAdamW, {})],
+    ids=label,
+)
+def test_a_rate_on_the_device_stays_there(cls, options, monkeypatch):
+    """To read it on the host would be to wait for the device; it may change there at any time."""
+
+    def build(rate, **choice):
+        named = [{"params": [p]} for p in parameters([(30,), (7,)])]
+        named[1]["lr"] = 0.1  # the other group's is a number
+        return cls(named, lr=rate, **options, **choice)
+
+    def refuse(tensor):
+        assert tensor.dtype != torch.float64, "it was read"
+        return read(tensor)
+
+    rate = torch.tensor(0.01, dtype=torch.float64, device=DEVICE)
+    ours, loop = build(rate), build(0.01, foreach=False)
+    read = torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "__float__", refuse)
+    for number in (0.01, 0.02, 0.04):
+        rate.fill_(number)
+        loop.param_groups[0]["lr"] = number
+        for optimizer in (ours, loop):
+            descend(optimizer, 1, skip=False)
+    assert_near(ours, loop, 2 * WITHIN[torch.float32])
 
 
 class TestMemory:

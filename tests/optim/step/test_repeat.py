@@ -350,7 +350,7 @@ def test_patterns_that_are_kept_are_bounded(choice):
     for _ in range(100):
         give_gradients(ours, generator, missing=0.5)
         ours.step()
-    assert len(ours._layout._patterns) <= 64
+    assert len(ours._layout._patterns._kept) <= 64
 
 
 def test_hooks_and_the_profiler_are_told_of_every_step():

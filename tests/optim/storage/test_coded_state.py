@@ -7,11 +7,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as checkpoint
 from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import ROWS, public, stored
+from support.processes import in_two_processes
 from support.tensors import descend, parameters, same_bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.state_dict import (
@@ -433,17 +433,12 @@ def sharded(mesh, state_dtype):
     return model, AdamW(model.parameters(), rounding="exact", state_dtype=state_dtype)
 
 
-def go_on_in_two(rank, folder, state_dtype):
-    store = dist.FileStore(f"{folder}/{state_dtype}", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def go_on_in_two(path, state_dtype):
     mesh = init_device_mesh("cpu", (2,))
     model, optimizer = sharded(mesh, state_dtype)
-    path = f"{folder}/checkpoint-{state_dtype}"
     load(path, model, optimizer)
     trained(model, optimizer, 3, mesh, seed=3)
     save(path, model, optimizer)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def save(path, model, optimizer):
@@ -462,11 +457,11 @@ def load(path, model, optimizer):
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("state_dtype", ["float32", "8bit"])
 def test_a_run_goes_from_one_process_to_two_and_back(tmp_path, state_dtype):
-    path = f"{tmp_path}/checkpoint-{state_dtype}"
+    path = str(tmp_path / "checkpoint")
     model, optimizer = sharded(None, state_dtype)
     trained(model, optimizer, 3)
     save(path, model, optimizer)
-    torch.multiprocessing.spawn(go_on_in_two, args=(str(tmp_path), state_dtype), nprocs=2)
+    in_two_processes(go_on_in_two, path, state_dtype)
     copied, resumed = sharded(None, state_dtype)
     load(path, copied, resumed)
     truth, alone = sharded(None, "float32")

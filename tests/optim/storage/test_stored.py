@@ -7,11 +7,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import public, ready, stored
 from support.optimizers import TABLE
+from support.processes import in_two_processes
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -669,20 +669,13 @@ def moved(rounding, choice, mesh=None):
     return [p.detach() if mesh is None else p.detach().full_tensor() for p in params]
 
 
-def move_sharded(rank, folder):
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def move_sharded():
     mesh = init_device_mesh("cpu", (2,))
-    found = [moved(rounding, choice, mesh) for rounding, choice in IN_TWO]
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
+    return [moved(rounding, choice, mesh) for rounding, choice in IN_TWO]
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(move_sharded, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+def test_two_processes_do_what_one_does():
+    for found in in_two_processes(move_sharded):
         for (rounding, choice), weights in zip(IN_TWO, found, strict=True):
             assert all(map(same_bits, weights, moved(rounding, choice)))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import stored
+from support.processes import in_two_processes
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -280,21 +280,15 @@ def test_sharded_weights_move_as_plain_ones(mesh, cls, options, choice):
     check(moved(cls, options, choice, mesh), cls, options, choice)
 
 
-def move_sharded(rank, folder):
-    store = dist.FileStore(f"{folder}/store", 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def move_sharded():
     mesh = init_device_mesh("cpu", (2,))
-    torch.save([moved(*case, mesh) for case in SHARDED], f"{folder}/{rank}.pt")
-    dist.barrier()  # neither leaves while the other still waits for it
-    dist.destroy_process_group()
+    return [moved(*case, mesh) for case in SHARDED]
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory):
+def of_two():
     """What either of two processes has moved, by case."""
-    folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(move_sharded, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return in_two_processes(move_sharded)
 
 
 @pytest.mark.slow

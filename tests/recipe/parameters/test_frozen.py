@@ -2,13 +2,14 @@
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
 from support.recipes import recipe_of
 from torch import nn
 
-from optimplug import Horizon
+from optimplug import ArgumentError, Horizon
 from optimplug.recipe import Run
 from optimplug.recipe.parameters import frozen
 
@@ -159,3 +160,68 @@ def test_nothing_is_kept_of_a_model_that_is_gone():
     del model
     gc.collect()
     assert len(frozen._held) == before - 1
+
+
+def test_a_copy_is_frozen_as_it_is_until_the_next_recipe_on_it():
+    model = build()
+    with recipe_of(FIRST).start(model, RUN):
+        copied, again = copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))
+        assert trained(copied) == ALL[2:]
+        # The model of the run is none of theirs.
+        with recipe_of(LAST).start(again, RUN) as run:
+            assert trained(again) == trained_by(run) == ALL[:4]
+            assert trained(model) == trained(copied) == ALL[2:]
+    assert trained(model) == trained(again) == ALL
+    assert trained(copied) == ALL[2:]
+    assert trained_by(recipe_of().start(copied, RUN)) == ALL
+
+
+def test_a_copy_of_what_is_frozen_by_hand_stays_so():
+    model = build()
+    model[0].bias.requires_grad_(False)
+    with recipe_of({"match": "0.weight", "freeze": True}).start(model, RUN):
+        copied = copy.deepcopy(model)
+    recipe_of().build(copied, RUN)
+    assert trained(copied) == [ALL[0], *ALL[2:]]
+
+
+def test_nothing_of_a_copy_stays_on_it_and_nothing_of_ours_is_pickled():
+    model = build()
+    before = [set(vars(module)) for module in model.modules()]
+    with recipe_of(FIRST).start(model, RUN):
+        content = pickle.dumps(model)
+        copied = copy.deepcopy(model)
+    assert b"optimplug" not in content.replace(b"_optimplug_frozen", b"")
+    recipe_of().build(copied, RUN)
+    for each in (model, copied):
+        assert [set(vars(module)) for module in each.modules()] == before
+    assert trained(pickle.loads(content)) == ALL[2:]  # noqa: S301 # our own
+
+
+def test_an_open_run_does_not_train_on_without_what_another_one_has_frozen():
+    model = build()
+    inputs = torch.ones(1, 2)
+    first = recipe_of(FIRST).start(model, RUN)
+    second = recipe_of(LAST).start(model, RUN)
+    model(inputs).sum().backward()
+    weights = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ArgumentError, match=r"has frozen what this run trains: 2\.weight, 2\.b"):
+        first.step()
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert first.scheduler.last_epoch == 0
+    second.step()
+    second.close()
+    model(inputs).sum().backward()
+    first.step()
+    assert not torch.equal(weights[4], model[2].weight)
+
+
+def test_runs_of_two_parts_do_not_disturb_each_other():
+    model = build()
+    bias = {"match": "bias", "freeze": True}
+    runs = [recipe_of(bias).start(model[i], RUN) for i in (0, 2)]
+    for _ in range(2):
+        model(torch.ones(1, 2)).sum().backward()
+        for run in runs:
+            run.step()
+    assert trained(model) == [ALL[0], *ALL[2:5]]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from support.bert import tiny_bert
 from support.labels import label
+from support.plans import MANY, many_groups
 from support.recipes import RUN, recipe_of
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
@@ -220,3 +221,51 @@ class TestTold:
         rules = [{"no_decay": "bias", "lr_scale": 2.0}, {"match": "*.bias", "weight_decay": 0.3}]
         plan = recipe_of(*rules).plan(nn.Sequential(nn.Linear(2, 2)), RUN)
         assert [warning.path for warning in plan.warnings] == ["groups[0].no_decay"]
+
+
+NAMED = [
+    ([], ["model"]),
+    ([{"match": "*.bias", "weight_decay": 0}], ["model", "model/no_decay"]),
+    ([{"match": "*.bias", "weight_decay": 0.5}], ["model", "model/weight_decay"]),
+    (
+        [{"match": "*.bias", "weight_decay": 0, "betas": [0.8, 0.9]}],
+        ["model", "model/betas-no_decay"],
+    ),
+    (
+        [{"match": "*.bias", "lr_scale": 2}],
+        ["model/weight", "model/bias"],
+    ),
+    (
+        [{"match": ["0.weight", "1.bias"], "lr_scale": 2}],
+        ["model/0.weight", "model/0.bias"],
+    ),
+    (
+        [{"match": "*.bias", "freeze": {"until": 5}}, {"match": "2.bias", "schedule": "linear"}],
+        ["model", "model/freeze", "2.bias"],
+    ),
+    (
+        [{"match": "*.bias", "optimizer": {"name": "Lion", "lr": 1e-4}}],
+        ["model/AdamW", "model/Lion"],
+    ),
+]
+
+
+class TestNames:
+    @pytest.mark.parametrize(("rules", "names"), NAMED, ids=label)
+    def test_they_say_in_words_what_tells_groups_apart(self, rules, names):
+        model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(3)])
+        plan = recipe_of(*rules).plan(model, RUN)
+        assert [group.name for group in plan.groups] == names
+
+    def test_they_hold_no_value_so_that_another_value_has_the_same_name(self):
+        names = [group.name for group in many_groups().groups]
+        assert len(set(names)) == len(names) == 226
+        assert not any("=" in name for name in names)
+        rules = [
+            {**rule, **({"lr_scale": rule["lr_scale"] * 1.1} if "lr_scale" in rule else {})}
+            for rule in MANY["groups"]
+        ]
+        optimizer = {"name": "AdamW", "lr": 3e-5, "weight_decay": 0.2}
+        other = {**MANY, "optimizer": optimizer, "groups": rules}
+        plan = Recipe.load(other).plan(tiny_bert(28), RUN)
+        assert [group.name for group in plan.groups] == names

@@ -198,7 +198,7 @@ def test_where_a_phase_starts_by_itself_is_known_before_any_validation():
     first, second = curve.phases
     moved = replace(second, before=first)
     for loss in (1.0, 2.0):
-        second.factors[0].validated({"loss": loss})
+        second.factors[0].told({"loss": loss})
     assert moved(moved.start) == pytest.approx(0.5)
 
 
@@ -275,7 +275,7 @@ BAD = {
     ),
     "in a part": (
         [WARM, {"together": [FALL, {**FALL, **PREVIOUS}]}],
-        "schedule[1]: phases under together have no together, for or of of their own, and no from",
+        "schedule[1].together[1].from: cannot stand in a phase under together; say it once, beside together",
     ),
     "after 0": (
         [{"preset": "linear", "for": 4}, {**FALL, **PREVIOUS}],

@@ -18,6 +18,7 @@ from optimplug._core.optim.executions.loop import Differentiable, Loop
 from optimplug._core.optim.executions.triton.execution import ReadyTriton, Triton
 from optimplug._core.optim.executions.triton.norm import DeviceNorm, norm_on_device
 from optimplug._core.optim.executions.triton.there import triton_serves
+from optimplug._core.optim.executions.triton.whole.execution import TritonWhole
 from optimplug._core.optim.rule import Rule
 from optimplug.errors import ArgumentError
 
@@ -42,6 +43,7 @@ CHOICES = ("foreach", "fused", "capturable", "differentiable")
 
 
 _COMPILED = (Compiled(), CompiledWhole())
+_TRITON = (Triton(), TritonWhole())
 
 
 def is_compiled(rule: Rule) -> bool:
@@ -105,7 +107,7 @@ def _in_order(
     one_pass: tuple[Execution, ...] = ()
     if _may_fuse(foreach, fused, differentiable):
         # A captured step must read rates and counts on the device, as torch's operators do.
-        one_pass = (*(() if capturable else (Triton(),)), *_COMPILED, Fused())
+        one_pass = (*(() if capturable else _TRITON), *_COMPILED, Fused())
     return (*one_pass, Loop()) if foreach is False else (*one_pass, Foreach(), Loop())
 
 

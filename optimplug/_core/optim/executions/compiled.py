@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # What writes programs is imported where one is written: who only wants the names of optimplug.optim
 # does not wait for it.
 
-__all__ = ["Compiled", "ReadyCompiled", "address", "program_for"]
+__all__ = ["Compiled", "ReadyCompiled", "address", "program_for", "reads_in_order"]
 
 
 class Compiled:
@@ -81,10 +81,8 @@ class Compiled:
         return batch.params[0].is_cpu and batch.is_plain and not batch.has_sparse
 
     def _reads(self, batch: Batch, memory: Memory) -> bool:
-        """Tell whether a library can read the elements in their order."""
-        if batch.rule.codes and not memory.contiguous:
-            return False  # blocks follow the order of the elements in the shape
-        return not batch.rule.draws or (memory.contiguous and are_in_order(batch))
+        """Tell whether a library can read the elements as they stand there."""
+        return reads_in_order(batch, memory)
 
     def library(
         self, program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]
@@ -172,6 +170,13 @@ class ReadyCompiled:
         sums = array("d", [0.0] * threads)
         kernel(len(self.grads), address(self.starts), address(self.grads), address(sums), threads)
         return sum(sums)
+
+
+def reads_in_order(batch: Batch, memory: Memory) -> bool:
+    """Tell whether the elements are in that order in which the rule needs them, if in any."""
+    if batch.rule.codes and not memory.contiguous:
+        return False  # blocks follow the order of the elements in the shape
+    return not batch.rule.draws or (memory.contiguous and are_in_order(batch))
 
 
 def address(numbers: array[Any]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.arguments import require_count, require_number
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -379,3 +380,8 @@ def _check_both(hyper: Hyper) -> None:
         weight_decay="weight_decay value",
         weight_lr_power="weight_lr_power value",
     )
+    # What a group has counted, which a state may bring.
+    require_count("k", hyper["k"])
+    require_number("weight_sum", hyper["weight_sum"], "a finite number >= 0", lambda w: w >= 0)
+    require_number("lr_max", hyper["lr_max"])
+    require_number("scheduled_lr", hyper["scheduled_lr"])

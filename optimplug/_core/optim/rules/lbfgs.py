@@ -188,6 +188,7 @@ class LBFGS(Optimizer):
                 "backward"
             )
         _refuse_parts(self._vector)
+        self.stored_rule(self.param_groups[0])  # which refuses a storage asked for between steps
         with torch.no_grad():
             return self._minimize(torch.enable_grad()(closure))
 

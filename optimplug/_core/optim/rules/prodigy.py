@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.arguments import require_count, require_number
 from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -270,3 +271,8 @@ class Prodigy(Optimizer):
         ):
             if not holds:
                 raise ArgumentError(f"Invalid {name}: {hyper[name]}; must be {must}")
+        # What a group has learnt, which a state may bring.
+        require_count("k", hyper["k"])
+        require_number("d_numerator", hyper["d_numerator"])
+        for name in ("d", "d_max"):
+            require_number(name, hyper[name], "a finite number > 0", lambda d: d > 0)

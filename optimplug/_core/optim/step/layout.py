@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -15,7 +13,6 @@ from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.shards import Shards
 from optimplug._core.optim.step.batch_layout import BatchLayout
-from optimplug._core.optim.step.counters import AnyCounters
 from optimplug._core.optim.step.members import (
     State,
     ensure_state,
@@ -24,6 +21,7 @@ from optimplug._core.optim.step.members import (
     has_all,
     stepping,
 )
+from optimplug._core.optim.step.patterns import Patterns
 from optimplug._core.optim.step.totals import Totals
 
 if TYPE_CHECKING:
@@ -36,31 +34,6 @@ WayBack: TypeAlias = "Callable[[Mapping[int, Mapping[str, Any]]], bool]"
 
 _KNOWN = {(None, None), (None, False), (None, True), (False, False), (True, True)}
 """Who has no gradient may have been laid out or not; who has one, with one of this kind."""
-
-_PATTERNS = 64
-"""So many patterns of missing gradients are kept; of eight experts, two at a time, there are 28."""
-
-
-@dataclass
-class _Pattern:
-    """Those that step together where some gradients are missing."""
-
-    layouts: list[BatchLayout]
-    counted: list[tuple[AnyCounters, list[int] | None]]
-    """Which counters go on: the places among them; None for all."""
-    who: list[tuple[AnyCounters, list[int]]]
-    """For each of these counters the parameters that have gone on."""
-
-    @classmethod
-    def of(cls, layouts: list[BatchLayout], everyone: bool) -> _Pattern:
-        """Gather what counts for these."""
-        counted: dict[int, tuple[AnyCounters, dict[int, int]]] = {}
-        for layout in layouts:
-            for (counters, at), place in zip(layout.numbers, layout.places, strict=False):
-                counted.setdefault(id(counters), (counters, {}))[1][at] = place
-        who = [(c, [places[at] for at in sorted(places)]) for c, places in counted.values()]
-        found = [(c, None if everyone else sorted(places)) for c, places in counted.values()]
-        return cls(layouts, found, who)
 
 
 class Layout:
@@ -128,11 +101,9 @@ class Layout:
             key = (member.rule, form, self._kinds[member.place], types, id(counters), lies)
             layout = layouts.setdefault(key, BatchLayout(member.rule, form))
             layout.add(member, positions[id(member.p)] if member.kept else None)
-        self._everyone = _Pattern.of(list(layouts.values()), everyone=True)
+        self._patterns = Patterns(list(layouts.values()))
         # A rule without a count has other scalars at a parameter's first update.
         self._begins = any(not layout.steps and any(layout.firsts) for layout in layouts.values())
-        self._patterns: OrderedDict[bytes, _Pattern] = OrderedDict()
-        self._now: _Pattern | None = None
         self.again: Repeat | None = None
         self.attempts = 3
         """How often it is tried yet to keep what a step has found."""
@@ -143,7 +114,7 @@ class Layout:
     @property
     def everyone(self) -> list[BatchLayout]:
         """All that are laid out, whether they have a gradient in this step or not."""
-        return self._everyone.layouts
+        return self._patterns.everyone.layouts
 
     @property
     def rules(self) -> list[Rule]:
@@ -153,7 +124,7 @@ class Layout:
     @property
     def layouts(self) -> list[BatchLayout]:
         """Those of this step."""
-        return cast("_Pattern", self._now).layouts
+        return self._patterns.now.layouts
 
     def fits(
         self,
@@ -189,16 +160,11 @@ class Layout:
     @property
     def was_turned(self) -> bool:
         """Whether a step was done the longer way since :meth:`count` was last called."""
-        return self._now is not None
+        return self._patterns.was_turned
 
     def count(self, present: Sequence[bool] | None) -> None:
         """Count an update for those that have a gradient; None: for all."""
-        for counters, places in self._everyone.who:
-            if present is None:
-                counters.advance(1)
-            elif ats := [at for at, place in enumerate(places) if present[place]]:
-                counters.advance(1, ats)
-        self._now = None
+        self._patterns.count(present)
 
     def _knows(self, grads: Sequence[Tensor | None]) -> bool:
         """Tell whether all that have a gradient are among those that were laid out."""
@@ -211,39 +177,16 @@ class Layout:
         self, groups: Sequence[dict[str, Any]], grads: Sequence[Tensor | None], state: State
     ) -> list[Batch] | None:
         """Return this step's work; None where some state is not what was laid out."""
-        self._turn_to(grads)
+        present = [g is not None for g in grads]
+        all_laid_out = present == [kind is not None for kind in self._kinds]
+        self._patterns.turn_to(None if all_laid_out else present)
         params, states = _flat(groups), list(state.values())
         found = [layout.batch(groups, params, grads, states) for layout in self.layouts]
         return None if None in found else cast("list[Batch]", found)
 
-    def _turn_to(self, grads: Sequence[Tensor | None]) -> None:
-        """Make ready for those that have a gradient now."""
-        pattern = self._pattern([g is not None for g in grads])
-        if pattern is not self._now:
-            # Others have gone on meanwhile, or these with others.
-            for layout in pattern.layouts:
-                layout.cut()
-            self._now = pattern
-
-    def _pattern(self, present: list[bool]) -> _Pattern:
-        """Return what is laid out for these, kept or found."""
-        if present == [kind is not None for kind in self._kinds]:
-            return self._everyone
-        key = bytes(present)
-        if key in self._patterns:
-            self._patterns.move_to_end(key)
-            return self._patterns[key]
-        parts = [layout.part(present) for layout in self._everyone.layouts]
-        # In the order in which they would be laid out without the others: so sums have one order.
-        found = sorted((part for part in parts if part), key=lambda part: part.places[0])
-        pattern = self._patterns[key] = _Pattern.of(found, everyone=False)
-        if len(self._patterns) > _PATTERNS:
-            self._patterns.popitem(last=False)
-        return pattern
-
     @property
     def _untouched(self) -> bool:
-        return all(counters.untouched for counters, _ in self._everyone.counted)
+        return all(counters.untouched for counters, _ in self._patterns.everyone.counted)
 
     def forget_begun(self, groups: Sequence[dict[str, Any]], state: State) -> bool:
         """Take back states that began for an update which was then left out; tell if there are."""
@@ -336,8 +279,7 @@ class Layout:
     def advance(self, steps: Tensor | float) -> None:
         """Count ``steps`` updates for every parameter that has a gradient."""
         self._begun = []  # what has been updated has begun
-        for counters, places in cast("_Pattern", self._now).counted:
-            counters.advance(steps, places)
+        self._patterns.now.advance(steps)
 
 
 def _kinds(grads: Sequence[Tensor | None]) -> list[bool | None]:

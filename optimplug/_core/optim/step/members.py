@@ -18,6 +18,8 @@ __all__ = ["Member", "State", "ensure_state", "forget", "gather_numbers", "has_a
 
 State: TypeAlias = MutableMapping[Tensor, dict[str, Any]]
 
+_LOW_BIT_NAMES = frozenset(spec.name for spec in LOW_BITS.values())
+
 
 @dataclass
 class Member:
@@ -116,10 +118,9 @@ def _forget_low_bits(p: Tensor, rule: Rule, state: State) -> None:
 
     Whoever came back to that rounding would else go on from the bits of a weight long past.
     """
-    if p in state:
-        gone = {spec.name for spec in LOW_BITS.values()} - {spec.name for spec in rule.saved}
-        if gone & state[p].keys():
-            forget(p, sorted(gone), state)
+    kept = state.get(p) or {}
+    if not kept.keys().isdisjoint(_LOW_BIT_NAMES):
+        forget(p, sorted(_LOW_BIT_NAMES - rule.saved_as.keys()), state)
 
 
 def _change_codes(kept: dict[str, Any], rule: Rule) -> None:

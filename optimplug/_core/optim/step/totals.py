@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.batch import Batch, are_plain
 
 __all__ = ["Measured", "Totals", "joined", "totals"]
 
@@ -35,6 +35,9 @@ def totals(batches: Sequence[Batch], measured: Sequence[Measured | None]) -> dic
     for batch, found in zip(batches, measured, strict=True):
         if found is None:
             continue
+        some = next(iter(found.values()))
+        if some.is_meta or not are_plain([some]):
+            continue  # these only have a shape: nothing can be learnt from them
         groups = sorted({cell.group for cell in batch.cells})
         rows = [groups.index(c.group) for c in batch.cells for _ in batch.params[c.part]]
         sums = torch.zeros(len(groups), len(found), dtype=torch.float64, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
         >>> with_numbers({**kept, "exp_avg_scales": torch.tensor([0.5])})
         {'exp_avg': tensor([0.5000])}
     """
-    coded = {key.removesuffix(_CODES) for key in map(str, kept) if key.endswith(_CODES)}
-    coded = {name for name in coded if coded_names(name)[1] in kept}
+    coded = _kept_in_codes(tuple(kept))
     if not coded:
         return dict(kept)
     found = {}
@@ -45,6 +45,13 @@ def with_numbers(kept: Mapping[str, Any]) -> dict[str, Any]:
         elif str(key).removesuffix(_SCALES) not in coded and key not in coded:
             found[key] = value  # numbers beside codes are somebody's own: a step knows the codes
     return found
+
+
+@lru_cache(maxsize=256)
+def _kept_in_codes(keys: tuple[Any, ...]) -> frozenset[str]:
+    """Return what is in codes in a state with these keys, which thousands of states share."""
+    coded = {key.removesuffix(_CODES) for key in map(str, keys) if key.endswith(_CODES)}
+    return frozenset(name for name in coded if coded_names(name)[1] in keys)
 
 
 def gatherable(kept: Mapping[str, Any]) -> Mapping[str, Any]:

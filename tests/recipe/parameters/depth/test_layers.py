@@ -80,8 +80,8 @@ WRONG = {
     "a part": (["mid", "mid.0"], r"layers\[1\]: names mid.0, of which layers\[0\] has named mid$"),
     "the whole of a part": (["mid.0", "mid"], r"layers\[1\]: names mid, of which layers\[0\]"),
     "one text": ("uup.*", r"layers: 'uup.\*' matches no module; did you mean 'up.\*'"),
-    "empty": ([], r"layers: value should have at least 1 item"),
-    "no text": ([1], r"layers\[0\]: input should be a valid string"),
+    "empty": ([], r"layers: must have at least 1 item"),
+    "no text": ([1], r"layers\[0\]: must be a text"),
 }
 
 

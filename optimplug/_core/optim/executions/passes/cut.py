@@ -112,7 +112,7 @@ def cut(program: Program, rule: Rule) -> Cut:
         TypeError: the rule takes a norm, a sum or a mean that has no place in passes.
     """
     inputs = {"p": "full", "g": "full"}
-    inputs |= {s.name: _KINDS[frozenset([s.over] if s.over else [])] for s in rule.state}
+    inputs |= {s.name: _KINDS[frozenset([s.over] if s.over else [])] for s in rule.saved}
     inputs |= {"random": "full"} if rule.draws else {}
     kinds: dict[int, Kind] = {}
     for i, step in enumerate(program.steps):

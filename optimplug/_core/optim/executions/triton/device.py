@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "among",
     "blend",
+    "down",
     "draw",
     "drawn",
     "finite_or",
@@ -28,6 +30,7 @@ __all__ = [
     "smaller",
     "store_bfloat",
     "store_number",
+    "total",
     "visible",
 ]
 
@@ -142,6 +145,29 @@ def larger(x, y):
 @triton.jit
 def smaller(x, y):
     return tl.where((x < y) | (x != x), x, y)
+
+
+# Sums: those of a program in the type of the arithmetic, what is added up later in float64.
+
+
+@triton.jit
+def total(x, i, size, WHOLE: tl.constexpr):
+    """Return the sum of the elements ``i``; WHOLE: all of them are there."""
+    if not WHOLE:
+        x = tl.where(i < size, x, 0.0)
+    return tl.sum(x).to(tl.float64)
+
+
+@triton.jit
+def among(x, here):
+    """Return the sum of each row, of those elements that are there."""
+    return tl.sum(tl.where(here, x, 0.0), 1, keep_dims=True).to(tl.float64)
+
+
+@triton.jit
+def down(x):
+    """Return the sum of each column."""
+    return tl.sum(x, 0, keep_dims=True).to(tl.float64)
 
 
 # A float32 weight and the bfloat16 that stands for it, as in bits.py: to the same bits.

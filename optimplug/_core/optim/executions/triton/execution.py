@@ -9,23 +9,27 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.compiled import program_for
-from optimplug._core.optim.executions.draws import are_in_order, draw_keys
+from optimplug._core.optim.executions.compiled import program_for, reads_in_order
+from optimplug._core.optim.executions.draws import draw_keys
 from optimplug._core.optim.executions.known_memory import Memory, current_memory
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.executions.triton import kernels
-from optimplug._core.optim.executions.triton.tables import Tables, as_tensor, tables_of, upload
+from optimplug._core.optim.executions.triton.scalars import Scalars
+from optimplug._core.optim.executions.triton.tables import Tables, tables_of, upload
 from optimplug._core.optim.executions.triton.there import triton_serves
 from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.step.totals import Measured
 from optimplug.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from optimplug._core.optim.executions.program import Program
 
 __all__ = ["ReadyTriton", "Triton"]
 
@@ -33,36 +37,50 @@ __all__ = ["ReadyTriton", "Triton"]
 class Triton:
     """One launch of a kernel for the whole batch, on a GPU."""
 
+    scope: ClassVar = "element"
+    """That of the rules that it takes."""
+
     def compiles(self, rule: Rule) -> bool:
         """Tell whether this rule is such a kernel, where tensors and machine allow it."""
-        return rule.scope == "element" and not rule.only_sparse and not rule.codes
+        return rule.scope == self.scope and not rule.only_sparse
 
     def prepare(self, batch: Batch) -> ReadyTriton | None:
         """Make the kernel where that is still to be done, and the tables that it reads."""
         device = batch.params[0].device
         if not (self.compiles(batch.rule) and triton_serves(device)):
             return None
-        if not batch.is_plain or batch.has_sparse or in_dispatch_mode():
+        if not self._takes(batch) or in_dispatch_mode():
             batch.memo.clear()
             return None
         if batch.steps and not batch.steps[0].is_cpu:
             return None  # to read the counts would wait for the device
         _refuse_capture(device)
         memory = current_memory(batch, kernels.TYPES)
-        if memory is None or (batch.rule.draws and not (memory.contiguous and are_in_order(batch))):
+        if memory is None or not self._reads(batch, memory):
             return None
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
         if without_memory(batch.grads, grads):
             return None
-        return self._ready(batch, _tables(batch, memory, device), grads)
-
-    def _ready(self, batch: Batch, tables: Tables, grads: array[int]) -> ReadyTriton:
-        scalars = batch.coefficients(ahead=1)
+        scalars = Scalars.of(batch.coefficients(ahead=1), device)
         dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
-        program = program_for(batch.rule, scalars, dtypes)
-        kernel = kernels.update_kernel(program, dtypes, ("p", "g", *batch.rule.operand_names))
-        numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        return ReadyTriton(batch, tables, grads, numbers, kernel)
+        program = program_for(batch.rule, scalars.cells, dtypes)
+        found = ReadyTriton(batch, _tables(batch, memory, device), grads, scalars)
+        return self._with_kernels(found, program, dtypes)
+
+    def _takes(self, batch: Batch) -> bool:
+        """Tell whether these tensors are of a kind whose elements a kernel can read."""
+        return batch.is_plain and not batch.has_sparse
+
+    def _reads(self, batch: Batch, memory: Memory) -> bool:
+        """Tell whether a kernel can read the elements as they stand there."""
+        return reads_in_order(batch, memory)
+
+    def _with_kernels(
+        self, found: ReadyTriton, program: Program, dtypes: tuple[torch.dtype, ...]
+    ) -> ReadyTriton | None:
+        """Return a batch with what updates it, made where that is still to be done."""
+        found.kernel = kernels.update_kernel(program, found.batch.rule, dtypes)
+        return found
 
 
 def _refuse_capture(device: torch.device) -> None:
@@ -94,9 +112,9 @@ class ReadyTriton:
     tables: Tables
     grads: array[int]
     """The address of each gradient."""
-    numbers: array[float]
-    """The scalars of each cell, for the next update."""
-    kernel: Any
+    scalars: Scalars
+    """Those of each cell, for the next update."""
+    kernel: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -106,16 +124,21 @@ class ReadyTriton:
     def squares(self) -> None:
         """Leave the norm to a kernel for all batches; see :mod:`.norm`."""
 
-    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, scale: Tensor | None, found_inf: Tensor | None) -> Measured | None:
         """Update the batch; the kernel itself looks at ``scale`` and ``found_inf``."""
-        batch, tables, device = self.batch, self.tables, self.device
+        tables = self.tables
         blocks = len(tables.chunks)
         if blocks:
-            keys = draw_keys(batch) if batch.rule.draws else None
-            scalars = as_tensor(self.numbers), keys, scale, found_inf
-            given = [None if each is None else upload(each, device) for each in scalars]
             there = tables.grads.uploaded(self.grads)
-            tensors = tables.rows, there, tables.chunks, *given
-            kernels.launch(self.kernel, blocks, device, *tensors, BLOCK=kernels.BLOCK)
+            tensors = tables.rows, there, tables.chunks, *self.uploaded(scale, found_inf)
+            kernels.launch(self.kernel, blocks, self.device, *tensors, BLOCK=kernels.BLOCK)
         # What autograd has saved of a parameter for a backward pass is no longer true.
-        torch.autograd.graph.increment_version(batch.params)
+        torch.autograd.graph.increment_version(self.batch.params)
+        return None
+
+    def uploaded(self, scale: Tensor | None, found_inf: Tensor | None) -> list[Tensor | None]:
+        """Return scalars, keys of random numbers, and these two, on the device."""
+        keys = draw_keys(self.batch) if self.batch.rule.draws else None
+        given = keys, scale, found_inf
+        there = [None if each is None else upload(each, self.device) for each in given]
+        return [self.scalars.uploaded(self.device), *there]

@@ -14,7 +14,7 @@ from optimplug._core.optim.executions.triton.device import (
     smaller,
 )
 
-__all__ = ["norm", "nothing"]
+__all__ = ["add_up", "norm", "nothing"]
 
 
 @triton.jit
@@ -106,6 +106,40 @@ def norm(
         tl.store(result + 1, factor)
         tl.store(result + 2, skip.to(WORK))
         tl.store(arrived, 0)
+
+
+@triton.jit(do_not_specialize_on_alignment=["scratch"])
+def add_up(items, scratch, DEPTH: tl.constexpr, WIDTH: tl.constexpr):
+    """Add up what the programs of a pass over whole tensors have found, always in the same order.
+
+    Args:
+        items: for each program seven numbers: where in the scratch memory the parts begin, how far
+            they are from each other, how many there are; where the results go, how many there are,
+            what they are divided by; and which of the blocks of results is this program's.
+        scratch: float64.
+        DEPTH: how many parts are read at once.
+        WIDTH: the results of a block.
+    """
+    own = items + 7 * tl.program_id(0).to(tl.int64)
+    source, apart, count = tl.load(own), tl.load(own + 1), tl.load(own + 2)
+    to, width, over = tl.load(own + 3), tl.load(own + 4), tl.load(own + 5)
+    parts = scratch + source
+    divisor = over.to(tl.float64)
+    if width == 1:  # of which there may be many parts
+        single = tl.zeros((DEPTH * WIDTH,), tl.float64)
+        for at in range(0, count, DEPTH * WIDTH):
+            n = at + tl.arange(0, DEPTH * WIDTH)
+            single += tl.load(parts + n * apart, mask=n < count, other=0.0)
+        tl.store(scratch + to, tl.sum(single, 0) / divisor)
+    else:
+        j = tl.load(own + 6) * WIDTH + tl.arange(0, WIDTH)[None, :]
+        several = tl.zeros((DEPTH, WIDTH), tl.float64)
+        for at in range(0, count, DEPTH):
+            n = at + tl.arange(0, DEPTH)[:, None]
+            here = (n < count) & (j < width)
+            several += tl.load(parts + n * apart + j, mask=here, other=0.0)
+        found = tl.sum(several, 0, keep_dims=True) / divisor
+        tl.store(scratch + to + j, found, mask=j < width)
 
 
 @triton.jit

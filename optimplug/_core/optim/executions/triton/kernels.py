@@ -15,35 +15,77 @@ from typing import Any
 
 import torch
 
+from optimplug._core.optim.executions.passes.cut import cut
 from optimplug._core.optim.executions.program import Program
-from optimplug._core.optim.executions.triton.source import BLOCK, TYPES, update_text
+from optimplug._core.optim.executions.triton.columns import Columns
+from optimplug._core.optim.executions.triton.source import BLOCK, TYPES, update_text, work_type
+from optimplug._core.optim.executions.triton.whole.text import WholeText
+from optimplug._core.optim.rule import Rule
 
-__all__ = ["BLOCK", "TYPES", "launch", "norm_kernel", "triton_types", "try_out", "update_kernel"]
+__all__ = [
+    "BLOCK",
+    "TYPES",
+    "add_kernel",
+    "launch",
+    "norm_kernel",
+    "triton_types",
+    "try_out",
+    "update_kernel",
+    "whole_kernels",
+    "whole_text",
+]
 
 _WARPS = 4
 
 
 @lru_cache
-def update_kernel(
-    program: Program, dtypes: tuple[torch.dtype, ...], operands: tuple[str, ...]
-) -> Any:
+def update_kernel(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> Any:
     """Return the kernel that runs a program over a table; see :func:`.source.update_text`."""
+    return _made(update_text(program, _columns(rule, dtypes), rule))["update"]
+
+
+@lru_cache
+def whole_text(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> WholeText:
+    """Return the text of the kernels that run a program over whole tensors."""
+    work = f"tl.{work_type(dtypes)}".replace("torch.", "")
+    return WholeText(cut(program, rule), Columns(_columns(rule, dtypes), rule, work))
+
+
+@lru_cache
+def whole_kernels(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> dict[str, Any]:
+    """Return these kernels by their names, among others."""
+    return _made(whole_text(program, rule, dtypes).text())
+
+
+def _made(text: str) -> dict[str, Any]:
+    """Return what a text defines."""
     import triton
     import triton.language as tl
 
-    from optimplug._core.optim.executions.triton import device
+    from optimplug._core.optim.executions.triton import device, device_codes
 
-    known = {name: getattr(device, name) for name in device.__all__}
+    rooms = (device, device_codes)
+    known = {name: getattr(room, name) for room in rooms for name in room.__all__}
     known.update(triton=triton, tl=tl, __name__=__name__)
-    text = update_text(program, dtypes, operands)
-    name = f"<optimplug update {len(_texts)}>"
+    name = f"<optimplug kernel {len(_texts)}>"
     _texts.append(text)
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
     exec(compile(text, name, "exec"), known)  # noqa: S102 # the text is our own
-    return known["update"]
+    return known
 
 
 _texts: list[str] = []
+
+
+def _columns(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> dict[str, torch.dtype]:
+    return dict(zip(("p", "g", *rule.state_names), dtypes, strict=True))
+
+
+def add_kernel() -> Any:
+    """Return the kernel that adds up what programs have found."""
+    from optimplug._core.optim.executions.triton import fixed_kernels
+
+    return fixed_kernels.add_up
 
 
 def norm_kernel() -> Any:

@@ -1,0 +1,1 @@
+"""A rate to begin with, found on the model itself: one sweep, after which all is as before."""
