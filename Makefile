@@ -9,10 +9,13 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-slow test-gpu bench gallery optimizers check format clean
+.PHONY: demo docs test test-slow test-gpu bench gallery optimizers check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
+
+docs: $(READY)  ## The pages of docs as a site in runs/docs, with all that is made from the code
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
 
 test: $(READY) check  ## Lint, types, import directions, and every test that is not slow
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -53,7 +56,7 @@ clean:
 # The environment, made once; made again when what it installs has changed.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e ".[all,examples,dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[all,examples,dev,docs]"
 # Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
 # of the others the tests need a class or two.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer trl

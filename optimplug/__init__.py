@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optimplug.recipe import Horizon, LRCurve, Recipe, Resumption, Run, find_lr
 
 __version__ = "0.1.0"
+"""The version of this package."""
 __all__ = [
     "ArgumentError",
     "GradientError",

@@ -124,11 +124,17 @@ class RecipeArguments:
         Nothing public that a Trainer asks its arguments for tells so earlier.
 
         Raises:
-            RecipeError: there is a recipe.
+            RecipeError: there is a recipe, or something else that only its trainer does.
         """
         deepspeed = getattr(self, "deepspeed", None)  # which asks for it under recipes too
         if self.recipe is not None and not deepspeed:
             raise not_run("makes an optimizer and a schedule of its own")
+        if self.log_groups is not None and not deepspeed:
+            raise RecipeError.at(
+                "log_groups",
+                "would not be heard: the trainer makes groups of its own; use RecipeTrainer, or "
+                "give a plain Trainer a callback, OptimizerMonitor(log_groups=...)",
+            )
         found: int = super().get_warmup_steps(num_training_steps)  # type: ignore[misc] # as above
         return found
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import ArgumentError, Problem, RecipeError
 from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.conflicts import refuse_arguments
 from optimplug.huggingface.evaluations import check_evaluations
@@ -50,6 +50,7 @@ def build(
         train_dataset: that of the Trainer.
 
     Raises:
+        ArgumentError: the arguments have ``log_groups``, which a plain Trainer does not know.
         RecipeError: the recipe does not fit the model or the run, or ``auto_find_batch_size`` would
             change how long that is.
 
@@ -58,6 +59,11 @@ def build(
     """
     recipe = resolve_recipe(recipe, args)
     refuse_arguments(args)
+    if getattr(args, "log_groups", None) is not None:
+        raise ArgumentError(
+            "log_groups among the arguments is for a trainer that runs the recipe; a plain one "
+            "logs groups by a callback: OptimizerMonitor(log_groups=...)"
+        )
     if args.auto_find_batch_size:
         raise RecipeError.at(
             "schedule",

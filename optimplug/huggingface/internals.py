@@ -29,6 +29,7 @@ __all__ = [
     "beginning_to_train",
     "give_back_unlogged",
     "horizon_in",
+    "loss_of",
     "model_without_weights",
     "require_methods",
     "unlogged_loss",
@@ -193,6 +194,19 @@ class UnbuiltTrainer(Trainer):
         self.data_collator = default_data_collator
         self._train_batch_size = args.train_batch_size
         self.create_accelerator_and_postprocess()
+
+
+def loss_of(trainer: Trainer, batch: Any) -> torch.Tensor:
+    """Return the loss of a batch as a training step computes it, before any gradient.
+
+    ``training_step`` would scale it, and call backward by itself.
+    """
+    model = trainer.model_wrapped
+    model.train()
+    inputs = trainer._prepare_inputs(batch)
+    with trainer.compute_loss_context_manager():
+        loss = cast(torch.Tensor, trainer.compute_loss(model, inputs))
+    return loss.mean()  # of several devices in one process
 
 
 def unlogged_loss(trainer: Trainer) -> tuple[float, int]:

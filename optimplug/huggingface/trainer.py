@@ -107,6 +107,9 @@ class _WithRecipe(TrainerEvents):
         if self.optimizer is None or (self.run is not None and self._is_over(self.run)):
             self._start_run(cast(nn.Module, self.model if model is None else model))
         self._own_run()  # an optimizer that was put in its place is refused before it trains
+        for callback in self.callback_handler.callbacks:
+            if getattr(callback, "finds_rates", False):  # it needs the losses
+                callback.trainer = self
         return cast(torch.optim.Optimizer, self.optimizer)
 
     def _is_over(self, run: Run) -> bool:

@@ -6,6 +6,7 @@ which of these a new release has broken.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Set
 from typing import Any
@@ -14,7 +15,13 @@ import torch
 from torch import nn
 
 from optimplug._core.metrics import name_among
-from optimplug.lightning.package import BatchSizeFinder, Callback, LearningRateFinder, Trainer
+from optimplug.lightning.package import (
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    LightningModule,
+    Trainer,
+)
 
 __all__ = [
     "add_callback",
@@ -23,6 +30,7 @@ __all__ = [
     "changes_batch_size_in_fit",
     "forget_data_setup",
     "loaded_checkpoint",
+    "ready_batch",
     "remove_callback",
     "run_validation",
     "running_results",
@@ -117,6 +125,18 @@ def validated_metrics(trainer: Trainer) -> dict[str, Any]:
     logged = [r for r in results.values() if r.meta.on_epoch and not r.has_reset]
     names = {name for r in logged for name in results._forked_name(r, on_step=False)}
     return {name: value for name, value in trainer.callback_metrics.items() if name in names}
+
+
+def ready_batch(trainer: Trainer, module: LightningModule, batch: Any) -> tuple[Any, ...]:
+    """Return the arguments of ``training_step`` for a batch as it comes from the data.
+
+    A fit's own fetcher does this on the way, and offers it nowhere else.
+    """
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    takes_number = "batch_idx" in inspect.signature(module.training_step).parameters
+    return (batch, 0) if takes_number else (batch,)
 
 
 def trained_metrics(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,7 +27,7 @@ from optimplug.recipe.text.extends import EXTENDS, OWN_KEYS
 from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
 from optimplug.recipe.values import expected_kind
 
-__all__ = ["json_schema"]
+__all__ = ["argument_descriptions", "json_schema"]
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _NAMES = {"type": "array", "items": _TEXT, "minItems": 1}
@@ -246,7 +246,7 @@ def _forms(cls: type, without: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _described(forms: Mapping[str, Any], cls: type | None) -> dict[str, Any]:
-    texts = _descriptions(cls) if cls else {}
+    texts = argument_descriptions(cls) if cls else {}
     return {
         key: {**form, **({"description": texts[key]} if key in texts else {})}
         for key, form in forms.items()
@@ -292,7 +292,7 @@ def _form(
     return {**form, "default": list(default) if isinstance(default, tuple) else default}
 
 
-def _descriptions(cls: type) -> dict[str, str]:
+def argument_descriptions(cls: type) -> dict[str, str]:
     """Read the descriptions of arguments in the docstrings of a class and its bases."""
     found: dict[str, str] = {}
     for base in cls.__mro__:

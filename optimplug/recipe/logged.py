@@ -113,21 +113,19 @@ def console_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
     if _fits(logs):
         return dict(logs)
     of_groups: dict[str, list[float]] = defaultdict(list)
+    line = {}
     for key, value in logs.items():
-        if _quantity(key):
-            of_groups[_quantity(key)].append(value)
-    line = {key: value for key, value in logs.items() if not _quantity(key)}
+        quantity, slash, _ = key.partition("/")
+        # What a user logs by such a name may be no number.
+        if slash and quantity in _QUANTITIES and isinstance(value, int | float):
+            of_groups[quantity].append(value)
+        else:
+            line[key] = value
     for quantity, values in of_groups.items():
         ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
         longer = {**line, f"{quantity} of {len(values)} groups": " ... ".join(ends)}
         line = longer if _fits(longer) else line
     return line
-
-
-def _quantity(key: str) -> str:
-    """Return of what a key is, where it is that of a group; else nothing."""
-    quantity, slash, _ = key.partition("/")
-    return quantity if slash and quantity in _QUANTITIES else ""
 
 
 def _fits(logs: Mapping[str, Any]) -> bool:

@@ -62,7 +62,8 @@ def _figure(curve: LRCurve) -> Figure:
     axes.axhline(curve.start, color="0.6", linewidth=0.8, linestyle=":", label="before")
     # The last losses of a sweep that diverges would press all others together.
     lowest, usual = min(curve.smoothed), max([curve.start, *curve.smoothed[: _until(curve)]])
-    axes.set_ylim(lowest - 0.15 * (usual - lowest), usual + 0.6 * (usual - lowest) or None)
+    span = (usual - lowest) or abs(usual) or 1.0
+    axes.set_ylim(lowest - 0.15 * span, usual + 0.6 * span)
     if not curve.notice:
         found = curve.suggestion
         label = "suggested: " + ", ".join(f"{path} {lr:.3g}" for path, lr in found.rates.items())

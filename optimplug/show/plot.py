@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from optimplug.errors import MissingExtraError
 from optimplug.recipe.plan import Plan
 from optimplug.show.pictures import Picture, log_range, pictures
+from optimplug.show.spread import spread
 from optimplug.show.summary import modules_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _MOST_LINES = 24  # more lines than this have no room for their names beside the
 _WIDTH, _TALL, _SMALL, _STRIP = 10.0, 4.6, 1.5, 0.28  # of the picture and its parts, in inches
 _LONGEST = 48  # letters of a name beside a line
 _FONT = 7.0
+_APART = 0.15  # of the room that names need: lines that end nearer to each other look like one
 _FROM_LEFT = {"shrinkA": 1, "shrinkB": 0, "relpos": (0.0, 0.5)}
 _LETTER, _LINE = 0.56 * _FONT / 72, 1.35 * _FONT / 72  # how wide and high one is, in inches
 
@@ -112,30 +114,26 @@ class _Margins:
 def _bands(plan: Plan, picture: Picture) -> list[_Band]:
     """Return what is drawn, from the bottom of the model to its top."""
     shades = plan.shades()
-    alike: dict[object, list[int]] = defaultdict(list)
-    for i, trace in enumerate(picture.traces):
+    equal: dict[object, list[int]] = defaultdict(list)
+    layers: dict[object, list[int]] = defaultdict(list)
+    for i, (group, trace) in enumerate(zip(plan.groups, picture.traces, strict=True)):
         if trace:
-            alike[tuple(trace), _held(plan, picture, i)].append(i)
-    if len(alike) > _MOST_LINES:
-        layers: dict[object, list[int]] = defaultdict(list)
-        for i, trace in enumerate(picture.traces):
-            if trace:
-                layers[shades[i], _held(plan, picture, i)].append(i)
-        alike = layers
-    names = [[plan.groups[i].name for i in members] for members in alike.values()]
-    found = [
-        _band(plan, picture, label, members)
-        for label, members in zip(_labels(names), alike.values(), strict=True)
-    ]
+            held = _held(plan, picture, i)
+            equal[tuple(trace), held].append(i)
+            # Rates of different optimizers lie far apart: a band of both would cover all others.
+            layers[shades[i], held, group.optimizer.path].append(i)
+    alike = list((equal if len(equal) <= _MOST_LINES else layers).values())
+    labels = _labels([[plan.groups[i].name for i in members] for members in alike])
+    found = []
+    for label, members in zip(labels, alike, strict=True):
+        columns = list(zip(*(picture.traces[i] for i in members), strict=True))
+        low, high = list(map(min, columns)), list(map(max, columns))
+        shade = sum(shades[i] for i in members) / len(members)
+        # On a logarithm there is no place for 0.
+        of_zero = "" if max(high) > 0 else ": 0"
+        held = _held(plan, picture, members[0])
+        found.append(_Band(f"{label}{of_zero}", low, high, shade, held))
     return sorted(found, key=lambda band: band.shade)
-
-
-def _band(plan: Plan, picture: Picture, label: str, members: list[int]) -> _Band:
-    columns = list(zip(*(picture.traces[i] for i in members), strict=True))
-    shades = plan.shades()
-    shade = sum(shades[i] for i in members) / len(members)
-    until = _held(plan, picture, members[0])
-    return _Band(label, list(map(min, columns)), list(map(max, columns)), shade, until)
 
 
 def _held(plan: Plan, picture: Picture, i: int) -> int:
@@ -197,20 +195,23 @@ def _draw_line(
 
 
 def _name(axes: Axes, bands: Sequence[_Band], height: float, colors: Colormap) -> None:
-    """Write the name of each band beside its end, moved up or down where names would overlap."""
+    """Write the name of each band beside its end, moved up or down where names would overlap.
+
+    Where all end at one place, which most schedules do at 0, a name is as high as the band's peak.
+    """
     axes.margins(y=0.03)
-    ends = [(band.low[-1] + band.high[-1]) / 2 for band in bands]
-    to_share = axes.transData + axes.transAxes.inverted()
-    bottom = axes.get_ylim()[0]
-    at = [float(to_share.transform((0, max(end, bottom)))[1]) for end in ends]
     room = _LINE / height
+    ends = _shares(axes, [(band.low[-1] + band.high[-1]) / 2 for band in bands])
+    end_apart = max(ends) - min(ends) >= _APART * room * (len(bands) - 1)
+    at = ends if end_apart else _shares(axes, [(max(b.low) + max(b.high)) / 2 for b in bands])
+    line = {"arrowstyle": "-", "color": "0.75", "linewidth": 0.5, **_FROM_LEFT}
     shown = range(len(bands))
     if len(bands) * room > 1:  # then not all of them, evenly
         shown = range(0, len(bands), -(-len(bands) // int(1 / room)))
         note = f"{len(shown)} of {len(bands)} are named"
         above = (1.0 + 0.3 / _WIDTH, 1.0 + room)
         axes.annotate(note, above, xycoords="axes fraction", fontsize=_FONT, color="0.35")
-    for i, place in zip(shown, _spread([at[i] for i in shown], room), strict=True):
+    for i, place in zip(shown, spread([at[i] for i in shown], room), strict=True):
         axes.annotate(
             bands[i].label,
             (1.0, at[i]),
@@ -220,34 +221,16 @@ def _name(axes: Axes, bands: Sequence[_Band], height: float, colors: Colormap) -
             fontsize=_FONT,
             verticalalignment="center",
             color=[0.7 * part for part in colors(0.9 * bands[i].shade)[:3]],
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.5, **_FROM_LEFT},
+            arrowprops=line if end_apart else None,
             annotation_clip=False,
         )
 
 
-def _spread(wanted: Sequence[float], room: float) -> list[float]:
-    """Return places as near to those wanted as they can be, in their order, this far apart."""
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    # Places that would overlap become a block around their mean; blocks that meet become one.
-    blocks: list[list[int]] = []
-    for i in order:
-        blocks.append([i])
-        while len(blocks) > 1 and _foot(blocks[-1], wanted, room) < (
-            _foot(blocks[-2], wanted, room) + len(blocks[-2]) * room
-        ):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    found = [0.0] * len(wanted)
-    for block in blocks:
-        foot = _foot(block, wanted, room)
-        for n, i in enumerate(block):
-            found[i] = foot + (n + 0.5) * room
-    return found
-
-
-def _foot(block: Sequence[int], wanted: Sequence[float], room: float) -> float:
-    """Return where a block of places begins: within the axes, which go from 0 to 1."""
-    middle = sum(wanted[i] for i in block) / len(block)
-    return min(max(middle - len(block) * room / 2, -room / 2), 1 + room / 2 - len(block) * room)
+def _shares(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Return how high in a picture values are, from 0 to 1."""
+    to_share = axes.transData + axes.transAxes.inverted()
+    bottom = axes.get_ylim()[0]
+    return [float(to_share.transform((0, max(value, bottom)))[1]) for value in values]
 
 
 def _frozen(plan: Plan) -> Iterable[tuple[str, int]]:

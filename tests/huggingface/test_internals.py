@@ -25,6 +25,7 @@ from optimplug.huggingface.internals import (
     UnbuiltTrainer,
     beginning_to_train,
     give_back_unlogged,
+    loss_of,
     model_without_weights,
     require_methods,
     unlogged_loss,
@@ -282,3 +283,12 @@ def test_a_model_of_a_config_has_no_weights():
     config.dtype = "bfloat16"
     half = model_without_weights(transformers.BertForSequenceClassification, config)
     check({p.dtype for p in half.parameters()} == {torch.bfloat16}, "_from_config heeds the dtype")
+
+
+def test_the_trainer_gives_the_loss_of_a_batch(tmp_path):
+    trainer = Trainer(Lines(), arguments(tmp_path, gradient_accumulation_steps=4))
+    assert hasattr(trainer, "_prepare_inputs"), f"{RELEASE} has no Trainer._prepare_inputs any more"
+    batch = {key: torch.stack([row[key] for row in points(4)]) for key in ("x", "labels")}
+    loss = loss_of(trainer, batch)
+    assert loss.requires_grad
+    assert loss.item() == Lines()(**batch)["loss"].item()  # the accumulation does not scale it

@@ -3,18 +3,20 @@ import torch
 from support.bert import tiny_bert, tiny_rows
 from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, trainer_of
 from support.plans import MANY
+from support.trainers import arguments
 from transformers import (
     HfArgumentParser,
     PrinterCallback,
     ProgressCallback,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
+    Trainer,
     TrainerCallback,
 )
 
-from optimplug import ArgumentError
+from optimplug import ArgumentError, RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace, OptimizerMonitor
-from optimplug.huggingface import RecipeTrainingArguments, with_recipe
+from optimplug.huggingface import RecipeTrainingArguments, build, with_recipe
 
 EVERY = {"logging_strategy": "steps", "logging_steps": 1}
 ONE_GROUP = {"optimizer": RECIPE["optimizer"], "schedule": RECIPE["schedule"]}
@@ -185,3 +187,12 @@ def test_log_groups_is_an_argument_of_the_command_line(tmp_path):
     words = ["--output_dir", str(tmp_path), "--log_groups", "head*", "*.0"]
     (args,) = HfArgumentParser(RecipeTrainingArguments).parse_args_into_dataclasses(words)
     assert args.log_groups == ["head*", "*.0"]
+
+
+def test_log_groups_in_a_trainer_that_would_not_hear_of_it_is_an_error(tmp_path):
+    given = {"arguments_class": RecipeTrainingArguments, "log_groups": ["head"]}
+    with pytest.raises(RecipeError, match="log_groups: would not be heard"):
+        trainer_of(tmp_path, cls=Trainer, **given).train()
+    args = arguments(tmp_path, **given)
+    with pytest.raises(ArgumentError, match=r"OptimizerMonitor\(log_groups=...\)"):
+        build(tiny_bert(), RECIPE, args, tiny_rows())

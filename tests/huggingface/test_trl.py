@@ -1,19 +1,15 @@
 """Several optimizers in one under TRL's SFTTrainer: a small Llama, from a config."""
 
 import pytest
-import torch
 from support.huggingface_runs import StopAfter
+from support.language import llama, rows, tokenizer
 from support.tensors import same_weights
 from support.trainers import arguments
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimplug.huggingface import with_recipe
 from optimplug.optim import MultiOptimizer
 
 trl = pytest.importorskip("trl")
-datasets = pytest.importorskip("datasets")
 # TRL sets arguments by names that transformers is about to drop.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -30,41 +26,12 @@ RECIPE = {
 }
 
 
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(config)
-
-
-def rows():
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, 40, (22, 8), generator=generator)
-    return datasets.Dataset.from_dict({"input_ids": tokens.tolist()})
-
-
 def trainer_of(folder, *callbacks):
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 40)}}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<pad>")),  # noqa: S106 (no secret)
-        pad_token="<pad>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
-    )
     return with_recipe(trl.SFTTrainer)(
         model=llama(),
         args=arguments(folder, trl.SFTConfig, max_length=8, bf16=False),
         train_dataset=rows(),
-        processing_class=tokenizer,
+        processing_class=tokenizer(),
         callbacks=list(callbacks),
         recipe=RECIPE,
     )

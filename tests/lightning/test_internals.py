@@ -214,3 +214,24 @@ def test_an_optimizer_that_unscales_by_itself_says_so():
     still(fused, "_step_supports_amp_scaling", "unscales_by_itself")
     assert internals.unscales_by_itself(fused)
     assert not internals.unscales_by_itself(torch.optim.SGD(weights, lr=0.1))
+
+
+def test_a_batch_is_made_ready_for_a_training_step(tmp_path):
+    class Halves(Tiny):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [part / 2 for part in batch]
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(batch)
+
+    seen = []
+
+    class Ready(Callback):
+        def on_train_start(self, trainer, module):
+            still(module, "_on_before_batch_transfer", "ready_batch")
+            seen.append(internals.ready_batch(trainer, module, [torch.ones(2, 3)]))
+
+    for cls in (Tiny, Halves):
+        trainer_of(tmp_path, Ready(), max_epochs=1).fit(cls(STEPS), batches(), batches())
+    assert [len(arguments) for arguments in seen] == [1, 2]
+    assert [arguments[0][0].mean().item() for arguments in seen] == [1.0, 0.5]

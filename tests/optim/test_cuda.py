@@ -298,6 +298,22 @@ class TestKernel:
             torch.cuda.set_sync_debug_mode("default")
         assert not torch.equal(params[0], before)
 
+    def test_nor_does_one_whose_rate_is_on_the_device(self):
+        rate = torch.tensor(0.1, device="cuda")
+        optimizer, params = stepping(AdamW, lr=rate)
+        optimizer.param_groups[0]["lr"] = rate
+        give(params)
+        optimizer.step()
+        before = [p.detach().clone() for p in params]
+        rate.fill_(0.0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            give(params)
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(map(torch.equal, params, before))
+
     @pytest.mark.parametrize(
         ("options", "expected"), [({}, ["update"]), (CLIPPED, ["norm", "update"])], ids=label
     )

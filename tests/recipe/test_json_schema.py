@@ -1,18 +1,15 @@
 import json
-import re
-from pathlib import Path
 
 import pytest
+from support import pages
 from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
 from optimplug._core.optim.storage.stored import Rounding, StateDtype
 from optimplug.recipe import json_schema as module
-from optimplug.recipe.text.reader import read
 from optimplug.recipe.text.written import path_of
 
 SCHEMA = Recipe.json_schema()
-README = (Path(__file__).parents[2] / "README.md").read_text()
 ADAMW = {"name": "AdamW", "lr": 1e-3}
 
 
@@ -219,14 +216,13 @@ def test_a_bad_recipe_is_not_and_the_schema_tells_where(validator, recipe, path)
     assert path in places
 
 
-def test_the_readmes_recipe_is_valid(validator, tmp_path):
-    for i, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.DOTALL)):
-        file = tmp_path / f"{i}.yaml"
-        file.write_text(text)
-        content = {"optimizer": ADAMW, **read(file)[0]}  # some blocks show a part
+def test_the_recipes_of_all_pages_are_valid(validator, tmp_path):
+    texts = [(page, block.text) for page in pages.pages() for block in pages.blocks(page, "yaml")]
+    for page, text in texts:
+        content = {"optimizer": ADAMW, **pages.read_block(page, text, tmp_path)}  # some show a part
         if "trainer" in content:
             continue  # Lightning's
-        assert [error.message for error in validator.iter_errors(content)] == []
+        assert [error.message for error in validator.iter_errors(content)] == [], text
 
 
 def test_an_editor_finds_names_and_descriptions():

@@ -79,8 +79,8 @@ def test_a_line_of_the_console_stays_short_whatever_is_logged(groups, kinds):
 
 
 def test_what_is_the_users_own_stays_however_long_it_is():
-    logs = {"text": "x" * 300, "lr/a": 0.1, "seen/lr": 2.0, "mine": 1}
-    assert console_logs(logs) == {"text": "x" * 300, "seen/lr": 2.0, "mine": 1}
+    own = {"text": "x" * 300, "seen/lr": 2.0, "mine": 1, "lr/note": "as before", "lr/none": None}
+    assert console_logs({**own, "lr/a": 0.1}) == own
 
 
 def test_equal_values_are_one():

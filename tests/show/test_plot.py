@@ -10,7 +10,7 @@ from torch import nn
 
 from optimplug import Horizon, MissingExtraError, Recipe
 from optimplug.show.pictures import log_range, pictures
-from optimplug.show.plot import _spread
+from optimplug.show.spread import spread
 
 
 def words_of(plan, file):
@@ -78,7 +78,18 @@ def test_the_axis_is_a_logarithm_where_rates_differ_by_more_than_ten(tmp_path, s
 def test_rates_of_0_are_drawn_at_the_foot_of_a_logarithm(tmp_path):
     model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(3)])
     rules = [{"match": "0.*", "lr": 0.0}, {"match": "1.*", "lr_scale": 1e-3}]
-    assert ">0<" in words_of(recipe_of(*rules).plan(model, RUN), tmp_path / "lr.svg")
+    assert ">0: 0<" in words_of(recipe_of(*rules).plan(model, RUN), tmp_path / "lr.svg")
+
+
+def test_optimizers_of_one_layer_are_bands_of_their_own(tmp_path):
+    optimizer = {"name": "Muon", "lr": 0.02, "fallback": {"name": "AdamW", "lr": 3e-4}}
+    rules = [{"layer_decay": 0.9}, {"match": "*.bias", "lr_scale": 0.5}]
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(16)])
+    plan = Recipe.load({"optimizer": optimizer, "groups": rules}).plan(model, RUN)
+    text = words_of(plan, tmp_path / "lr.svg")
+    assert len(plan.groups) == 32
+    assert ">0.weight<" in text
+    assert ">0.bias<" in text
 
 
 def test_a_plot_of_many_layers_says_how_many_it_names(tmp_path):
@@ -89,7 +100,7 @@ def test_a_plot_of_many_layers_says_how_many_it_names(tmp_path):
 
 @pytest.mark.parametrize("wanted", [[0.5], [0.1, 0.1, 0.1], [0, 1, 1, 0], [0.3, 0.31, 0.9, 0.32]])
 def test_names_do_not_overlap_and_keep_their_order(wanted):
-    places = _spread(wanted, 0.1)
+    places = spread(wanted, 0.1)
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     gaps = [places[b] - places[a] for a, b in itertools.pairwise(order)]
     assert all(gap >= 0.1 - 1e-9 for gap in gaps)

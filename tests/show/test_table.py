@@ -66,6 +66,17 @@ def test_at_226_groups_the_text_is_80_columns_wide_and_short():
     assert not any("\n" in text for text in (repr(plan), repr(few_groups())))
 
 
+def test_in_a_narrow_terminal_numbers_stay_whole():
+    console = Console(file=io.StringIO(), width=64, color_system=None)
+    console.print(many_groups().table())
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 64
+    for row in rows_of(many_groups()):
+        for rate in (*row.first.rates, *row.last.rates):
+            assert f" {rate:.3g}" in text
+    assert "…" not in text
+
+
 def test_a_row_of_layers_has_the_rates_of_the_first_and_of_the_last():
     model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(12)])
     plan = recipe_of({"layer_decay": 0.5}).plan(model, RUN)

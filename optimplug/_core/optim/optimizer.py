@@ -109,7 +109,8 @@ class Optimizer(Stepper):
         self.compact_state = compact_state
         self.grad_norm: Tensor | None = None
         self.skipped_steps = 0
-        self._layout: Layout | None = None
+        self._layout = None
+        self._unsettled = None
         check_choices(defaults)
         # What a group does not have is as in torch; so its state dicts have torch's keys.
         defaults = {**defaults, **storage_settings(rounding, rounding_seed, state_dtype)}

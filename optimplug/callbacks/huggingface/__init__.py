@@ -9,6 +9,13 @@ except ImportError:
     raise MissingExtraError("optimplug.callbacks.huggingface", "huggingface") from None
 
 from optimplug.callbacks.huggingface.monitor import LearningRateTrace, OptimizerMonitor
+from optimplug.callbacks.huggingface.rate_finder import RateFinder
 from optimplug.callbacks.huggingface.scheduler import MetricCallback, SchedulerCallback
 
-__all__ = ["LearningRateTrace", "MetricCallback", "OptimizerMonitor", "SchedulerCallback"]
+__all__ = [
+    "LearningRateTrace",
+    "MetricCallback",
+    "OptimizerMonitor",
+    "RateFinder",
+    "SchedulerCallback",
+]

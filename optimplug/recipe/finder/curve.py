@@ -120,15 +120,16 @@ class LRCurve:
             at = self.points[-1][0] if self.points else None
             where = "at the first update" if at is None else f"at {at:.3g} times the recipe's rates"
             yield (
-                f"the loss {'has diverged' if self.end == 'diverged' else 'is not finite'} {where} "
-                "already: begin lower (lowest=...), or see why the model is so easily upset"
+                f"the loss is not finite {where} already: begin lower (lowest=...), or see why the "
+                "model is so easily upset"
             )
         elif self._fall <= _NOISES * self._noise:
-            higher = "higher rates (highest=...), " if self.end == "whole" else ""
+            others = "higher" if self.end == "whole" else "lower"
+            others += f" rates ({'highest' if self.end == 'whole' else 'lowest'}=...)"
             yield (
                 f"the loss falls by {max(self._fall, 0.0):.3g} at the most, and its noise is "
-                f"{self._noise:.3g}: no rate stands out. Try {higher}more updates (updates=...) or "
-                "larger ones (accumulate=...), and see whether the model can learn from these "
+                f"{self._noise:.3g}: no rate stands out. Try {others}, more updates (updates=...) "
+                "or larger ones (accumulate=...), and see whether the model can learn from these "
                 "batches at all"
             )
         elif self.end == "whole" and self._lowest >= len(self.points) - math.ceil(self._width):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from optimplug._core.arguments import owner_of, require_count, require_number
 from optimplug._core.internals import unhooked_step
 from optimplug.errors import ArgumentError
-from optimplug.optim import Optimizer
+from optimplug.optim import Optimizer, Prodigy
 from optimplug.recipe.finder.curve import End, LRCurve
 from optimplug.recipe.finder.kept import apart, kept
 from optimplug.recipe.lengths import settle_lengths
+from optimplug.recipe.recipe import Recipe
 from optimplug.recipe.run import Run
 from optimplug.recipe.text.durations import Horizon, require_horizon
+from optimplug.recipe.text.reader import Source
 
-if TYPE_CHECKING:
-    from optimplug.recipe.recipe import Recipe
+__all__ = ["find_lr", "require_sweep"]
 
-__all__ = ["find_lr"]
-
+_SETTLED = 10  # losses, before that mean says anything
 _STEP = unhooked_step(Optimizer)
 _MEMORY = 0.8  # of the running mean that is held against the best one, to tell whether it diverges
 
 
 def find_lr(
     model: nn.Module,
-    recipe: Recipe,
+    recipe: Source | Recipe,
     step: Callable[[Any], Tensor],
     batches: Iterable[Any],
     *,
@@ -63,7 +63,7 @@ def find_lr(
 
     Args:
         model: what is trained, as it is before the run.
-        recipe: whose rates are multiplied.
+        recipe: whose rates are multiplied: a recipe, or what :class:`Recipe` takes.
         step: computes the loss of a batch, with ``model``. It calls neither ``backward`` nor an
             optimizer.
         batches: what ``step`` is given; begun anew where there are too few. Iterating over it twice
@@ -101,24 +101,33 @@ def find_lr(
         <https://arxiv.org/abs/1506.01186>`_, 2015, section 3.3; how the suggestion is read off the
         curve, and fastai's ways: :class:`LRCurve`.
     """
-    require_count("updates", updates, least=20)
+    require_sweep(updates, lowest, highest, diverges)
     require_count("accumulate", accumulate, least=1)
-    above_0 = ("a number > 0", lambda value: value > 0)
-    require_number("lowest", lowest, *above_0)
-    require_number("highest", highest, f"a number > lowest, {lowest:g}", lambda v: v > lowest)
-    require_number("diverges", diverges, "a number > 1", lambda value: value > 1)
+    loaded = Recipe.load(recipe)
     length = Horizon(updates) if horizon is None else horizon
     require_horizon(length)
     untouched = apart(batches)
     ratio = (highest / lowest) ** (1 / (updates - 1))
     multipliers = [lowest * ratio**i for i in range(updates)]
-    with kept(model), Run(recipe, model) as run:
+    with kept(model), Run(loaded, model) as run:
         _settle(run.optimizer, length)
         _require_rates(run.optimizer)
         losses = _losses(step, _endless(untouched), accumulate, run.optimizer)
         start, seen, end = _sweep(run.optimizer, losses, multipliers, diverges)
     found = tuple(zip(multipliers, seen, strict=False))
-    return LRCurve(found, start, end, recipe.rates)
+    return LRCurve(found, start, end, loaded.rates)
+
+
+def require_sweep(updates: int, lowest: float, highest: float, diverges: float) -> None:
+    """Check how a sweep is to be done.
+
+    Raises:
+        ArgumentError: an argument breaks its rule.
+    """
+    require_count("updates", updates, least=20)
+    require_number("lowest", lowest, "a number > 0", lambda value: value > 0)
+    require_number("highest", highest, f"a number > lowest, {lowest:g}", lambda v: v > lowest)
+    require_number("diverges", diverges, "a number > 1", lambda value: value > 1)
 
 
 def _settle(optimizer: torch.optim.Optimizer, horizon: Horizon) -> None:
@@ -140,7 +149,7 @@ def _sweep(
     if not math.isfinite(start):
         return start, [], "not finite"
     seen: list[float] = []
-    watch = _Watch(start, diverges)
+    watch = _Watch(diverges)
     for multiplier in multipliers:
         for group, lr in zip(owner_of(optimizer).param_groups, own, strict=True):
             group["lr"] = lr * multiplier
@@ -155,17 +164,27 @@ def _sweep(
 
 
 class _Watch:
-    """Tells when a loss has risen far above its best."""
+    """Tells when the running mean of a loss has risen far above its best.
 
-    def __init__(self, start: float, factor: float) -> None:
-        self._start, self._factor = start, factor
-        self._mean = self._best = start
+    The first losses only make up the mean: one batch that happens to be easy is no best.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._count, self._mean = 0, 0.0
+        self._best, self._highest = math.inf, -math.inf
 
     def diverges(self, loss: float) -> bool:
+        self._count += 1
         self._mean = _MEMORY * self._mean + (1 - _MEMORY) * loss
-        self._best = min(self._best, self._mean)
-        scale = max(abs(self._best), self._start - self._best)
-        return self._mean - self._best > (self._factor - 1) * scale
+        if self._count < _SETTLED:
+            return False
+        mean = self._mean / (1 - _MEMORY**self._count)  # as if it had not begun at 0
+        if self._highest == -math.inf:
+            self._highest = mean
+        self._best = min(self._best, mean)
+        scale = max(abs(self._best), self._highest - self._best)
+        return mean - self._best > (self._factor - 1) * scale
 
 
 def _losses(
@@ -223,6 +242,11 @@ def _require_rates(optimizer: torch.optim.Optimizer) -> None:
         raise ArgumentError(
             f"{type(owner).__name__} takes lr at its first step alone, so that a sweep over rates "
             "says nothing; use an optimizer whose lr acts at every step"
+        )
+    if isinstance(owner, Prodigy):
+        raise ArgumentError(
+            "Prodigy looks for its rate by itself, so that a sweep over its lr says nothing; leave "
+            "lr at 1, or sweep over AdamW's"
         )
     closure = inspect.signature(type(owner).step).parameters.get("closure")
     needs_one = closure is not None and closure.default is inspect.Parameter.empty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -235,13 +235,21 @@ def _group_names(drafts: Sequence[_Draft]) -> list[str]:
 
 
 def _suffixes(rivals: Sequence[_Draft], prefix: str) -> list[str]:
-    """Return what tells groups of one prefix apart: words, or else the first of its parameters."""
+    """Return what tells groups of one prefix apart.
+
+    It is words on their settings; or else what the names of a group's parameters have in common; or
+    else the first of these names.
+    """
     keys = _differing_keys([rival.settings for rival in rivals])
     words = [_words(rival, keys) for rival in rivals]
-    return [
-        own if words.count(own) == 1 else _first_below(rival, prefix)
-        for rival, own in zip(rivals, words, strict=True)
-    ]
+    common = [_common_below(rival, prefix) for rival in rivals]
+    count = Counter([*words, *common])
+    own_words = Counter(words)
+    found = []
+    for rival, own, parts in zip(rivals, words, common, strict=True):
+        by_parts = parts if parts and count[parts] == 1 else _first_below(rival, prefix)
+        found.append(own if own_words[own] == 1 else by_parts)
+    return found
 
 
 def _words(draft: _Draft, keys: Sequence[str]) -> str:
@@ -256,10 +264,15 @@ def _word(key: str, value: object) -> str:
     return "no_decay" if key == "weight_decay" and value == 0 else key
 
 
+def _common_below(draft: _Draft, prefix: str) -> str:
+    """Return the parts of their names, below the prefix, that all of a group's parameters have."""
+    first, *others = (name.removeprefix(f"{prefix}.").split(".") for name in draft.parameters)
+    shared = (part for part in first if all(part in other for other in others))
+    return ".".join(part for part in shared if not part.isdecimal())
+
+
 def _first_below(draft: _Draft, prefix: str) -> str:
-    """Return the first of a group's parameters, by its name below the group's prefix."""
-    first = next(iter(draft.parameters))
-    return first.removeprefix(f"{prefix}.")
+    return next(iter(draft.parameters)).removeprefix(f"{prefix}.")
 
 
 def _differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:

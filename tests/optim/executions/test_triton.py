@@ -26,6 +26,7 @@ from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
 HERE = Path(__file__).parent
 PARTS = [
     "triton_cases.py::test_an_operation_alone",
+    "triton_cases.py::test_a_rate_on_the_device_stays_there",
     "triton_cases.py::TestRules",
     "triton_cases.py::TestStorage",
     "triton_cases.py::TestNorm",
@@ -34,8 +35,8 @@ PARTS = [
     "triton_codes_cases.py",
     "triton_whole_cases.py",
 ]
-QUICK = (PARTS[1], PARTS[3], *PARTS[6:])
-WITH_SLOW = (*PARTS[1:3], *PARTS[6:])
+QUICK = (PARTS[2], PARTS[4], *PARTS[7:])
+WITH_SLOW = (*PARTS[2:4], *PARTS[7:])
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )

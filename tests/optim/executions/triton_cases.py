@@ -41,6 +41,7 @@ from optimplug.optim import (
     NAdam,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    StableAdamW,
 )
 
 pytestmark = NEEDS_A_DEVICE
@@ -325,6 +326,35 @@ class TestSkips:
         optimizer = AdamW(parameters(), skip_nonfinite=True)
         self.steps(optimizer, [0, 1], "skip_nonfinite")
         assert {float(kept["step"]) for kept in optimizer.state.values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(AdamW, {"weight_decay": 0.1}), (NAdam, {}), (SGD, {"momentum": 0.9}), (StableAdamW, {})],
+    ids=label,
+)
+def test_a_rate_on_the_device_stays_there(cls, options, monkeypatch):
+    """To read it on the host would be to wait for the device; it may change there at any time."""
+
+    def build(rate, **choice):
+        named = [{"params": [p]} for p in parameters([(30,), (7,)])]
+        named[1]["lr"] = 0.1  # the other group's is a number
+        return cls(named, lr=rate, **options, **choice)
+
+    def refuse(tensor):
+        assert tensor.dtype != torch.float64, "it was read"
+        return read(tensor)
+
+    rate = torch.tensor(0.01, dtype=torch.float64, device=DEVICE)
+    ours, loop = build(rate), build(0.01, foreach=False)
+    read = torch.Tensor.__float__
+    monkeypatch.setattr(torch.Tensor, "__float__", refuse)
+    for number in (0.01, 0.02, 0.04):
+        rate.fill_(number)
+        loop.param_groups[0]["lr"] = number
+        for optimizer in (ours, loop):
+            descend(optimizer, 1, skip=False)
+    assert_near(ours, loop, 2 * WITHIN[torch.float32])
 
 
 class TestMemory:

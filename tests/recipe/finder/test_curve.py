@@ -47,14 +47,14 @@ NOTICES = {
     "no number at the start": (LRCurve((), math.nan, "not finite"), "the loss is nan before the first update"),
     "nothing after it": (LRCurve((), 2.0, "not finite"), "the loss is not finite at the first update already: begin lower"),
     "too early": (
-        LRCurve(tuple((10.0**i, 2.0**i) for i in range(5)), 1.0, "diverged"),
-        "the loss has diverged at 1e+04 times the recipe's rates already: begin lower",
+        LRCurve(tuple((10.0**i, 2.0**i) for i in range(5)), 1.0, "not finite"),
+        "the loss is not finite at 1e+04 times the recipe's rates already: begin lower",
     ),
     "flat": (curve(lambda x: 2.0, noise=0.1), "no rate stands out. Try higher rates"),
     "without noise": (curve(lambda x: 2.0), "the loss falls by 0 at the most, and its noise is 0"),
     "only noise before it diverges": (
         curve(lambda x: 2 + max(0, x) * 5, noise=0.3, end="diverged"),
-        "no rate stands out. Try more updates",
+        "no rate stands out. Try lower rates (lowest=...), more updates",
     ),
     "rising": (curve(lambda x: 2 + x, noise=0.01), "no rate stands out"),
     "still falling": (
@@ -97,9 +97,14 @@ def test_as_text_and_as_values():
     assert len(values["losses"]) == len(values["smoothed"]) == 100
 
 
-@pytest.mark.parametrize(
-    "shown", [curve(fall, 0.05), curve(lambda x: 2.0, 0.1)], ids=["found", "none"]
-)
+SHOWN = {
+    "found": curve(fall, 0.05),
+    "flat": curve(lambda x: 2.0),
+    "0": curve(lambda x: 0.0, start=0.0),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN)
 def test_it_is_drawn(tmp_path, shown):
     shown.plot(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")

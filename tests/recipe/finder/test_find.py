@@ -7,6 +7,7 @@ import random
 import numpy
 import pytest
 import torch
+from support.processes import in_two_processes
 from support.tensors import same_bits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -353,6 +354,11 @@ BAD = {
     "many losses": ({"step": lambda _: torch.ones(3, requires_grad=True)}, r"a tensor of \(3,\)"),
     "no gradient": ({"step": lambda _: torch.ones(())}, "without a gradient"),
     "a rate that only begins": ({"recipe": Recipe({"optimizer": {"name": "Rprop"}})}, "at its first step alone"),
+    "a bad recipe": ({"recipe": {"optimizer": {"name": "SDG"}}}, "did you mean 'SGD'"),
+    "a rate of its own": (
+        {"recipe": Recipe({"optimizer": {"name": "Prodigy"}})},
+        "Prodigy looks for its rate by itself",
+    ),
     "a closure": ({"recipe": Recipe({"optimizer": {"name": "LBFGS"}})}, "needs a closure"),
     "torch's closure": (
         {"recipe": Recipe({"optimizer": {"name": "torch.optim.LBFGS"}})},
@@ -375,3 +381,33 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(name):
     with pytest.raises(ValueError, match=message):
         find_lr(model, **arguments)
     assert same(everything(model), before)
+
+
+def halves(rank):
+    """Of each batch of four rows, those of one of two processes."""
+    generator = torch.Generator().manual_seed(3)
+    whole = [torch.rand(4, 3, generator=generator) for _ in range(5)]
+    return whole if rank is None else [batch[2 * rank : 2 * rank + 2] for batch in whole]
+
+
+def swept(rank=None, wrap=lambda model: model):
+    torch.manual_seed(2)
+    model = wrap(nn.Linear(3, 1))
+    before = [p.detach().clone() for p in model.parameters()]
+    recipe = Recipe({"optimizer": {"name": "SGD", "lr": 1.0}})
+    curve = find_lr(model, recipe, step_of(model), halves(rank))
+    assert all(map(same_bits, model.parameters(), before))
+    return {"losses": [curve.start, *curve.losses], "end": curve.end}
+
+
+def swept_by_one_of_two():
+    return swept(torch.distributed.get_rank(), nn.parallel.DistributedDataParallel)
+
+
+@pytest.mark.slow
+def test_two_processes_see_one_curve():
+    alone, (one, other) = swept(), in_two_processes(swept_by_one_of_two)
+    assert one == other
+    assert one["end"] == alone["end"] == "diverged"
+    assert len(one["losses"]) == len(alone["losses"])
+    assert one["losses"] == pytest.approx(alone["losses"], rel=1e-3)

@@ -233,6 +233,10 @@ NAMED = [
     ),
     (
         [{"match": "*.bias", "lr_scale": 2}],
+        ["model/weight", "model/bias"],
+    ),
+    (
+        [{"match": ["0.weight", "1.bias"], "lr_scale": 2}],
         ["model/0.weight", "model/0.bias"],
     ),
     (

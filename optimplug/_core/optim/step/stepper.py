@@ -200,6 +200,7 @@ class Stepper(torch.optim.Optimizer, ABC):
 
     @property
     def skipped_steps(self) -> int:
+        """How many steps ``skip_nonfinite`` has left out."""
         self._settle()
         return cast("int", self._own("skipped_steps"))
 
@@ -209,6 +210,7 @@ class Stepper(torch.optim.Optimizer, ABC):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:
+        """What is kept for each parameter, by the parameter, under torch's names."""
         self._settle()
         return cast("defaultdict[Tensor, Any]", self._own("state"))
 

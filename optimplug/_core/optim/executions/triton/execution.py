@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,7 +21,8 @@ from optimplug._core.optim.executions.draws import draw_keys
 from optimplug._core.optim.executions.known_memory import Memory, current_memory
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.executions.triton import kernels
-from optimplug._core.optim.executions.triton.tables import Tables, as_tensor, tables_of, upload
+from optimplug._core.optim.executions.triton.scalars import Scalars
+from optimplug._core.optim.executions.triton.tables import Tables, tables_of, upload
 from optimplug._core.optim.executions.triton.there import triton_serves
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.step.totals import Measured
@@ -61,11 +61,10 @@ class Triton:
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
         if without_memory(batch.grads, grads):
             return None
-        scalars = batch.coefficients(ahead=1)
+        scalars = Scalars.of(batch.coefficients(ahead=1), device)
         dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
-        program = program_for(batch.rule, scalars, dtypes)
-        numbers = array("d", chain.from_iterable(k.values() for k in scalars))
-        found = ReadyTriton(batch, _tables(batch, memory, device), grads, numbers)
+        program = program_for(batch.rule, scalars.cells, dtypes)
+        found = ReadyTriton(batch, _tables(batch, memory, device), grads, scalars)
         return self._with_kernels(found, program, dtypes)
 
     def _takes(self, batch: Batch) -> bool:
@@ -113,8 +112,8 @@ class ReadyTriton:
     tables: Tables
     grads: array[int]
     """The address of each gradient."""
-    numbers: array[float]
-    """The scalars of each cell, for the next update."""
+    scalars: Scalars
+    """Those of each cell, for the next update."""
     kernel: Any = None
 
     @property
@@ -140,5 +139,6 @@ class ReadyTriton:
     def uploaded(self, scale: Tensor | None, found_inf: Tensor | None) -> list[Tensor | None]:
         """Return scalars, keys of random numbers, and these two, on the device."""
         keys = draw_keys(self.batch) if self.batch.rule.draws else None
-        given = as_tensor(self.numbers), keys, scale, found_inf
-        return [None if each is None else upload(each, self.device) for each in given]
+        given = keys, scale, found_inf
+        there = [None if each is None else upload(each, self.device) for each in given]
+        return [self.scalars.uploaded(self.device), *there]

@@ -57,7 +57,7 @@ class TritonWhole(Triton):
             known = batch.memo["whole"] = whole_tables(text, memory, found.device)
         made = kernels.whole_kernels(program, batch.rule, dtypes)
         return ReadyTritonWhole(
-            batch, found.tables, found.grads, found.numbers, whole=known, made=made
+            batch, found.tables, found.grads, found.scalars, whole=known, made=made
         )
 
 

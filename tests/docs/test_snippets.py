@@ -1,39 +1,45 @@
-"""Every snippet and command of the README runs."""
+"""Every snippet and command of the README and of the pages under docs runs."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
-from support import commands
+from support import commands, pages
 from support.bert import collate, tiny_bert, tiny_rows
+from support.pages import ROOT
+from torch import nn
 from torch.utils.data import DataLoader
 
-from optimplug import Horizon, Recipe
+from optimplug import Horizon, Recipe, StateError
 from optimplug.cli import main
 
-ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(
-    r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-)
-RECIPE, *YAML = (text for language, text in BLOCKS if language == "yaml")
-PARTS = [text for text in YAML if "trainer:" not in text]
-CONFIGS = [text for text in YAML if "trainer:" in text]
-SNIPPETS = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line.removeprefix("$ ")
-    for language, text in BLOCKS
-    if language == "console"
-    for line in text.splitlines()
-]
+RECIPE = pages.blocks("README.md", "yaml")[0].text
+YAML = [(page, block.text) for page in pages.pages() for block in pages.blocks(page, "yaml")]
+PARTS = [(page, text) for page, text in YAML if "trainer:" not in text]
+CONFIGS = [text for _, text in YAML if "trainer:" in text]
+COMMANDS = list(dict.fromkeys(one for page in pages.pages() for one in pages.commands(page)))
+RUN = {
+    page: blocks
+    for page in pages.pages()
+    if (blocks := pages.blocks(page, "python", "console", "yaml"))
+    and any(b.language == "python" or "$ optimplug" in b.text for b in blocks)
+}
 MODEL = "import sys; sys.path.insert(0, {!r}); from support.bert import tiny_bert as build"
+
+
+def model_for(text):
+    """A model that has what a recipe speaks of."""
+    model = tiny_bert()
+    if "lora" in text:
+        model.bert.pooler.lora_B = nn.Linear(2, 2)
+    return model
 
 
 @pytest.fixture
@@ -44,10 +50,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_of_a_recipe_can_be_carried_out(part):
-    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, **yaml.safe_load(part)})
-    _, scheduler = recipe.build(tiny_bert(), Horizon(total_steps=50, steps_per_epoch=10))
+@pytest.mark.parametrize(("page", "part"), PARTS, ids=lambda text: text[:40].strip())
+def test_a_recipe_or_a_part_of_one_can_be_carried_out(tmp_path, page, part):
+    content = pages.read_block(page, part, tmp_path)
+    recipe = Recipe.load({"optimizer": {"name": "AdamW"}, **content})
+    _, scheduler = recipe.build(model_for(part), Horizon(total_steps=50, steps_per_epoch=10))
     for _ in range(50):
         scheduler.optimizer.step()
         scheduler.step()
@@ -65,22 +72,52 @@ def test_the_recipe_has_at_most_ten_lines():
     assert len(RECIPE.splitlines()) <= 10
 
 
-# What the trainers say of their own defaults, which a first snippet leaves as they are.
-@pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed")
-@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.strip().splitlines()[-1])
-def test_snippet(folder, snippet):
+def given(page):
+    """What a page takes as there: a model, and data for it."""
     names = {
         "model": tiny_bert(),
         "dataset": tiny_rows(),
         "batches": DataLoader(tiny_rows(), 4, collate_fn=collate),
     }
-    before = [p.detach().clone() for p in names["model"].parameters()]
-    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102
+    if page == "docs/loops/trl.md":
+        pytest.importorskip("trl")
+        from support.language import llama, rows, tokenizer
+
+        names |= {"language_model": llama(), "tokens": rows(), "tokenizer": tokenizer()}
+    return names
+
+
+def marked(page):
+    # TRL sets arguments by names that transformers is about to drop.
+    of_trl = (pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning"))
+    return pytest.param(page, marks=of_trl if "trl" in page else ())
+
+
+# What the trainers say of their own defaults, which a first snippet leaves as they are.
+@pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+@pytest.mark.filterwarnings("ignore:.*`use_cache=True` is incompatible")
+@pytest.mark.parametrize("page", [marked(page) for page in RUN])
+def test_a_page_from_top_to_bottom(folder, page):
+    names = given(page)
+    for block in RUN[page]:
+        if block.file:
+            (folder / block.file).write_text(block.text)
+        elif block.language == "python":
+            run_snippet(block.text, names, page)
+        elif block.language == "console":
+            for command in block.text.splitlines():
+                if command.startswith("$ optimplug"):
+                    run_optimplug(command.removeprefix("$ "), folder)
+
+
+def run_snippet(snippet, names, page):
+    """Run a snippet, and see that it has trained the model if it says so, and else has not."""
+    model = names["language_model" if "language_model" in snippet else "model"]
+    before = [p.detach().clone() for p in model.parameters()]
+    exec(compile(snippet, page, "exec"), names)  # noqa: S102
     trains = ".fit(" in snippet or ".train()" in snippet or ".backward()" in snippet
-    moved = [
-        not torch.equal(p, b) for p, b in zip(names["model"].parameters(), before, strict=True)
-    ]
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
     assert all(moved) if trains else not any(moved)
 
 
@@ -96,8 +133,10 @@ def optimplug(command, folder):
     return commands.run(main, *shlex.split(command)[1:], folder=folder)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("optimplug")])
-def test_optimplug(folder, command):
+def run_optimplug(command, folder):
+    for file in ("recipe.schema.json", "lr.png", "plan.html"):
+        with contextlib.suppress(FileNotFoundError):
+            (folder / file).unlink()
     done = optimplug(command, folder)
     assert done.returncode == 0, done.stderr
     for file in re.findall(r"(?:--plot|--html|>) (\S+)", command):
@@ -113,6 +152,7 @@ SMALL_JOB = {
     PLATEAU: f'{PLATEAU[len("make demo ") : -1]} --train 32 --held-out 8 --batch-size 8 --out {{out}}"',
     'make demo ARGS="--data file.csv"': 'ARGS="--data {file} --batch-size 8 --out {out}"',
 }
+DEMO_WRITES = {"lr.png", "plan.html", "plan.txt", "summary.json"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
@@ -131,11 +171,11 @@ def test_make(tmp_path, command):
         done = run(make, ROOT, MAKEFLAGS="")
     assert done.returncode == 0, done.stdout + done.stderr
     if command.startswith("make demo"):
-        assert {found.name for found in out.iterdir()} == {"lr.png", "plan.txt", "summary.json"}
+        assert {found.name for found in out.iterdir()} == DEMO_WRITES
 
 
 @pytest.mark.parametrize(("marker", "installs"), [(None, True), (0, True), (2**31, False)])
-@pytest.mark.parametrize("target", ["demo", "test", "test-slow"])
+@pytest.mark.parametrize("target", ["demo", "docs", "test", "test-slow"])
 def test_make_installs_what_is_missing_and_nothing_twice(tmp_path, target, marker, installs):
     if marker is not None:
         (tmp_path / ".installed").touch()
@@ -145,11 +185,40 @@ def test_make_installs_what_is_missing_and_nothing_twice(tmp_path, target, marke
     assert ("pip install" in done.stdout) is installs
 
 
+SHOWN = {
+    (page, block.text.strip()): None
+    for page in pages.pages()
+    for block in pages.blocks(page, "text")
+}
+MISSPELT = {text for _, text in SHOWN if text.startswith("recipe.yaml: groups[2].match")}
+OTHER_RUN = {text for _, text in SHOWN if text.startswith("the checkpoint is not of this run")}
+
+
 def test_the_error_shown_is_the_one_that_comes(folder):
-    (shown,) = (text.strip() for language, text in BLOCKS if language == "text")
+    (shown,) = MISSPELT
     (folder / "recipe.yaml").write_text(RECIPE.replace("classifier", "clasifier"))
     done = optimplug("optimplug plan recipe.yaml --model mymodels:build --steps 10", folder)
     assert (done.returncode, done.stderr.strip()) == (1, shown)
+
+
+def test_the_differences_shown_are_those_that_come():
+    (shown,) = OTHER_RUN
+    optimizer = {"name": "AdamW", "lr": 1.0, "weight_decay": 0.01}
+    rules = [{"match": "head.*", "weight_decay": 0.1, "lr_scale": 2}]
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    old = Recipe.load({"optimizer": optimizer, "groups": rules})
+    new = Recipe.load(
+        {"optimizer": optimizer, "groups": [*rules, {"match": "head.bias", "weight_decay": 0.01}]}
+    )
+    horizon = Horizon(total_steps=10)
+    state = old.start(model, horizon).state_dict()
+    with pytest.raises(StateError) as error:
+        new.start(model, horizon).load_state_dict(state)
+    assert str(error.value) == shown
+
+
+def test_every_text_shown_has_a_test():
+    assert {text for _, text in SHOWN} == MISSPELT | OTHER_RUN
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m pip")])
@@ -187,10 +256,20 @@ def test_every_kind_of_command_has_a_test():
     assert {c.split()[0] for c in COMMANDS} == {"make", "optimplug", "python"}
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+def test_every_block_is_of_a_kind_that_is_tested():
+    kinds = {block.language for page in pages.pages() for block in pages.blocks(page)}
+    assert kinds == {"console", "python", "text", "yaml"}
+    for text in pages.pages().values():
+        assert text.count("\n```") == 2 * len(pages.FENCE.findall(text))
+
+
+def anchors(text):
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", t).strip().lower().replace(" ", "-") for t in titles]
+
+
+def test_the_readmes_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", pages.pages()["README.md"]):
         page, _, anchor = target.partition("#")
         assert (ROOT / page).exists()
-        if anchor:
-            titles = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+        assert not anchor or anchor in anchors((ROOT / page).read_text())
