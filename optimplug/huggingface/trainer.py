@@ -128,7 +128,7 @@ class _WithRecipe(TrainerEvents):
 
     def _start_run(self, model: nn.Module) -> None:
         if self.run is not None:
-            self.run.close()
+            self.run.close(interrupted=True)  # its end, if it had one, has been told of
         self._resolve_again()
         plain = plain_names(model, self._loss())
         trained = require_gradients(plain)
