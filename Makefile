@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo docs test test-slow test-gpu bench gallery optimizers check format clean
+.PHONY: demo docs test test-slow test-versions test-gpu bench gallery optimizers check format clean
 
 demo: $(READY)  ## Fine-tune a real model with one recipe in three runtimes; results in runs/demo
 	$(BIN)/python examples/docstrings/compare.py $(ARGS)
@@ -22,6 +22,23 @@ test: $(READY) check  ## Lint, types, import directions, and every test that is 
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(PYTEST) -m slow $(ARGS)
+
+# The oldest and the newest releases that the README names, each in an environment of its own, by any
+# Python (OLDEST_PYTHON, NEWEST_PYTHON). Without an index of builds for the CPU, torch brings CUDA along.
+OLDEST_PYTHON ?= $(PYTHON)
+NEWEST_PYTHON ?= $(PYTHON)
+OF_LIGHTNING := tests/lightning tests/callbacks/test_lightning.py
+OF_VERSIONS := $(OF_LIGHTNING) tests/huggingface tests/callbacks tests/recipe/parameters/code
+ENDS := oldest newest
+
+test-versions: $(ENDS:%=test-%)  ## The adapters, with the oldest and the newest releases
+
+# What old and new releases warn of about each other is theirs.
+$(ENDS:%=test-%): test-%: $(VENV)-%/.installed
+	$(VENV)-$*/bin/python -m pytest -n auto --maxprocesses 4 --dist worksteal -W default -m "not slow" \
+		$(OF_VERSIONS) $(ARGS)
+	OPTIMPLUG_TEST_LIGHTNING=pytorch_lightning $(VENV)-$*/bin/python -m pytest -n auto --maxprocesses 4 \
+		--dist worksteal -W default -m "not slow" $(OF_LIGHTNING) $(ARGS)
 
 # In the environment that is there: a machine with a GPU has a torch of its own, which fits it.
 test-gpu:  ## On a machine with a GPU: kernels against the loop, no waiting, captured steps
@@ -51,7 +68,7 @@ format: $(READY)  ## Let ruff write the style
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ENDS:%=$(VENV)-%) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The environment, made once; made again when what it installs has changed.
 $(READY): pyproject.toml constraints.txt
@@ -60,4 +77,12 @@ $(READY): pyproject.toml constraints.txt
 # Alone: timm would bring a torchvision built for CUDA, which does not import beside this torch, and
 # of the others the tests need a class or two.
 	$(BIN)/python -m pip install -c constraints.txt --no-deps timm diffusers opacus pytorch_optimizer trl
+	touch $@
+
+$(VENV)-oldest/.installed: CREATE = $(OLDEST_PYTHON) -m venv
+$(VENV)-newest/.installed: CREATE = $(NEWEST_PYTHON) -m venv
+$(ENDS:%=$(VENV)-%/.installed): $(VENV)-%/.installed: pyproject.toml constraints/%.txt
+	$(CREATE) $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install -c constraints/$*.txt -e ".[all,examples,test]"
+	$(VENV)-$*/bin/python -m pip install -c constraints/$*.txt --no-deps timm trl
 	touch $@

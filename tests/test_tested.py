@@ -1,12 +1,18 @@
 """What is newer than anything that was run gives one warning."""
 
 import ast
+import re
 import subprocess
 import sys
 import warnings
+from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from optimplug._core import tested
 
@@ -24,6 +30,12 @@ def versions(monkeypatch):
 def test_what_was_run_is_silent(versions, older):
     versions["lightning"].__version__ = older
     tested.warn_if_untested("lightning")
+
+
+def test_python_itself(versions, monkeypatch):
+    monkeypatch.setattr(tested.platform, "python_version", lambda: "3.99.1")
+    with pytest.warns(UserWarning, match=r"not tested with python 3\.99\.1"):
+        tested.warn_if_untested("python")
 
 
 @pytest.mark.parametrize("newer", ["2.7.0", "2.7.0.dev20250101", "2.10", "3.0.0rc1", "2.7.0+cpu"])
@@ -69,3 +81,44 @@ def test_it_comes_as_the_module_that_needs_it_is_imported():
         told, [["torch"], ["lightning"], [], ["transformers", "accelerate"], []], strict=True
     ):
         assert all(f"{name} 99.0" in messages[0] for name in names)
+
+
+ROOT = Path(__file__).parents[1]
+OF_PACKAGES = {name: release for name, release in tested.NEWEST.items() if name != "python"}
+
+
+def pins(end):
+    """What an end's constraints say, by the names of packages as they are normally written."""
+    lines = (ROOT / "constraints" / f"{end}.txt").read_text().splitlines()
+    found = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): release for name, release in found}
+
+
+def test_the_lower_bounds_are_what_was_run():
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        project["optional-dependencies"][name] for name in ("lightning", "huggingface", "plot")
+    ]
+    for requirement in map(Requirement, [*project["dependencies"], *chain(*extras)]):
+        (bound,) = requirement.specifier
+        oldest = pins("oldest")[canonicalize_name(requirement.name)]
+        assert bound.operator == ">="
+        assert Version(bound.version) == Version(oldest), requirement.name
+
+
+def test_the_newest_that_was_run_is_what_is_not_warned_of():
+    newest = pins("newest")
+    for name, release in OF_PACKAGES.items():
+        assert newest[canonicalize_name(name)].rpartition(".")[0] == release
+
+
+def test_the_readme_has_what_was_run():
+    rows = re.findall(
+        r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert {canonicalize_name(name) for name, *_ in rows} == set(
+        map(canonicalize_name, OF_PACKAGES)
+    )
+    for name, oldest, newest in rows:
+        assert (oldest, newest) == (pins("oldest")[name], pins("newest")[name])

@@ -54,7 +54,7 @@ def brought(metadata, extra):
 
 def test_what_the_extras_are(metadata):
     assert set(metadata.get_all("Provides-Extra")) == {
-        "all", "dev", "examples", "huggingface", "lightning", "plot", "pytorch-lightning",
+        "all", "dev", "docs", "examples", "huggingface", "lightning", "plot", "pytorch-lightning", "test",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 import warnings
@@ -10,6 +11,7 @@ from functools import cache
 __all__ = ["NEWEST", "warn_if_untested"]
 
 NEWEST = {
+    "python": "3.13",
     "torch": "2.13",
     "lightning": "2.6",
     "pytorch_lightning": "2.6",
@@ -27,9 +29,9 @@ def warn_if_untested(*packages: str) -> None:
     be kept from it.
 
     Args:
-        packages: keys of :data:`NEWEST`, all of them imported.
+        packages: keys of :data:`NEWEST`, all of them imported; ``python`` is Python itself.
     """
-    here = {name: str(sys.modules[name].__version__) for name in packages}
+    here = {name: _release(name) for name in packages}
     newer = [
         f"{name} {found} (newest tested: {NEWEST[name]})"
         for name, found in here.items()
@@ -42,6 +44,10 @@ def warn_if_untested(*packages: str) -> None:
             UserWarning,
             stacklevel=2,
         )
+
+
+def _release(name: str) -> str:
+    return platform.python_version() if name == "python" else str(sys.modules[name].__version__)
 
 
 def _minor(release: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from optimplug.huggingface.arguments import report_replaced, resolve_recipe
 from optimplug.huggingface.conflicts import refuse_arguments
 from optimplug.huggingface.evaluations import check_evaluations
 from optimplug.huggingface.horizon import horizon_of
+from optimplug.huggingface.internals import TAKES_FACTORIES
 from optimplug.huggingface.reports import check_logs
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.text.reader import Source
@@ -93,12 +94,18 @@ def optimizer_cls_and_kwargs(recipe: Source | Recipe) -> tuple[type, dict[str, A
     clips by the recipe's: give ``TrainingArguments(max_grad_norm=0)`` to leave that to the recipe.
 
     Raises:
+        ImportError: transformers is older than 5.3, whose Trainer gives it no model.
         RecipeError: something is wrong with the recipe, or it has a schedule, or freezes for a
             time, which nobody would do.
 
     Example:
         ``Trainer(model, args, optimizer_cls_and_kwargs=optimizer_cls_and_kwargs("recipe.yaml"))``
     """
+    if not TAKES_FACTORIES:
+        raise ImportError(
+            "optimizer_cls_and_kwargs needs a Trainer that builds an optimizer from its model; "
+            'pip install "transformers>=5.3", or use RecipeTrainer or optimizers=build(...)'
+        )
     recipe = Recipe.load(recipe)
     scheduled = ["schedule"] if recipe.spec.schedule else []
     for i, rule in enumerate(recipe.spec.groups):

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from optimplug.huggingface.internals import UnbuiltTrainer, horizon_in
+from optimplug.huggingface.internals import UnbuiltTrainer, planned_by
 from optimplug.recipe import Horizon
 
 __all__ = ["horizon_of"]
@@ -32,5 +32,4 @@ def horizon_of(
         ``Recipe.load("recipe.yaml").plan(model, horizon_of(args, train_dataset))``
     """
     trainer = of if isinstance(of, Trainer) else UnbuiltTrainer(of, train_dataset)
-    loader = trainer.get_train_dataloader()
-    return horizon_in(trainer.set_initial_training_values(trainer.args, loader), loader)
+    return planned_by(trainer)

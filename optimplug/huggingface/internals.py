@@ -7,7 +7,9 @@ and names the one that broke. The rest of the package touches public names alone
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sized
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,6 +19,8 @@ from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-unt
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import has_length
 
@@ -24,6 +28,7 @@ from optimplug.recipe import Horizon
 
 __all__ = [
     "NEEDED",
+    "TAKES_FACTORIES",
     "TrainerEvents",
     "UnbuiltTrainer",
     "beginning_to_train",
@@ -31,9 +36,11 @@ __all__ = [
     "horizon_in",
     "loss_of",
     "model_without_weights",
+    "planned_by",
     "require_methods",
     "unlogged_loss",
     "unwrapped",
+    "updates_before",
 ]
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
@@ -42,13 +49,26 @@ if TYPE_CHECKING:
 else:
     _Base = object  # what derives from it stands before a Trainer in the bases
 
-NEEDED: Mapping[str, str] = {
-    "get_decay_parameter_names": "tells the groups of a run that had no recipe",
-    "set_initial_training_values": "is where the Trainer counts its updates",
+_HAS_STEPS = hasattr(Trainer, "_finalize_training")
+"""Whether the steps of the training loop are methods, as they are since transformers 5.3."""
+
+_STEPS: Mapping[str, str] = {
     "_clip_grad_norm": "clips: max_grad_norm=0 would keep it from that, but is the user's to set",
     "_finalize_training": "loads the best weights at the end, before any callback is asked",
-    "_evaluate": "knows an evaluation of several data sets as one, which no callback does",
     "_get_grad_norm": "measures the norm that is logged, of gradients that are scaled under AMP",
+}
+_LOOP: Mapping[str, str] = {
+    "_inner_training_loop": "clips by the accelerator, and has no method of its own for that",
+    "_load_best_model": "loads the best weights at the end, before any callback is asked",
+}
+TAKES_FACTORIES = _HAS_STEPS
+"""Whether ``optimizer_cls_and_kwargs`` may hold what is called with the model: from 5.3 on too."""
+
+NEEDED: Mapping[str, str] = {
+    **(_STEPS if _HAS_STEPS else _LOOP),
+    "get_decay_parameter_names": "tells the groups of a run that had no recipe",
+    "set_initial_training_values": "is where the Trainer counts its updates",
+    "_evaluate": "knows an evaluation of several data sets as one, which no callback does",
     "_get_learning_rate": "is called after each update, before the schedule is stepped",
     "_save_checkpoint": "saves the schedule, before any callback is asked",
     "_load_optimizer_and_scheduler": "loads both before any callback is asked",
@@ -67,7 +87,7 @@ def require_methods(trainer_class: type) -> None:
         if not hasattr(trainer_class, name):
             raise ImportError(
                 f"this transformers has no Trainer.{name}, which a recipe needs to take over; "
-                'pip install "transformers>=5.20"'
+                'pip install "transformers>=4.56.2"'
             )
 
 
@@ -122,9 +142,11 @@ class TrainerEvents(_Base):
         """
         self._created_lr_scheduler = True
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: Any) -> Any:
-        """Count the updates, as the Trainer does."""
-        values = super().set_initial_training_values(args, dataloader)
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: Any, *batch_size: int
+    ) -> Any:
+        """Count the updates, as the Trainer does; before 5.3 it was told the batch size as well."""
+        values = super().set_initial_training_values(args, dataloader, *batch_size)
         self.planned(horizon_in(values, dataloader))
         return values
 
@@ -156,6 +178,15 @@ class TrainerEvents(_Base):
         finalize: Any = super()._finalize_training
         return finalize(trial, num_train_samples, start_time)
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with _steps_of_loop(self):
+            return super()._inner_training_loop(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        if not _HAS_STEPS:
+            self.trained()
+        super()._load_best_model()
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save = super()._save_checkpoint
         self.saving(lambda: save(model, trial))
@@ -164,6 +195,67 @@ class TrainerEvents(_Base):
         if checkpoint is not None:
             load = super()._load_optimizer_and_scheduler
             self.loading(Path(checkpoint), lambda: load(checkpoint))
+
+
+@contextmanager
+def _steps_of_loop(trainer: TrainerEvents) -> Iterator[None]:
+    """Have a training loop that is one method call those of its steps that are events.
+
+    What it calls for them belongs to the accelerator and to the callbacks' handler.
+    """
+    if _HAS_STEPS:
+        yield
+        return
+
+    def clip(*args: Any, **kwargs: Any) -> torch.Tensor:
+        trainer.accelerator.unscale_gradients()
+        return trainer.gradients_ready(cast(nn.Module, trainer.model))
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        trainer.trained()
+        return on_train_end(*args, **kwargs)
+
+    handler = trainer.callback_handler
+    on_train_end = handler.on_train_end
+    with (
+        _replaced(trainer.accelerator, "clip_grad_norm_", clip),
+        _replaced(handler, "on_train_end", end),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: object, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    before = {key: value for key, value in vars(owner).items() if key == name}
+    setattr(owner, name, function)
+    try:
+        yield
+    finally:
+        vars(owner).pop(name)
+        vars(owner).update(before)
+
+
+def planned_by(trainer: Trainer) -> Horizon:
+    """Return the horizon that a trainer counts, of what it will load."""
+    loader = trainer.get_train_dataloader()
+    count: Any = trainer.set_initial_training_values
+    told: tuple[int, ...] = ()
+    if (
+        "total_train_batch_size"
+        in inspect.signature(Trainer.set_initial_training_values).parameters
+    ):
+        told = (cast("Any", trainer).get_total_train_batch_size(trainer.args),)
+    return horizon_in(count(trainer.args, loader, *told), loader)
+
+
+def updates_before(trainer: Trainer, checkpoint: Path) -> int:
+    """Return how many updates there were before a checkpoint.
+
+    Before transformers 5.3 a Trainer reads that from the checkpoint after it has loaded the rest.
+    """
+    file = checkpoint / TRAINER_STATE_NAME
+    state = TrainerState.load_from_json(str(file)) if file.is_file() else trainer.state
+    return state.global_step
 
 
 def horizon_in(values: tuple[Any, ...], loader: DataLoader[Any]) -> Horizon:
@@ -187,8 +279,11 @@ class UnbuiltTrainer(Trainer):
         # The Trainer writes into this one as it reads it, and a second reading then fails.
         self.args.accelerator_config = copy.deepcopy(args.accelerator_config)
         self.args.remove_unused_columns = False
-        if self.args.train_sampling_strategy == "group_by_length":
-            self.args.train_sampling_strategy = "random"  # as many, and no row is looked at
+        # In another order there are as many rows, and none is looked at.
+        if hasattr(self.args, "group_by_length"):  # before 5.3
+            self.args.group_by_length = False
+        elif self.args.train_sampling_strategy == "group_by_length":
+            self.args.train_sampling_strategy = "random"
         self.train_dataset = cast("Any", train_dataset)
         self.model = self.deepspeed = self.processing_class = None
         self.data_collator = default_data_collator

@@ -31,7 +31,12 @@ from optimplug.huggingface.conflicts import (
 from optimplug.huggingface.console import short_lines
 from optimplug.huggingface.evaluations import check_evaluations, has_teller, of_main_process
 from optimplug.huggingface.horizon import horizon_of
-from optimplug.huggingface.internals import TrainerEvents, require_methods, unwrapped
+from optimplug.huggingface.internals import (
+    TrainerEvents,
+    require_methods,
+    unwrapped,
+    updates_before,
+)
 from optimplug.huggingface.reports import (
     check_logs,
     go_on_reporting,
@@ -123,7 +128,7 @@ class _WithRecipe(TrainerEvents):
 
     def _start_run(self, model: nn.Module) -> None:
         if self.run is not None:
-            self.run.close()
+            self.run.close(interrupted=True)  # its end, if it had one, has been told of
         self._resolve_again()
         plain = plain_names(model, self._loss())
         trained = require_gradients(plain)
@@ -312,8 +317,9 @@ class _WithRecipe(TrainerEvents):
             return unloaded.state
 
         run = self._own_run()
+        updates = updates_before(cast(Trainer, self), checkpoint)
         sharded = bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled)
-        found = Checkpoint(checkpoint, self.state.global_step, order, sharded, load_optimizer)
+        found = Checkpoint(checkpoint, updates, order, sharded, load_optimizer)
         resume(found, run, resolve_resume(self._resume, self.args))
         if isinstance(scheduler, RecipeScheduler):
             self.lr_scheduler = run.scheduler

@@ -37,7 +37,7 @@ _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 def _chosen() -> str:
     """Return the package that was imported first, or else the one that is installed."""
-    imported = [name for name, module in sys.modules.items() if name in _PACKAGES and module]
+    imported = [name for name, module in [*sys.modules.items()] if name in _PACKAGES and module]
     installed = (name for name in _PACKAGES if find_spec(name.partition(".")[0]) is not None)
     found = next(iter(imported), None) or next(installed, None)
     if found is None:

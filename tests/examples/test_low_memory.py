@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "low_memory"
 @pytest.fixture
 def example(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("small", "train_lightning", "train_trainer", "train_lora")
+    names = ("small", "train_lightning", "train_trainer")
     for name in names:  # other examples have scripts of these names
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module
@@ -76,15 +76,3 @@ def test_without_the_missing_bits_most_of_the_last_updates_are_lost(example, tmp
     told = [warning.path for warning in trainer.plan().warnings]
     assert told == ["optimizer.weight_decay", "optimizer.lr"]
     assert history(trainer)[-1]["lost_updates"] > 0.5
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # TRL's own
-def test_lora_in_trl(example, tmp_path):
-    pytest.importorskip("trl")
-    trainer = example("train_lora").train(2, tmp_path)
-    optimizer, plan = trainer.optimizer.optimizer, trainer.plan()
-    assert check_storage(optimizer, plan) <= 6.2
-    rates = {name: g["initial_lr"] for g in optimizer.param_groups for name in g["param_names"]}
-    assert len(rates) == 2 * 2 * 7
-    assert all(rates[name] == (3.2e-3 if "lora_B" in name else 2e-4) for name in rates)
-    check_log(history(trainer), 0.9)

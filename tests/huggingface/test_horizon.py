@@ -9,6 +9,7 @@ import torch
 from support.bert import collate, tiny_rows
 from support.huggingface_runs import RECIPE, OneWeight, arguments, trainer_of
 from support.processes import leave
+from support.trainers import BY_LENGTH
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -61,7 +62,7 @@ CASES = {
         None,
         (6, 2),
     ),
-    "rows by their length": ({"train_sampling_strategy": "group_by_length"}, None, (18, 6)),
+    "rows by their length": (BY_LENGTH, None, (18, 6)),
     "a stream": ({"max_steps": 7}, Stream, (7, None)),
     "a stream and accumulation": (
         {"max_steps": 3, "gradient_accumulation_steps": 4},

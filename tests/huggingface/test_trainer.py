@@ -10,6 +10,7 @@ from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.huggingface import RecipeTrainer, RecipeTrainingArguments, with_recipe
+from optimplug.huggingface.internals import NEEDED
 from optimplug.optim import AdamW
 
 
@@ -187,11 +188,13 @@ def test_recipe_and_optimizers_together_are_refused(tmp_path):
 
 def test_a_transformers_without_what_is_overridden_is_refused():
     class Old:
-        """A Trainer that clips in line."""
+        """A Trainer without the step that all releases have."""
 
-        get_decay_parameter_names = set_initial_training_values = None
+    for name in NEEDED:
+        setattr(Old, name, None)
+    del Old._evaluate
 
-    with pytest.raises(ImportError, match=r"no Trainer\._clip_grad_norm.*transformers>="):
+    with pytest.raises(ImportError, match=r"no Trainer\._evaluate.*transformers>="):
         with_recipe(Old)
 
 

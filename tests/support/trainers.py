@@ -1,14 +1,23 @@
 """Runs of the Trainer on two linear layers: arguments, resuming, stopping and saving."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from support.tensors import same_weights
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.huggingface import RecipeTrainer
+
+# transformers before 5.3 takes the rows at random, and cannot be told otherwise.
+IN_ORDER = {"train_sampling_strategy": "sequential"}
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
+if "train_sampling_strategy" not in {field.name for field in fields(TrainingArguments)}:
+    IN_ORDER, BY_LENGTH = {}, {"group_by_length": True}
+    Trainer._get_train_sampler = lambda trainer, _=None: SequentialSampler(trainer.train_dataset)
 
 
 class Lines(nn.Module):
@@ -36,7 +45,7 @@ def arguments(folder, arguments_class=TrainingArguments, **changes):
     settings = {
         "per_device_train_batch_size": 4,
         "num_train_epochs": 3,
-        "train_sampling_strategy": "sequential",
+        **IN_ORDER,
         "use_cpu": True,
         "save_strategy": "no",
         "report_to": "none",
@@ -44,6 +53,11 @@ def arguments(folder, arguments_class=TrainingArguments, **changes):
         "logging_strategy": "no",
     }
     return arguments_class(output_dir=str(folder), **{**settings, **changes})
+
+
+def optimizer_of(trainer):
+    """The optimizer itself: transformers since 5.3 shows its run accelerate's wrapper of it."""
+    return getattr(trainer.run.optimizer, "optimizer", trainer.run.optimizer)
 
 
 RECIPE = {

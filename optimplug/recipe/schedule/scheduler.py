@@ -372,6 +372,7 @@ class RecipeScheduler(LRScheduler):
         check_climbs(state_dict["_climbs"], len(self._groups))
         for factor, state in paired(self._run_schedule, state_dict["_remembered"]):
             factor.check_state(state)
+        _check_unreported(state_dict["unreported"])
         for of, values in state_dict["_initial"].items():
             if len(values) != len(self._groups):
                 raise StateError(
@@ -408,6 +409,14 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = False
         self._freeze.close()
         self._keeps_marks.remove()
+
+
+def _check_unreported(given: Any) -> None:
+    kinds = [type(each) for each in given]
+    if kinds not in ([float, int], [int, int]) or given[1] < 0:
+        raise StateError(
+            f"unreported must be a sum of losses and of how many updates it is (got {given!r})"
+        )
 
 
 def _scaled(own: Any, factor: float) -> Any:

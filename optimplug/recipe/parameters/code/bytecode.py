@@ -12,6 +12,8 @@ from itertools import pairwise, takewhile
 from types import CodeType
 from typing import Any, NamedTuple
 
+from optimplug._core.tested import warn_if_untested
+
 __all__ = [
     "Step",
     "from_self",
@@ -22,6 +24,8 @@ __all__ = [
     "nested",
     "steps",
 ]
+
+warn_if_untested("python")  # instructions change from version to version
 
 # `len(self.layers)` and `isinstance(self.head, ...)` ask about a module before its turn has come. A
 # comparison with None does so too.
