@@ -58,6 +58,7 @@ def checkpoint(
     states = read_file(path)
     found = {where: CheckpointTable(saved, where) for where, saved in states.items()}
     changes: dict[str, Resumption] = {}
+    loaded: Recipe | None = None
     if recipe is not None and model is not None:
         loaded, built = Recipe.load(recipe), build_model(model, meta)
         given = Horizon(steps, steps_per_epoch) if steps or steps_per_epoch else None
@@ -80,7 +81,18 @@ def checkpoint(
     for where, table in found.items():
         show(table)
         if where in changes:
-            show(f"\n{changes[where]}")
+            show(f"\n{changes[where].describe('would resume')}")
+            if loaded is not None and not changes[where].is_exact:
+                show(_BY_POLICY[loaded.spec.resuming.policy])
+
+
+# What is shown is always adapt: it lists whatever is otherwise.
+_BY_POLICY = {
+    "exact": "this recipe says resume: exact, which refuses that; "
+    "give resume: adapt in the recipe, or --resume adapt to a trainer's command line",
+    "adapt": "this recipe says resume: adapt, which does that",
+    "weights": "this recipe says resume: weights: optimizer and schedule would begin anew instead",
+}
 
 
 def _would_change(

@@ -15,6 +15,7 @@ from optimplug.errors import ArgumentError, listed, nearest
 __all__ = ["LoggedGroups", "console_logs", "group_values"]
 
 _QUANTITIES = ("lr", "momentum", "weight_decay", "lost_updates")  # each before the group's name
+_FIRST_RATE = "learning_rate"  # as a Trainer logs it
 _LONGEST = 199  # characters of a line in a console
 
 
@@ -103,7 +104,7 @@ def console_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a console shows of logs: all of it, where the line is under 200 characters.
 
     Else the values of groups are left out, and of each quantity stands from where to where it goes,
-    as far as there is room.
+    as far as there is room; with too little, the range stands in place of ``learning_rate``.
 
     Example:
         >>> logs = {"loss": 0.5, **{f"lr/layer.{i}": 1e-5 * (i + 1) for i in range(12)}}
@@ -123,7 +124,11 @@ def console_logs(logs: Mapping[str, Any]) -> dict[str, Any]:
             line[key] = value
     for quantity, values in of_groups.items():
         ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
-        longer = {**line, f"{quantity} of {len(values)} groups": " ... ".join(ends)}
+        span = " ... ".join(ends)
+        longer = {**line, f"{quantity} of {len(values)} groups": span}
+        if not _fits(longer) and quantity == "lr" and _FIRST_RATE in line:
+            # It is the first group's alone, and would pass for the rate of all.
+            longer = {**line, _FIRST_RATE: span}
         line = longer if _fits(longer) else line
     return line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from optimplug import optim
-from optimplug.errors import RecipeError, did_you_mean
+from optimplug.errors import RecipeError, did_you_mean, nearest
 from optimplug.recipe.clipped import CLIPPING
 from optimplug.recipe.keywords import NOT_SET, keywords_of
 
@@ -54,8 +55,7 @@ def optimizer_class(name: str, path: str = "optimizer") -> type[torch.optim.Opti
         raise RecipeError.at(f"{path}.name", f"{name} is what a recipe of several makes; {message}")
     module_name, _, class_name = name.rpartition(".")
     if not module_name:
-        message = f"no optimizer {name!r}{did_you_mean(name, known)}"
-        raise RecipeError.at(f"{path}.name", message)
+        raise RecipeError.at(f"{path}.name", f"no optimizer {name!r}{_meant(name, known)}")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (Exception, SystemExit) as error:
@@ -65,6 +65,15 @@ def optimizer_class(name: str, path: str = "optimizer") -> type[torch.optim.Opti
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise RecipeError.at(f"{path}.name", f"{name!r} is not a torch.optim.Optimizer class")
     return found
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """Return what else to write; other projects have 8-bit moments as classes of their own."""
+    rule, found = re.subn("_?8_?bit|^paged_?|_?bnb|bitsandbytes_?", "", name, flags=re.IGNORECASE)
+    close = nearest(rule, known) if found and "8" in name else None
+    return (
+        f"; did you mean {close!r} with state_dtype: 8bit?" if close else did_you_mean(name, known)
+    )
 
 
 def optimizer_names() -> list[str]:

@@ -79,12 +79,14 @@ def test_what_resuming_would_change(tmp_path, run, state):
     done = run("checkpoint", "run.pt", *NEW)
     assert (done.returncode, done.stderr) == (0, "")
     assert "run: update 6" in done.stdout
-    assert "resumed at update 6 (adapt)" in done.stdout
+    assert "would resume at update 6 (adapt)" in done.stdout
+    assert "this recipe says resume: exact, which refuses that" in done.stdout
     assert "lr of body, head  0.1                0.02" in done.stdout
     longer = run("checkpoint", "run.pt", *NEW, "--steps", "24", "--steps-per-epoch", "4")
     assert "horizon           12 updates, 4 an epoch" in longer.stdout
     same = run("checkpoint", "run.pt", "--recipe", "same.yaml", "--model", "models:build")
     assert "nothing has changed, 4 parameters went on" in same.stdout
+    assert "this recipe says" not in same.stdout
 
 
 def test_json(tmp_path, run, state):

@@ -19,6 +19,20 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
         {"optimizer": {"name": "AdmW"}},
         ["optimizer.name: no optimizer 'AdmW'; did you mean 'AdamW'?"],
     ),
+    *(
+        (
+            {"optimizer": {"name": name}},
+            [
+                f"optimizer.name: no optimizer '{name}'; did you mean '{meant}' with state_dtype: 8bit?"
+            ],
+        )
+        for name, meant in [
+            ("AdamW8bit", "AdamW"),
+            ("adamw_bnb_8bit", "AdamW"),
+            ("PagedAdamW8bit", "AdamW"),
+            ("lion_8bit", "Lion"),
+        ]
+    ),
     ({"optimizer": {**ADAMW, "lrr": 1}}, ["optimizer.lrr: unknown key; did you mean 'lr'?"]),
     (
         {"optimizer": {**ADAMW, "weigth_decay": 0, "beta": [0.9, 0.9]}},
@@ -298,6 +312,10 @@ BAD_FORM = [  # what a recipe says instead of what is in FULL, and every line th
     (
         {"schedule": [{"name": "linear"}]},
         ["schedule[0].name: no scheduler 'linear'; it is a preset: write 'preset: linear'"],
+    ),
+    (
+        {"schedule": [{"name": "Cosine"}]},
+        ["schedule[0].name: no scheduler 'Cosine'; it is a preset: write 'preset: cosine'"],
     ),
     (
         {"schedule": [{"preset": "cosine", "warmup_ratio": 0.1}]},

@@ -78,6 +78,16 @@ def test_a_line_of_the_console_stays_short_whatever_is_logged(groups, kinds):
     assert len(values) == groups * len(kinds)
 
 
+def test_with_too_little_room_the_range_stands_for_the_first_rate():
+    own = {"text": "x" * 100, "learning_rate": 1e-05}
+    rates = {f"lr/a.long.name.of.layer.{i}": 1e-5 * (i + 1) for i in range(9)}
+    assert console_logs({**own, **rates}) == {**own, "lr of 9 groups": "1e-05 ... 9e-05"}
+    own["text"] = "x" * 135
+    assert console_logs({**own, **rates}) == {**own, "learning_rate": "1e-05 ... 9e-05"}
+    own["text"] = "x" * 160
+    assert console_logs({**own, **rates}) == own
+
+
 def test_what_is_the_users_own_stays_however_long_it_is():
     own = {"text": "x" * 300, "seen/lr": 2.0, "mine": 1, "lr/note": "as before", "lr/none": None}
     assert console_logs({**own, "lr/a": 0.1}) == own

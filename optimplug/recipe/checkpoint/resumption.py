@@ -120,7 +120,15 @@ class Resumption:
         }
 
     def __str__(self) -> str:
-        head = f"resumed at update {self.update:,} ({self.policy})"
+        return self.describe()
+
+    def describe(self, verb: str = "resumed") -> str:
+        """Return it as a text with a table.
+
+        Args:
+            verb: what it begins with; "would resume" where this was only tried out.
+        """
+        head = f"{verb} at update {self.update:,} ({self.policy})"
         if self.is_exact:
             return f"{head}: nothing has changed, {_tensors(self.moved)} went on"
         rows = [*self._rows()]

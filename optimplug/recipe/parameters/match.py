@@ -24,6 +24,7 @@ __all__ = [
     "asks_norm",
     "condition",
     "family_or_glob",
+    "nearest_family",
     "nearest_glob",
     "places",
     "suggestion",
@@ -204,6 +205,16 @@ def suggestion(match: Match, model: nn.Module) -> str:
         known = (classes | FAMILIES.keys()) - set(match.type)
         return _quoted(nearest(match.type[0], sorted(known)))
     return ""
+
+
+def nearest_family(word: str) -> str:
+    """Return "; did you mean ...?" for a family misspelt, or an empty text.
+
+    Example:
+        >>> nearest_family("norms")
+        "; did you mean 'norm'?"
+    """
+    return _quoted(nearest(word, FAMILY_WORDS, cutoff=0.75))
 
 
 def nearest_glob(given: str, names: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ from optimplug.recipe.parameters.match import (
     asks_layers,
     condition,
     family_or_glob,
+    nearest_family,
     places,
     suggestion,
 )
@@ -229,7 +230,7 @@ def _unmatched(path: str, word: str, within: Match | None, model: nn.Module) -> 
     if within is not None:
         problem = Problem(path, f"{word!r} within {within} matches no parameter")
     else:
-        hint = suggestion(Match.model_validate(word), model)
+        hint = nearest_family(word) or suggestion(Match.model_validate(word), model)
         problem = Problem(path, f"{word!r} matches no parameter{hint}")
     return DeadWord(problem, is_error=True)
 

@@ -137,8 +137,9 @@ def scheduler_class(name: str, path: str) -> type[LRScheduler]:
         RecipeError: there is none that a phase can name; the problem is at ``path``.
     """
     known = scheduler_names()
-    if name in preset_names():
-        raise RecipeError.at(path, f"no scheduler {name!r}; it is a preset: write 'preset: {name}'")
+    if name.lower() in preset_names():
+        message = f"no scheduler {name!r}; it is a preset: write 'preset: {name.lower()}'"
+        raise RecipeError.at(path, message)
     if name not in known:
         raise RecipeError.at(path, f"no scheduler {name!r}{did_you_mean(name, known)}")
     return getattr(lr_scheduler, name)  # type: ignore[no-any-return]

@@ -125,6 +125,8 @@ class Duration:
 
 
 def _suggestion(value: object) -> str:
+    if isinstance(value, float) and 0 < value < 1:  # a ratio, as other projects give a warm-up
+        return f"; did you mean '{100 * value:.6g}%'?"
     if not isinstance(value, str):
         return ""
     number, word = re.match(r"\s*([\d.]*)\s*(.*?)\s*$", value, re.DOTALL).groups()  # type: ignore[union-attr]

@@ -60,11 +60,15 @@ class TestNoDecay:
                 "groups[0].no_decay: '0.wieght' matches no parameter; did you mean '0.weight'?",
             ),
             (
+                {"no_decay": "norms"},
+                "groups[0].no_decay: 'norms' matches no parameter; did you mean 'norm'?",
+            ),
+            (
                 {"match": "*.bias", "no_decay": "*.weight"},
                 "groups[0].no_decay: '*.weight' within '*.bias' matches no parameter",
             ),
         ],
-        ids=["glob", "match"],
+        ids=["glob", "family", "match"],
     )
     def test_a_member_that_matches_nothing_is_told(self, rule, line):
         with pytest.raises(RecipeError) as error:

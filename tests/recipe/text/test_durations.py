@@ -40,6 +40,7 @@ def test_a_duration_in_steps(text, steps):
         ("-3", "must be a number of steps"),
         (-3, "must be a number of steps"),
         (1.5, "must be a number of steps"),
+        (0.06, "did you mean '6%'"),
         (True, "must be a number of steps"),
         (None, "must be a number of steps"),
         ("", "must be a number of steps"),
