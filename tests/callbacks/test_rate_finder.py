@@ -1,6 +1,7 @@
 """Rate finders in both trainers: they say what they find, and the training is as without them."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from optimplug import ArgumentError
+from optimplug import ArgumentError, MissingExtraError
 from optimplug.callbacks import huggingface, lightning
 
 RECIPE = {
@@ -230,3 +231,24 @@ def test_settings_are_those_of_find_lr(finder):
     assert (found.plot, found.html, found.curve) == (None, None, None)
     with pytest.raises(ArgumentError, match="updates must be an int >= 20"):
         finder(updates=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plot": "rates.xyz"}, r"ending must be one of .*png.* \(got 'xyz'\)"),
+        ({"plot": "no/rates.png"}, r"plot must be a file in a folder .* \(got no/rates\.png\)"),
+        ({"html": "no/rates.html"}, r"html must be a file in a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_sweep(changes, message):
+    finder = huggingface.RateFinder(**changes)
+    with pytest.raises(ArgumentError, match=message):
+        finder.find(None, None, None, [], 1)  # of which it asks for nothing yet
+
+
+@pytest.mark.parametrize("name", ["plot", "html"])
+def test_without_matplotlib_it_is_told_before_the_sweep(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match="drawing a sweep over rates"):
+        lightning.RateFinder(**{name: "rates.png"}).find(None, None, None, [], 1)
