@@ -7,7 +7,11 @@ import pytest
 import torch
 from support.bert import tiny_bert
 from support.huggingface_runs import trainer_of as huggingface_trainer
-from support.lightning_package import Callback, LightningModule
+from support.lightning_package import (
+    Callback,
+    GradientAccumulationScheduler,
+    LightningModule,
+)
 from support.lightning_runs import CALM, Tiny, batches, recipe_of, rows, trainer_of
 from support.tensors import same_bits
 from torch import nn
@@ -76,6 +80,16 @@ def test_a_fit_is_as_without_it(tmp_path, caplog, changes):
     assert [record.getMessage() for record in caplog.records].count(str(finder.curve)) == 1
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "lr.html").read_text().startswith("<!doctype html>")
+
+
+def test_an_update_has_as_many_batches_as_in_the_epoch_that_begins(tmp_path):
+    curves = []
+    for callbacks, changes in (([], {"accumulate_grad_batches": 2}), ([{0: 2, 1: 3}], {})):
+        finder = lightning.RateFinder(updates=20)
+        others = map(GradientAccumulationScheduler, callbacks)
+        fitted(tmp_path, finder, *others, **changes)
+        curves.append(finder.curve)
+    assert curves[0] == curves[1]
 
 
 def test_nothing_is_left_on_the_module(tmp_path):
