@@ -39,8 +39,8 @@ def override(content: Mapping[str, Any], changes: Mapping[str, str]) -> dict[str
         for key in parents:
             # Keys may be new, as `optimizer.betas` may. Rules and phases must be there: the number
             # of a new one would decide where in their order it comes.
-            node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, path)
-        if isinstance(node, dict):
+            node = node.setdefault(key, {}) if _is_map(node, key, path) else _item(node, key, path)
+        if _is_map(node, last, path):
             node[last] = value_of(text, path)
         else:
             _item(node, last, path)
@@ -59,6 +59,14 @@ def _refuse_read_before(key: str, path: str) -> None:
             "is read; set the keys themselves, such as optimizer.lr"
         )
         raise RecipeError.at(path, message)
+
+
+def _is_map(node: Any, key: str, path: str) -> bool:
+    """Tell whether a key can be set in a part; a number is none, but that of an item of a list."""
+    if isinstance(node, dict) and key.isdecimal():
+        message = f"{key!r} must be the number of an item, but there is no list (got {node!r})"
+        raise RecipeError.at(path, message)
+    return isinstance(node, dict)
 
 
 def _item(node: Any, key: str, path: str) -> Any:
