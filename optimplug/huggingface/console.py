@@ -67,7 +67,9 @@ def _await_no_more(own: list[dict[str, Any]]) -> None:
     """Forget logs of somebody's own; those of others may be equal to them, or the same."""
     while own:
         logs = own.pop()
-        del _awaited[next(i for i, each in enumerate(_awaited) if each is logs)]
+        place = next((i for i, each in enumerate(_awaited) if each is logs), None)
+        if place is not None:  # a copy of a monitor has copies of its logs, which nobody awaits
+            del _awaited[place]
     if not _awaited:
         _changed.close()
 

@@ -61,8 +61,10 @@ class LoggedGroups:
         for glob in self.globs or ():
             if not any(fnmatchcase(name, glob) for name in names):
                 close = nearest(glob.strip("*?"), names)
-                close = escape(close) if close == glob else close  # a glob has another meaning
-                hint = f"did you mean {close!r}?" if close else f"there are {listed(names, 8)}"
+                # As a glob: brackets in a name mean something else there.
+                hint = (
+                    f"did you mean {escape(close)!r}?" if close else f"there are {listed(names, 8)}"
+                )
                 raise ArgumentError(f"log_groups: {glob!r} matches no group's name; {hint}")
 
 

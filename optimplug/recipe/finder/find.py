@@ -56,8 +56,9 @@ def find_lr(
 
     Afterwards all is as before, to the last bit: weights, buffers, gradients, modes, what is
     frozen, random numbers, the order of the data. An optimizer of the model's is not touched: the
-    sweep has its own. What a model, a data set or ``step`` keeps for itself beside that (a count of
-    its calls in an attribute) is not known here, and stays as it is after the sweep.
+    sweep has its own. What a model, a data set, its ``collate_fn`` or ``step`` keeps for itself
+    beside that (a count of its calls, a generator of its own) is not known here, and stays as it is
+    after the sweep.
 
     What is found is the rate to begin a search with. It is that of one batch size: another, or
     another number of batches in an update, has another.
