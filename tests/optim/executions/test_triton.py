@@ -19,6 +19,7 @@ from optimplug._core.optim.executions import ops
 from optimplug._core.optim.executions.compiled import program_for
 from optimplug._core.optim.executions.triton import kernels, there
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
+from optimplug._core.optim.executions.triton.tables import upload
 from optimplug._core.optim.executions.triton.whole.tables import DEPTH, RESULTS
 from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH
 from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
@@ -171,6 +172,11 @@ def test_so_do_the_kernels_of_a_rule_for_whole_tensors(cls, shape, shapes, tmp_p
         compiled(made[name], given, BLOCK=BLOCK)
     text = compiled(kernels.add_kernel(), ("items", "scratch"), **ADDING)
     assert "add.rn.f64" in text or "add.f64" in text
+
+
+def test_what_stands_on_another_device_goes_from_there():
+    """As norms and scales do where a model is spread over several; only the host's are pinned."""
+    assert upload(torch.ones(2, device="meta"), torch.device("meta", 0)).is_meta
 
 
 def test_without_triton_torchs_operators_serve(monkeypatch):
