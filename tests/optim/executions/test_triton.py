@@ -18,6 +18,7 @@ from support.labels import label
 from optimplug._core.optim.executions import ops
 from optimplug._core.optim.executions.compiled import program_for
 from optimplug._core.optim.executions.triton import kernels, there
+from optimplug._core.optim.executions.triton.columns import Columns
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
 from optimplug._core.optim.executions.triton.tables import upload
 from optimplug._core.optim.executions.triton.whole.tables import DEPTH, RESULTS
@@ -112,7 +113,7 @@ def compiled(kernel, given, **constants):
 def test_the_text_of_a_small_rule():
     program, rule, dtypes = written(Lion, torch.bfloat16, rounding="exact")
     columns = dict(zip(("p", "g", *rule.state_names), dtypes, strict=True))
-    text = update_text(program, columns, rule)
+    text = update_text(program, Columns(columns, rule))
     assert "x_remainder = load_number(at_remainder, i, size, WHOLE, tl.int16, tl.float32)" in text
     assert "x_p = load_bfloat(at_p, i, size, WHOLE, tl.uint16, tl.float32)" in text
     assert "store_bfloat(at_p, i, t" in text
