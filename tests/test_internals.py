@@ -135,6 +135,16 @@ def test_a_function_stays_out_of_graphs():
     assert compiled(torch.ones(1)) == 2, f"torch's compiler does not leave it out: {GONE}"
 
 
+def test_a_hook_comes_first_after_a_step():
+    optimizer, heard = torch.optim.SGD([torch.zeros(1, requires_grad=True)]), []
+    optimizer.register_step_post_hook(lambda *_: heard.append("other"))
+    handle = internals.first_after_step(optimizer, lambda *_: heard.append("first"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert heard == ["first", "other", "other"], GONE
+
+
 def test_hooks_around_loading():
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     before = optimizer.register_load_state_dict_pre_hook(print)

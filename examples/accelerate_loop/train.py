@@ -75,7 +75,10 @@ def train(epochs: int, folder: Path, resume: Path | None = None) -> nn.Module:
             whole = accelerator.unwrap_model(model)
             state = {"model": whole.state_dict(), "run": run.state_dict(), "epochs": epoch + 1}
             folder.mkdir(parents=True, exist_ok=True)
-            accelerator.save(state, folder / f"epoch-{epoch + 1}.pt")
+            # Renamed when it is whole: one that is killed meanwhile leaves no half of a checkpoint.
+            accelerator.save(state, folder / "epoch.part")
+            if accelerator.is_main_process:
+                (folder / "epoch.part").replace(folder / f"epoch-{epoch + 1}.pt")
     return accelerator.unwrap_model(model)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils.hooks import RemovableHandle
 
 from optimplug._core.tested import warn_if_untested
 
@@ -23,6 +24,7 @@ __all__ = [
     "WRAPPED_AS",
     "buffers_by_name",
     "children_by_name",
+    "first_after_step",
     "foreach_operator",
     "fused_adagrad",
     "fused_adam",
@@ -133,6 +135,17 @@ def is_flattened(p: torch.Tensor) -> bool:
     It is a plain tensor that holds this process's shard; only this mark of FSDP's says so.
     """
     return getattr(p, "_fsdp_flattened", False)
+
+
+def first_after_step(optimizer: torch.optim.Optimizer, hook: Callable[..., Any]) -> RemovableHandle:
+    """Have a hook called after each step before all others, which may clear the gradients.
+
+    A step hook can only be added at the end: unlike those of modules, it takes no ``prepend``.
+    """
+    handle = optimizer.register_step_post_hook(hook)
+    hooks: Any = optimizer._optimizer_step_post_hooks  # an OrderedDict, whatever its annotation
+    hooks.move_to_end(handle.id, last=False)
+    return handle
 
 
 def load_pre_hooks(optimizer: torch.optim.Optimizer) -> list[Callable[..., Any]]:

@@ -11,13 +11,14 @@ right on the mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from optimplug._core.internals import first_after_step
 from optimplug._core.optim.shards import Shards, is_sharded, local
 from optimplug._core.optim.storage.stored import LOW_BITS
 from optimplug._core.sample import sample
@@ -73,6 +74,7 @@ class LostUpdates:
     def __init__(self) -> None:
         self._hook: RemovableHandle | None = None
         self._found: Shares | None = None
+        self._is_measured = False
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure the step that comes next; accelerate's wrapper is looked through."""
@@ -83,19 +85,24 @@ class LostUpdates:
         skipped = _skipped(owner)
 
         def measure(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            self._stop()
+            if self._is_measured:
+                return
+            self._is_measured = True
             # Where the optimizer unscales by itself, it is called for a skipped update as well.
             infinite = getattr(optimizer, "found_inf", None)
-            if _skipped(optimizer) == skipped and not (infinite is not None and infinite):
+            done = _skipped(optimizer) == skipped and not (infinite is not None and infinite)
+            if done and _is_known(before):
                 with torch.no_grad():
                     self._found = _shares(optimizer, before)
 
-        self._hook = owner.register_step_post_hook(measure)
+        self._is_measured = False
+        self._hook = first_after_step(owner, measure)
 
     def take(self) -> Shares | None:
         """Return what was measured since the last call, and measure no more.
 
-        None where there was no update, or it was skipped.
+        None where there was no update, or it was skipped; and where all gradients of low-precision
+        weights were gone by the end of the step, so that none tells whether it was to move.
         """
         self._stop()
         found, self._found = self._found, None
@@ -105,6 +112,11 @@ class LostUpdates:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+
+def _is_known(before: Sequence[_Before]) -> bool:
+    """Tell whether the gradients by which the weights were to move are still there."""
+    return not before or any(each.p.grad is not None for each in before)
 
 
 def _skipped(optimizer: Any) -> int:

@@ -21,8 +21,7 @@ from optimplug.huggingface.command_line import ChangedRecipe, RecipeAction
 from optimplug.huggingface.conflicts import not_run, refuse_if_not_run
 from optimplug.huggingface.internals import beginning_to_train
 from optimplug.recipe import Recipe
-from optimplug.recipe.checkpoint.adopt import check_policy
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Resume
 from optimplug.recipe.logged import LoggedGroups
 from optimplug.recipe.text.reader import Source, is_text, read
 
@@ -31,8 +30,8 @@ __all__ = [
     "RecipeTrainingArguments",
     "report_replaced",
     "resolve_log_groups",
-    "resolve_policy",
     "resolve_recipe",
+    "resolve_resume",
 ]
 
 
@@ -49,6 +48,7 @@ class RecipeArguments:
 
         resume: what may be otherwise where training goes on from a checkpoint; see
             :func:`~optimplug.huggingface.with_recipe`.
+        rewarm: under ``adapt``, for how long rates that would jump climb from what they were.
 
         log_groups: globs on the names of the groups whose rates are logged; None for all.
 
@@ -57,7 +57,7 @@ class RecipeArguments:
     taken as if the first were not there, and ``010`` is 8; ``1e-3`` is a number either way.
 
     Raises:
-        ArgumentError: ``resume`` is no policy, or ``log_groups`` no texts.
+        ArgumentError: ``resume`` is no policy, ``rewarm`` no duration, or ``log_groups`` no texts.
         RecipeError: the recipe cannot be read, or something is wrong with it. As training begins:
             the arguments are those of a Trainer that runs no recipes.
 
@@ -85,6 +85,14 @@ class RecipeArguments:
         },
     )
 
+    rewarm: str | None = field(
+        default=None,
+        metadata={
+            "help": "With --resume adapt: for how long a rate that would jump climbs from what it "
+            "was (2%%, 1 epoch, 100). Default: as the recipe says."
+        },
+    )
+
     log_groups: list[str] | None = field(
         default=None,
         metadata={
@@ -95,8 +103,7 @@ class RecipeArguments:
     def __post_init__(self) -> None:
         """Read and check the recipe, then do what the other bases do."""
         LoggedGroups(self.log_groups)
-        if self.resume is not None:
-            check_policy(self.resume)
+        Resume.read(self.resume, self.rewarm)
         if self.recipe is not None:
             self.recipe = _plain(self.recipe)
             Recipe.load(self.recipe)
@@ -171,18 +178,23 @@ def resolve_recipe(given: Source | Recipe | None, args: TrainingArguments) -> Re
     return found[0]
 
 
-def resolve_policy(given: Policy | None, args: TrainingArguments) -> Policy | None:
-    """Return how a trainer resumes, as it or its arguments say; None: as the recipe does.
+def resolve_resume(given: Resume, args: TrainingArguments) -> Resume:
+    """Return how a trainer resumes, as it or its arguments say.
 
     Raises:
         ArgumentError: both say it, and differ.
     """
-    own = getattr(args, "resume", None)
-    if None not in (given, own) and given != own:
-        raise ArgumentError(
-            f"resume={given!r} and args.resume={own!r} differ; give only one of the two"
-        )
-    return given if own is None else check_policy(own)
+    own = Resume.read(*(getattr(args, name, None) for name in ("resume", "rewarm")))
+    found = {}
+    for name, key in (("resume", "policy"), ("rewarm", "rewarm")):
+        one, other = getattr(given, key), getattr(own, key)
+        if None not in (one, other) and one != other:
+            raise ArgumentError(
+                f"{name}={str(one)!r} and args.{name}={str(other)!r} differ; give only one of the "
+                "two"
+            )
+        found[key] = other if one is None else one
+    return Resume(**found)
 
 
 def resolve_log_groups(given: LoggedGroups, args: TrainingArguments) -> LoggedGroups:

@@ -11,10 +11,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from optimplug.errors import StateError
 from optimplug.recipe import Horizon, Run
-from optimplug.recipe.checkpoint.adopt import check_policy
 from optimplug.recipe.checkpoint.file import load_file
 from optimplug.recipe.checkpoint.order import Order
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Resume
 from optimplug.recipe.checkpoint.saved import Saved, read_state
 
 __all__ = ["Checkpoint", "resume"]
@@ -35,35 +34,36 @@ class Checkpoint(NamedTuple):
     the state of the schedule, which is left as it is."""
 
 
-def resume(checkpoint: Checkpoint, run: Run, policy: Policy | None) -> None:
+def resume(checkpoint: Checkpoint, run: Run, given: Resume) -> None:
     """Go on from a checkpoint, and say what has changed.
 
     Args:
         checkpoint: of a run with a recipe, or without one.
         run: the recipe's; its optimizer's groups name their parameters.
-        policy: what may be otherwise; None: as the recipe says. Under ``weights`` the schedule is
-            laid over the updates that are left.
+        given: the policy, what may be otherwise. Under ``weights`` the schedule is laid over the
+            updates that are left.
 
     Raises:
         StateError: a part of the checkpoint is missing, the policy does not allow what is
             otherwise, or the state does not fit. The run is as it was then.
+        ArgumentError: the policy does not go with what the recipe says.
     """
-    policy = check_policy(run.recipe.spec.resume if policy is None else policy)
-    if policy == "weights":
-        run.go_on_from(read_state(_nothing(run)), policy)
+    how = given.within(run.recipe.spec)
+    if how.policy == "weights":
+        run.go_on_from(read_state(_nothing(run)), how)
         _lay_over_the_rest(run, checkpoint.updates)
         return
     folder = checkpoint.folder
     if not (folder / SCHEDULER_NAME).is_file():
-        _without_state(checkpoint, run, policy)
+        _without_state(checkpoint, run, how)
     elif (folder / OPTIMIZER_NAME).is_file():
         state = {
             "optimizer": load_file(folder / OPTIMIZER_NAME),
             "scheduler": load_file(folder / SCHEDULER_NAME),
         }
-        run.go_on_from(_saved(state, checkpoint), policy, [checkpoint.order])
+        run.go_on_from(_saved(state, checkpoint), how, [checkpoint.order])
     elif checkpoint.is_sharded:
-        _as_loaded(checkpoint, run, policy)
+        _as_loaded(checkpoint, run, how)
     else:
         raise StateError(
             f"{folder} has no {OPTIMIZER_NAME}: the state of a sharded optimizer cannot be taken "
@@ -81,7 +81,7 @@ def _saved(state: Mapping[str, Any], checkpoint: Checkpoint) -> Saved:
     return replace(saved, updates=checkpoint.updates if steps is None else steps)
 
 
-def _as_loaded(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
+def _as_loaded(checkpoint: Checkpoint, run: Run, how: Resume) -> None:
     """Take over what the Trainer has loaded by itself, with the run's own settings."""
     owner = run.optimizer
     own = [{k: v for k, v in g.items() if k != "params"} for g in owner.param_groups]
@@ -89,10 +89,10 @@ def _as_loaded(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
     found = owner.state_dict()
     for group, settings in zip(owner.param_groups, own, strict=True):
         group.update(settings)
-    run.go_on_from(_saved({"optimizer": found, "scheduler": schedule}, checkpoint), policy)
+    run.go_on_from(_saved({"optimizer": found, "scheduler": schedule}, checkpoint), how)
 
 
-def _without_state(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
+def _without_state(checkpoint: Checkpoint, run: Run, how: Resume) -> None:
     """Go on from a checkpoint of save_only_model; the Trainer would start the schedule anew."""
     folder = checkpoint.folder
     if any("optimizer" in file.name for file in folder.iterdir()):
@@ -100,7 +100,7 @@ def _without_state(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
             f"{folder} has a state of the optimizer, but no {SCHEDULER_NAME}: the Trainer would "
             "load neither; bring that file back, or take the optimizer's away to start both anew"
         )
-    if policy == "exact":
+    if how.policy == "exact":
         raise StateError(
             f"{folder.name} has no state of the optimizer or the schedule (it was saved with "
             "save_only_model), and resume='exact' lets nothing change; give resume='adapt' to let "
@@ -108,7 +108,7 @@ def _without_state(checkpoint: Checkpoint, run: Run, policy: Policy) -> None:
             "resume='weights' to let both begin anew"
         )
     note = f"{folder.name} has no state of the optimizer, which begins anew"
-    run.go_on_from(replace(_saved(_nothing(run), checkpoint), notes=(note,)), policy)
+    run.go_on_from(replace(_saved(_nothing(run), checkpoint), notes=(note,)), how)
 
 
 def _nothing(run: Run) -> dict[str, Any]:

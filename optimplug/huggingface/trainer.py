@@ -18,8 +18,8 @@ from optimplug.huggingface.added import by_either_name, plain_names
 from optimplug.huggingface.arguments import (
     report_replaced,
     resolve_log_groups,
-    resolve_policy,
     resolve_recipe,
+    resolve_resume,
 )
 from optimplug.huggingface.conflicts import (
     refuse_arguments,
@@ -45,9 +45,9 @@ from optimplug.huggingface.reports import (
     report,
 )
 from optimplug.huggingface.resume import Checkpoint, resume
+from optimplug.huggingface.whole import check_whole
 from optimplug.recipe import Horizon, Plan, Recipe, RecipeScheduler, Run
-from optimplug.recipe.checkpoint.adopt import check_policy
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.logged import LoggedGroups, group_values
 from optimplug.recipe.parameters.frozen import require_gradients
 from optimplug.recipe.parameters.wrappers import without_wrappers
@@ -75,11 +75,12 @@ class _WithRecipe(TrainerEvents):
         *args: Any,
         recipe: Source | Recipe | None = None,
         resume: Policy | None = None,
+        rewarm: int | str | None = None,
         log_groups: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         self._given = None if recipe is None else Recipe.load(recipe)
-        self._resume = None if resume is None else check_policy(resume)
+        self._resume = Resume.read(resume, rewarm)
         self._steps_per_epoch: int | None = None
         self._log_groups = LoggedGroups(log_groups)
         self._used_rates: dict[str, float] = {}
@@ -127,7 +128,7 @@ class _WithRecipe(TrainerEvents):
 
     def _start_run(self, model: nn.Module) -> None:
         if self.run is not None:
-            self.run.close()
+            self.run.close(interrupted=True)  # its end, if it had one, has been told of
         self._resolve_again()
         plain = plain_names(model, self._loss())
         trained = require_gradients(plain)
@@ -195,6 +196,17 @@ class _WithRecipe(TrainerEvents):
                 "trainer.optimizer to RecipeTrainer, or use a Trainer with optimizers=build(...)",
             )
         return self.run
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train as the Trainer does, from a checkpoint that was written whole.
+
+        Raises:
+            StateError: it was not.
+        """
+        check_whole(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # The Trainer sets the mode of an optimizer itself where it trains and evaluates. Going through
     # the run, `run.training` is true as well; and saving, it leaves to us.
@@ -308,7 +320,7 @@ class _WithRecipe(TrainerEvents):
         updates = updates_before(cast(Trainer, self), checkpoint)
         sharded = bool(self.is_fsdp_enabled or self.is_fsdp_xla_enabled)
         found = Checkpoint(checkpoint, updates, order, sharded, load_optimizer)
-        resume(found, run, resolve_policy(self._resume, self.args))
+        resume(found, run, resolve_resume(self._resume, self.args))
         if isinstance(scheduler, RecipeScheduler):
             self.lr_scheduler = run.scheduler
 
@@ -330,7 +342,8 @@ def with_recipe(trainer_class: type[_Trainer]) -> type[_Trainer]:
     otherwise where ``train`` goes on from a checkpoint, of a recipe's run or of a Trainer's without
     one; ``exact``, ``adapt`` or ``weights``, as for :meth:`optimplug.Run.load_state_dict`, which is
     as the recipe says where it is left out. Under ``weights`` the schedule is laid over the updates
-    that are left. ``trainer.run.resumption`` tells what has changed.
+    that are left. ``rewarm="2%"`` beside it, under ``adapt``, lets rates that would jump climb from
+    what they were. ``trainer.run.resumption`` tells what has changed.
 
     Beside the loss, every group's rate is logged, as ``lr/<group>``: all of them to the reporters,
     or those that ``log_groups=`` names by globs (here, or in the arguments). A line of the console

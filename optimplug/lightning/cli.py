@@ -6,12 +6,13 @@ import json
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from optimplug.errors import OptimplugError, RecipeError
 from optimplug.lightning.configure import take_over
 from optimplug.lightning.package import LightningArgumentParser, LightningCLI
 from optimplug.recipe import Recipe
+from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.command_line import changed, split_changes
 from optimplug.recipe.text.reader import read
 
@@ -37,7 +38,8 @@ class RecipeCLI(LightningCLI):
     read: ``010`` is 8 there, and a key given twice has its last value.
 
     ``--resume=adapt`` says what may be otherwise where a fit goes on from a checkpoint
-    (``--ckpt_path``); see :func:`optimplug.lightning.configure_optimizers`.
+    (``--ckpt_path``), ``--rewarm=2%`` for how long rates climb then; see
+    :func:`optimplug.lightning.configure_optimizers`.
 
     There are no ``--optimizer`` and ``--lr_scheduler``; everything else is as in LightningCLI.
 
@@ -74,10 +76,17 @@ class RecipeCLI(LightningCLI):
         )
         parser.add_argument(
             "--resume",
-            type=Literal["exact", "adapt", "weights"] | None,
+            type=Policy | None,
             default=None,
             help="What may be otherwise than in the checkpoint that the fit goes on from; "
             "default: as the recipe says.",
+        )
+        parser.add_argument(
+            "--rewarm",
+            type=int | str | None,
+            default=None,
+            help="Under --resume=adapt: for how long a rate that would jump climbs from what it "
+            "was (2%, 1 epoch, 100 steps); default: as the recipe says.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -101,7 +110,8 @@ class RecipeCLI(LightningCLI):
         super().instantiate_classes()
         recipe = self._get(self.config_init, "recipe")
         if recipe is not None:
-            take_over(self.model, recipe, self._get(self.config_init, "resume"))
+            given = (self._get(self.config_init, key) for key in ("resume", "rewarm"))
+            take_over(self.model, recipe, Resume.read(*given))
 
     def _recipe(self, value: str | Mapping[str, Any]) -> dict[str, Any] | None:
         """Read and check a recipe; this is the type of ``--recipe``."""

@@ -24,7 +24,7 @@ from optimplug.lightning.patches import (
     replaced,
 )
 from optimplug.recipe import Recipe, build_scheduler
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 from optimplug.recipe.schedule.standalone import Schedule
 from optimplug.recipe.text.reader import Source
@@ -42,7 +42,10 @@ _CONFIGURE = "configure_optimizers"
 
 
 def configure_optimizers(
-    module: LightningModule, recipe: Source | Recipe, resume: Policy | None = None
+    module: LightningModule,
+    recipe: Source | Recipe,
+    resume: Policy | None = None,
+    rewarm: int | str | None = None,
 ) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
     """Build what a LightningModule's own ``configure_optimizers`` returns.
 
@@ -60,6 +63,8 @@ def configure_optimizers(
             recipe's run or of a module's without one: ``exact``, ``adapt`` or ``weights``, as for
             :meth:`optimplug.Run.load_state_dict`. None: as the recipe says. Under ``weights`` the
             schedule is laid over the updates that are left.
+        rewarm: under ``adapt``, for how long rates that would jump climb from what they were:
+            ``"2%"``, say; None: as the recipe says.
 
     The recipe is the whole truth: clipping is its ``max_grad_norm``; the trainer's
     ``gradient_clip_val`` does not apply.
@@ -73,12 +78,20 @@ def configure_optimizers(
         RecipeError: the recipe does not fit the module or the run, both it and the module's own
             ``configure_gradient_clipping`` would clip the gradients, or a callback would change
             rates or the length of the run behind it.
+        ArgumentError: there is no such policy, ``rewarm`` is no duration, or the policy is not
+            ``adapt``.
         PackageError: the module is one of that package of Lightning (``lightning`` or
             ``pytorch_lightning``) that is not the program's; it is the one that was imported first.
 
     Example:
         ``def configure_optimizers(self): return configure_optimizers(self, "recipe.yaml")``
     """
+    return _configured(module, recipe, Resume.read(resume, rewarm))
+
+
+def _configured(
+    module: LightningModule, recipe: Source | Recipe, how: Resume
+) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
     require_own(type(module), LightningModule)
     recipe = Recipe.load(recipe)
     check_clipping(module, recipe)
@@ -87,7 +100,7 @@ def configure_optimizers(
     with _closed_on_error(run):
         follow_added_groups(run.model, run)
         leave_clipping_to(module, run)
-        config = _wired(module, run, resume)
+        config = _wired(module, run, how)
     return [run.optimizer], [config]
 
 
@@ -134,12 +147,10 @@ def scheduler_config(
     scheduled = ScheduledOptimizer(optimizer, scheduler)
     with _closed_on_error(scheduled):
         follow_added_groups(module, scheduled)
-        return _wired(module, scheduled)
+        return _wired(module, scheduled, Resume())
 
 
-def take_over(
-    module: LightningModule, recipe: Source | Recipe, resume: Policy | None = None
-) -> Callable[[], None]:
+def take_over(module: LightningModule, recipe: Source | Recipe, how: Resume) -> Callable[[], None]:
     """Let a recipe configure a module in place of its own ``configure_optimizers``.
 
     Returns:
@@ -161,15 +172,16 @@ def take_over(
             f"there are two: {name} has one by RecipeMixin, in self.recipe; leave out that one, or "
             "the RecipeCallback or the recipe of RecipeCLI",
         )
-    configure = partial(configure_optimizers, module, Recipe.load(recipe), resume)
+    configure = partial(_configured, module, Recipe.load(recipe), how)
     return replaced(module, _CONFIGURE, configure)
 
 
 class RecipeMixin:
     """Lets a recipe configure a LightningModule; put it before LightningModule in the bases.
 
-    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`; and ``self.resume``, if
-    it is to be otherwise than the recipe says. See :func:`configure_optimizers` for what that does.
+    The module sets ``self.recipe``: a path, a mapping or a :class:`Recipe`; and ``self.resume`` and
+    ``self.rewarm``, if they are to be otherwise than the recipe says. See
+    :func:`configure_optimizers` for what that does.
 
     Raises:
         RecipeError: as a class is derived from it, if it or another base configures optimizers,
@@ -185,6 +197,7 @@ class RecipeMixin:
 
     recipe: Source | Recipe
     resume: Policy | None = None
+    rewarm: int | str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -198,7 +211,7 @@ class RecipeMixin:
         if not hasattr(self, "recipe"):
             name = type(self).__name__
             raise RecipeError.at("recipe", f"{name} must set self.recipe to a path or a mapping")
-        return configure_optimizers(self, self.recipe, self.resume)
+        return configure_optimizers(self, self.recipe, self.resume, self.rewarm)
 
 
 # One of these names stands in a method that does something with the recipe.
@@ -260,12 +273,10 @@ def _by_either_name(module: LightningModule, build: Callable[[nn.Module], _Built
             raise error from None
 
 
-def _wired(
-    module: LightningModule, run: ScheduledOptimizer, resume: Policy | None = None
-) -> dict[str, Any]:
+def _wired(module: LightningModule, run: ScheduledOptimizer, how: Resume) -> dict[str, Any]:
     """Return the config of a run's scheduler, and see to it that it hears of all that it counts."""
     refuse_conflicts(module.trainer, run.scheduler)
-    wire(run, module, resume)
+    wire(run, module, how)
     return {"scheduler": run.scheduler, "interval": "step", "frequency": 1}
 
 

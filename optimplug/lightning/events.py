@@ -16,7 +16,7 @@ from optimplug.lightning.reports import ReportsTraining
 from optimplug.lightning.resuming import Resumes
 from optimplug.lightning.validations import TellsValidations, require_validations
 from optimplug.recipe import Run
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Resume
 from optimplug.recipe.schedule.scheduled import ScheduledOptimizer
 
 __all__ = ["RunEvents", "wire"]
@@ -68,17 +68,17 @@ class RunEvents(TellsValidations, LeavesAfterFit):
             self.run.close(interrupted=True)  # a good end has been told of by now
 
 
-def wire(run: ScheduledOptimizer, module: LightningModule, resume: Policy | None = None) -> None:
+def wire(run: ScheduledOptimizer, module: LightningModule, how: Resume) -> None:
     """Let a run hear of all that it counts in the fit of a module, until it is closed.
 
     Args:
         run: what hears of it.
         module: in a trainer that fits it.
-        resume: by which policy a run goes on from a checkpoint; None: as its recipe says.
+        how: by which policy a run goes on from a checkpoint.
 
     Raises:
         RecipeError: the schedule counts validations, and this fit has none.
-        ArgumentError: there is no such policy.
+        ArgumentError: the policy does not go with what the run's recipe says.
     """
     trainer = module.trainer
     if run.scheduler.counts_validations:
@@ -93,7 +93,7 @@ def wire(run: ScheduledOptimizer, module: LightningModule, resume: Policy | None
     _add(events, trainer, run)
     events.look_back(trainer)
     if isinstance(run, Run):
-        _add(Resumes(run, resume), trainer, run, last=True)
+        _add(Resumes(run, how), trainer, run, last=True)
     if not module.automatic_optimization:
         _add(ManualCheck(run), trainer, run)
 

@@ -10,8 +10,7 @@ from optimplug.errors import StateError
 from optimplug.lightning.internals import loaded_checkpoint
 from optimplug.lightning.package import Callback, LightningModule, Trainer
 from optimplug.recipe import Horizon, Run
-from optimplug.recipe.checkpoint.adopt import check_policy
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Resume
 from optimplug.recipe.checkpoint.saved import read_state
 
 __all__ = ["Resumes"]
@@ -27,12 +26,15 @@ class Resumes(Callback):
 
     Args:
         run: what goes on.
-        resume: the policy; None: as the recipe says.
+        how: the policy.
+
+    Raises:
+        ArgumentError: it does not go with what the recipe says.
     """
 
-    def __init__(self, run: Run, resume: Policy | None) -> None:
+    def __init__(self, run: Run, how: Resume) -> None:
         self._run = run
-        self._policy = check_policy(run.recipe.spec.resume if resume is None else resume)
+        self._how = how.within(run.recipe.spec)
         self._settings: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,8 +68,8 @@ class Resumes(Callback):
             return
         updates, saved = _updates(checkpoint), checkpoint.get(_SCHEDULERS) or []
         found = read_state({"optimizer": state, "scheduler": _schedule(saved, place, schedulers)})
-        run.go_on_from(replace(found, updates=updates), self._policy)
-        if self._policy == "weights":
+        run.go_on_from(replace(found, updates=updates), self._how)
+        if self._how.policy == "weights":
             self._lay_over_the_rest(trainer, updates)
         if _OPTIMIZERS in checkpoint:
             states = [*checkpoint[_OPTIMIZERS]]

@@ -72,6 +72,10 @@ def fit_to_horizon(recipe: CheckedRecipe, horizon: Horizon) -> RunSchedule:
     for rule, duration in recipe.spec.freezes():
         with wrong.caught():
             frozen_until[rule] = until(duration, horizon, f"{rule.path}.freeze.until")
+    rewarm = recipe.spec.resuming.rewarm
+    if rewarm is not None:
+        with wrong.caught():
+            until(rewarm, horizon, "resume.rewarm")
     for path, settings in _written_settings(recipe):
         wrong.extend(length_problems(path, settings, horizon))
     wrong.raise_if_any()

@@ -16,7 +16,7 @@ from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.durations import Horizon
-from optimplug.recipe.text.schema import RuleSpec
+from optimplug.recipe.text.schema import ResumeSpec, RuleSpec
 
 if TYPE_CHECKING:
     from optimplug.show.table import PlanTable
@@ -65,6 +65,8 @@ class Plan:
     """Families that the recipe names and the model lacks, which is no mistake."""
     warnings: tuple[Problem, ...]
     """Parts of the recipe that have no effect, or probably not the one that was meant."""
+    resume: ResumeSpec
+    """How the run goes on from a checkpoint."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -92,6 +94,14 @@ class Plan:
     def defaults(self) -> Mapping[str, Any]:
         """The hyperparameters of the recipe's optimizer, its own defaults included."""
         return self.optimizers.main.hyperparameters
+
+    @property
+    def rewarm_updates(self) -> int | None:
+        """Over how many updates a rate climbs, where the run goes on; None where it does not.
+
+        Curves do not show it: from where, and when, a checkpoint tells.
+        """
+        return None if self.resume.rewarm is None else self.resume.rewarm.steps(self.horizon)
 
     @property
     def depth(self) -> Mapping[str, int]:
@@ -150,6 +160,7 @@ class Plan:
             "groups": list(map(self._group_dict, self.groups, self.rates(), self.memory)),
             "frozen": list(self.grouping.frozen),
             "tied": [list(names) for names in self.tied],
+            "resume": {"policy": self.resume.policy, "rewarm": self.rewarm_updates},
             "phases": [
                 {"name": phase.name, "start": phase.start, "steps": phase.steps}
                 for phase in self.curve.phases

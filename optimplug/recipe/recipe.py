@@ -151,6 +151,7 @@ class Recipe:
             memory=self._memory(grouping),
             absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
             warnings=tuple(found),
+            resume=self.spec.resuming,
         )
 
     def build(

@@ -11,9 +11,10 @@ from torch import nn
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError
-from optimplug.recipe.checkpoint.adopt import Target, check_policy, resume_from, tell
+from optimplug.recipe.checkpoint.adopt import Target, resume_from, tell
 from optimplug.recipe.checkpoint.order import Order
-from optimplug.recipe.checkpoint.resumption import Policy, Resumption
+from optimplug.recipe.checkpoint.policy import Policy, Resume
+from optimplug.recipe.checkpoint.resumption import Resumption
 from optimplug.recipe.checkpoint.saved import Saved, read_state
 from optimplug.recipe.clipped import leave_steps
 from optimplug.recipe.parameters.frozen import FreezeWatch, follow_copies, freezings_in
@@ -173,7 +174,10 @@ class Run(ScheduledOptimizer):
         return scheduler
 
     def load_state_dict(
-        self, state_dict: Mapping[str, Any], resume: Policy | None = None
+        self,
+        state_dict: Mapping[str, Any],
+        resume: Policy | None = None,
+        rewarm: int | str | None = None,
     ) -> Resumption:
         """Go on from a checkpoint: a run's state, or that of an optimizer alone.
 
@@ -190,6 +194,11 @@ class Run(ScheduledOptimizer):
                 name, settings are the recipe's, the schedule goes on from the same update over this
                 run's horizon. ``weights``: optimizer and schedule begin anew. None: as the recipe
                 says, which is ``exact`` if it says nothing.
+            rewarm: under ``adapt``, for how long a rate that would jump goes from what it was to
+                what the schedule has, in a straight line: ``"2%"`` of this run, ``"1 epoch"``, a
+                number of updates; 0 not at all. Parameters that nothing has moved before begin at
+                0. A climb that is under way as a run is saved goes on when that is resumed. None:
+                as the recipe says.
 
         Returns:
             What was taken over, and what is otherwise now; the log ``optimplug`` has it as well.
@@ -198,9 +207,21 @@ class Run(ScheduledOptimizer):
             StateError: the policy does not allow it, or it does not fit, and it says what. Nothing
                 has changed then.
             ArgumentError: ``resume`` is none of the three, or is ``weights`` for a run that has
-                begun.
+                begun; ``rewarm`` is no duration, or ``resume`` is not ``adapt``. Nothing has
+                changed then.
+
+        Example:
+            >>> from optimplug import Horizon, Recipe
+            >>> recipe = Recipe({"optimizer": {"name": "SGD", "lr": 1.0}, "schedule": "linear"})
+            >>> model = nn.Linear(2, 1)
+            >>> done = recipe.start(model, Horizon(total_steps=4))
+            >>> done.scheduler.go_to(3)
+            >>> run = recipe.start(model, Horizon(total_steps=12))
+            >>> found = run.load_state_dict(done.state_dict(), resume="adapt", rewarm=2)
+            >>> [run.scheduler.rates(t)[0] for t in (3, 4, 5, 6)]
+            [0.25, 0.4583..., 0.5833..., 0.5]
         """
-        return self.go_on_from(read_state(state_dict), resume)
+        return self.go_on_from(read_state(state_dict), Resume.read(resume, rewarm))
 
     def would_change(self, saved: Saved) -> Resumption:
         """Take over a checkpoint under ``adapt``, and say nothing in the log: for a preview.
@@ -208,16 +229,17 @@ class Run(ScheduledOptimizer):
         Raises:
             StateError: it does not fit.
         """
-        return resume_from(saved, self._target(()), "adapt")
+        rewarm = self.recipe.spec.resuming.rewarm
+        return resume_from(saved, self._target(()), Resume("adapt", rewarm))
 
     def go_on_from(
-        self, saved: Saved, resume: Policy | None = None, orders: Sequence[Order] = ()
+        self, saved: Saved, how: Resume | None = None, orders: Sequence[Order] = ()
     ) -> Resumption:
         """Do the same with what a trainer has read of its own checkpoint.
 
         Args:
             saved: what it holds.
-            resume: as above.
+            how: the policy; None: as the recipe says.
             orders: names for a state without any, as a trainer's own optimizer would have had them:
                 each time those of every group.
 
@@ -225,9 +247,9 @@ class Run(ScheduledOptimizer):
             StateError: as above.
             ArgumentError: as above.
         """
-        policy = check_policy(self.recipe.spec.resume if resume is None else resume)
-        self.resumption = resume_from(saved, self._target(orders), policy)
-        self._loaded(None if policy == "weights" else saved.training)
+        settled = (how or Resume()).within(self.recipe.spec)
+        self.resumption = resume_from(saved, self._target(orders), settled)
+        self._loaded(None if settled.policy == "weights" else saved.training)
         tell(self.resumption)
         return self.resumption
 

@@ -48,6 +48,7 @@ def summary(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     yield from map(str, plan.absent)
     yield from _phases(plan)
     yield from _exceptions(plan, rows)
+    yield from _resuming(plan)
 
 
 def _memory(plan: Plan) -> str:
@@ -73,6 +74,15 @@ def _followed(phase: Phase) -> str:
     """Say which metrics a phase follows, if that is not as usual those of validations."""
     names = dict.fromkeys(factor.follows for factor in phase.factors if factor.of_training)
     return f" of {' and '.join(names)}" if names else ""
+
+
+def _resuming(plan: Plan) -> Iterator[str]:
+    """Say how the run goes on from a checkpoint, unless that is as usual."""
+    climbs = ""
+    if plan.rewarm_updates is not None:
+        climbs = f", where a rate that jumps climbs over {plan.rewarm_updates:,} steps"
+    if plan.resume.policy != "exact":
+        yield f"resumes from a checkpoint by {plan.resume.policy}{climbs}"
 
 
 def _labelled_curves(plan: Plan) -> Iterator[tuple[str, Curve]]:

@@ -146,6 +146,42 @@ def test_neither_has_one_that_a_scaler_skips(fused):
     assert shares == [None, ({"0": 1.0}, 1.0)]
 
 
+CLEARED = {
+    "to none": lambda optimizer, args, kwargs: optimizer.zero_grad(),
+    "to zero": lambda optimizer, args, kwargs: optimizer.zero_grad(set_to_none=False),
+}
+
+
+@pytest.mark.parametrize("clear", CLEARED.values(), ids=CLEARED)
+def test_gradients_that_a_hook_clears_after_the_step_are_looked_at_before(clear):
+    optimizer = SGD([parameter(0.5, 0.0)], lr=LOST)
+    optimizer.register_step_post_hook(clear)
+    assert measured(optimizer) == ({"0": 0.5}, 0.5)
+    assert len(optimizer._optimizer_step_post_hooks) == 1
+    lost = LostUpdates()
+    lost.watch(optimizer)
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2, dtype=torch.bfloat16)
+    optimizer.step()
+    optimizer.step()  # which nobody asked about
+    assert lost.take() == ({"0": 0.5}, 0.5)
+
+
+class ByItself(torch.optim.Optimizer):
+    """Clears the gradients within its step."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": LOST})
+
+    def step(self, closure=None):
+        self.zero_grad()
+
+
+def test_where_all_gradients_are_gone_after_a_step_the_share_is_unknown():
+    assert measured(ByItself([parameter(0.5)])) is None
+    wide = ByItself([parameter(0.5, dtype=torch.float32)])
+    assert measured(wide) == ({}, 0.0)  # which has nothing to lose
+
+
 def test_a_step_that_is_not_watched_is_not_measured():
     optimizer = SGD([parameter(0.5)], lr=LOST)
     lost = LostUpdates()

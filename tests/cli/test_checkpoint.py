@@ -158,6 +158,19 @@ def test_what_is_no_checkpoint_is_a_line_and_nothing_is_run(tmp_path, run, conte
     assert "executed" not in done.stderr
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_one_that_was_not_written_whole_names_the_newest_that_was(tmp_path, run, share):
+    for name in ("run-1.pt", "run-2.pt", "run-3.pt", "run-4.pt"):
+        torch.save({"state": {}, "param_groups": [{"params": []}]}, tmp_path / name)
+    for name in ("run-3.pt", "run-4.pt"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    done = run("checkpoint", "run-4.pt")
+    assert done.returncode == 1
+    assert "it was not written to its end, or is no file of torch.save" in done.stderr
+    assert done.stderr.endswith("go on from the newest whole one: run-2.pt\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

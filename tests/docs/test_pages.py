@@ -67,13 +67,22 @@ PARTS = {
     "groups[].layer_decay.": SCHEMA["$defs"]["LayerDecay"],
     "groups[].freeze.": SCHEMA["$defs"]["FreezeSpec"],
     "schedule[].": SCHEMA["$defs"]["PhaseSpec"],
+    "resume.": SCHEMA["$defs"]["ResumeSpec"],
 }
 PLACES = [(place, key) for place, part in PARTS.items() for key in part["properties"]]
 
 
 def test_every_part_of_the_schema_has_a_place():
     same = {"Duration", "FallbackSpec", "RuleOptimizerSpec"}  # a value; and as under optimizer
-    named = {"OptimizerSpec", "RuleSpec", "Match", "LayerDecay", "FreezeSpec", "PhaseSpec"}
+    named = {
+        "OptimizerSpec",
+        "RuleSpec",
+        "Match",
+        "LayerDecay",
+        "FreezeSpec",
+        "PhaseSpec",
+        "ResumeSpec",
+    }
     assert SCHEMA["$defs"].keys() == same | named, "a new part needs a row in PARTS"
 
 

@@ -19,9 +19,16 @@ STOP, TOTAL = 8, 12
 
 
 def trainer_of(
-    folder, recipe=BASE, cls=RecipeTrainer, callbacks=(), resume=None, args=None, **changes
+    folder,
+    recipe=BASE,
+    cls=RecipeTrainer,
+    callbacks=(),
+    resume=None,
+    rewarm=None,
+    args=None,
+    **changes,
 ):
-    others = {} if cls is Trainer else {"recipe": recipe, "resume": resume}
+    others = {} if cls is Trainer else {"recipe": recipe, "resume": resume, "rewarm": rewarm}
     return cls(
         model=Lines(),
         args=args or arguments(folder, **{"num_train_epochs": 2, **changes}),
@@ -146,6 +153,51 @@ def test_the_policy_may_stand_in_the_recipe_or_in_the_arguments(tmp_path, saved)
         trainer.train(resume_from_checkpoint=saved)
 
 
+def test_every_way_takes_a_rewarm_which_survives_another_resume(tmp_path, saved):
+    recipe = {**CASES["lr"].recipe, "schedule": []}
+    was = Recipe(BASE).start(Lines(), WHOLE).scheduler.rates(STOP)[0]
+    climbs = [was + (0.02 - was) * i / 3 for i in range(3)] + [0.02]
+    own = {"arguments_class": RecipeTrainingArguments, "num_train_epochs": 2}
+    (parsed,) = HfArgumentParser(RecipeTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--resume", "adapt", "--rewarm", "25%"]
+    )
+    assert (parsed.resume, parsed.rewarm) == ("adapt", "25%")
+    for i, given in enumerate(
+        [
+            {"recipe": {**recipe, "resume": {"policy": "adapt", "rewarm": "25%"}}},
+            {"resume": "adapt", "rewarm": 3},
+            {"args": arguments(tmp_path / "1", **own, resume="adapt", rewarm="0.5 epochs")},
+        ]
+    ):
+        trace, again = LearningRateTrace(), LearningRateTrace()
+        folder = tmp_path / str(i)
+        given = {"recipe": recipe, "args": arguments(folder, **own), **given}
+        given["args"].output_dir = str(folder)
+        trainer_of(folder, callbacks=[trace, SaveAfter([10])], **given).train(
+            resume_from_checkpoint=saved
+        )
+        assert [*trace.rates] == ["body", "head"]
+        assert all(rates == pytest.approx(climbs, abs=1e-15) for rates in trace.rates.values())
+        trainer_of(folder, recipe, callbacks=[again]).train(
+            resume_from_checkpoint=str(folder / "checkpoint-10")
+        )
+        assert again.rates == {name: rates[2:] for name, rates in trace.rates.items()}
+
+
+def test_a_rewarm_that_cannot_be(tmp_path, saved):
+    with pytest.raises(ArgumentError, match="rewarm: must be a number of steps"):
+        trainer_of(tmp_path, rewarm="2 parts")
+    with pytest.raises(ArgumentError, match="rewarm: must be a length of its own"):
+        arguments(tmp_path, RecipeTrainingArguments, rewarm="rest")
+    trainer = trainer_of(tmp_path, rewarm="2%")
+    with pytest.raises(ArgumentError, match=r"rewarm='2%' is for resume='adapt'.*got .*'exact'"):
+        trainer.train(resume_from_checkpoint=saved)
+    own = {"arguments_class": RecipeTrainingArguments, "rewarm": "2%", "num_train_epochs": 2}
+    trainer = trainer_of(tmp_path, resume="adapt", rewarm="3%", args=arguments(tmp_path, **own))
+    with pytest.raises(ArgumentError, match=r"rewarm='3%' and args\.rewarm='2%' differ"):
+        trainer.train(resume_from_checkpoint=saved)
+
+
 def test_a_policy_that_there_is_not(tmp_path):
     with pytest.raises(ArgumentError, match="resume must be one of"):
         trainer_of(tmp_path, resume="exactly")
@@ -153,15 +205,50 @@ def test_a_policy_that_there_is_not(tmp_path):
         arguments(tmp_path, RecipeTrainingArguments, resume="exactly")
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_file_that_was_not_written_whole_is_told_from_one_that_was(tmp_path, saved, file, share):
-    folder = tmp_path / "checkpoint-8"
-    folder.mkdir()
+def cut(saved, folder, file, share):
+    """Copy a checkpoint, of which a file was written in part; None: not at all."""
+    folder.mkdir(parents=True)
     for each in Path(saved).iterdir():
         content = each.read_bytes()
-        (folder / each.name).write_bytes(
-            content[: int(len(content) * share)] if each.name == file else content
-        )
-    with pytest.raises(StateError, match=rf"{file} cannot be read: .* earlier checkpoint"):
-        trainer_of(tmp_path).train(resume_from_checkpoint=str(folder))
+        if each.name != file:
+            (folder / each.name).write_bytes(content)
+        elif share is not None:
+            (folder / each.name).write_bytes(content[: int(len(content) * share)])
+
+
+FILES = ["optimizer.pt", "scheduler.pt", "model.safetensors", "trainer_state.json", "rng_state.pth"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_checkpoint_that_was_not_written_whole_is_told_from_one_that_was(tmp_path, saved, file):
+    trainer = trainer_of(tmp_path)
+    for share in (0.0, 0.5, 0.99):
+        folder = tmp_path / f"{file}-{share}" / "checkpoint-8"
+        cut(saved, folder, file, share)
+        with pytest.raises(
+            StateError,
+            match=rf"checkpoint-8 was not written whole, .*: {file} ends too early.*; there is no whole",
+        ):
+            trainer.train(resume_from_checkpoint=str(folder))
+    assert trainer.run is None
+
+
+@pytest.mark.parametrize("given", [True, "checkpoint-10"])
+def test_the_newest_whole_one_is_named(tmp_path, saved, given):
+    cut(saved, tmp_path / "checkpoint-6", None, 1)
+    cut(saved, tmp_path / "checkpoint-8", None, 1)
+    cut(saved, tmp_path / "checkpoint-9", "scheduler.pt", 0.5)
+    cut(saved, tmp_path / "checkpoint-10", "trainer_state.json", None)
+    trainer = trainer_of(tmp_path)
+    with pytest.raises(StateError, match=r"no trainer_state\.json, which is written last") as error:
+        trainer.train(resume_from_checkpoint=given if given is True else str(tmp_path / given))
+    whole = str(error.value).rpartition("resume_from_checkpoint=")[2].strip("'")
+    assert whole == str(tmp_path / "checkpoint-8")
+    trainer.train(resume_from_checkpoint=whole)
+    assert trainer.run.resumption.is_exact
+
+
+def test_a_folder_of_a_name_of_its_own_need_not_be_the_trainers(tmp_path, saved):
+    cut(saved, tmp_path / "mine", "trainer_state.json", None)
+    with pytest.raises(FileNotFoundError, match="trainer_state"):  # the Trainer's own word
+        trainer_of(tmp_path).train(resume_from_checkpoint=str(tmp_path / "mine"))

@@ -368,3 +368,9 @@ def test_a_policy_is_said_on_the_command_line(command, tmp_path):
     assert cli.trainer.optimizers[0].param_groups[-1]["initial_lr"] == 2e-4
     with pytest.raises(SystemExit):
         command(*on, "--resume=exactly")
+    for given, steps in (("50%", 6), ("3", 3)):
+        cli = command(*on, "--resume=adapt", f"--rewarm={given}", "--recipe.optimizer.lr=1e-4")
+        climb = cli.trainer.lr_scheduler_configs[0].scheduler.climbs[-1]
+        assert (climb.begin, climb.steps) == (6, steps)
+    with pytest.raises(SystemExit, match="rewarm='2%' is for resume='adapt'"):
+        command(*on, "--rewarm=2%")

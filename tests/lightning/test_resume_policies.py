@@ -5,7 +5,7 @@ import torch
 from support.lightning_package import Callback, LightningModule, SingleDeviceStrategy
 from support.lightning_runs import trainer_of
 from support.resume_cases import BASE, CASES, OTHERS
-from support.resuming import UPDATES, Net, adapted_by_hand, batches, loss_of, moments
+from support.resuming import UPDATES, Net, adapted_by_hand, batches, loss_of, moments, started
 from support.tensors import same_weights
 from torch.utils.data import DataLoader, Dataset
 
@@ -200,9 +200,57 @@ def test_every_way_takes_a_policy(tmp_path, saved):
         assert same_weights(module.model, by_hand.model)
 
 
+class Rates(Callback):
+    """Keeps the rate of every update, and saves a checkpoint after the tenth."""
+
+    def __init__(self, folder):
+        self.folder, self.rates = folder, []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        if trainer.global_step == STOP + 2:
+            trainer.save_checkpoint(self.folder / "again.ckpt")
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def test_every_way_takes_a_rewarm_which_survives_another_resume(tmp_path, saved):
+    recipe = {**CASES["lr"].recipe, "schedule": []}
+    climbs = [pytest.approx([lr, lr], abs=1e-15) for lr in rewarmed()]
+
+    class Calls(Bare):
+        def configure_optimizers(self):
+            return configure_optimizers(self, recipe, resume="adapt", rewarm="25%")
+
+    mixin = Recipes(recipe, "adapt")
+    mixin.rewarm = 3
+    ways = [
+        (Calls(), ()),
+        (mixin, ()),
+        (Stock(), (RecipeCallback(recipe, "adapt", "3 steps"),)),
+        (Recipes({**recipe, "resume": {"policy": "adapt", "rewarm": "0.75 epochs"}}), ()),
+    ]
+    for module, callbacks in ways:
+        rates, again = Rates(tmp_path), Rates(tmp_path)
+        fit(tmp_path, module, rates, *callbacks, ckpt_path=saved)
+        assert rates.rates == climbs
+        fit(tmp_path, Recipes(recipe), again, ckpt_path=tmp_path / "again.ckpt")
+        assert again.rates == rates.rates[2:]
+
+
+def rewarmed():
+    """Return the rates of the updates after the eighth, on the way to 0.02."""
+    was = started(BASE).scheduler.rates(STOP)[0]
+    return [was + (0.02 - was) * i / 3 for i in range(3)] + [0.02]
+
+
 def test_a_policy_that_there_is_not():
     with pytest.raises(ArgumentError, match="resume must be one of"):
         RecipeCallback(BASE, "exactly")
+    with pytest.raises(ArgumentError, match="rewarm: must be a number of steps"):
+        RecipeCallback(BASE, "adapt", "2 parts")
+    with pytest.raises(ArgumentError, match="rewarm='2%' is for resume='adapt'"):
+        RecipeCallback(BASE, rewarm="2%")
 
 
 def test_two_optimizers_each_keep_their_own(tmp_path):

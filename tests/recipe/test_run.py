@@ -508,9 +508,9 @@ class TestState:
             assert same(ours, own)
 
     BAD = {
-        "nothing": ({}, r"that of a run, .* \(got the keys \[\]\)"),
+        "nothing": ({}, r"that of a run, .* \(got the keys none\)"),
         "no mapping": ([], r"\(got list\)"),
-        "half of it": ({"optimizer": {}}, r"got the keys \['optimizer'\]"),
+        "half of it": ({"optimizer": {}}, r"got the keys 'optimizer'\)"),
         "an empty optimizer": (lambda s: {**s, "optimizer": {}}, "'state'|does not fit"),
         "no optimizer": (lambda s: {**s, "optimizer": 3}, "optimizer in .* must be a dict"),
         "half of a run": (lambda s: {**s, "scheduler": None}, "scheduler in .* must be a dict"),

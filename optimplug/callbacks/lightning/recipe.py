@@ -13,8 +13,7 @@ from optimplug.lightning.package import LightningModule, Trainer
 from optimplug.lightning.reports import Reports
 from optimplug.lightning.validations import CompletesValidations, agreed, in_fit
 from optimplug.recipe import Recipe, RecipeScheduler
-from optimplug.recipe.checkpoint.adopt import check_policy
-from optimplug.recipe.checkpoint.resumption import Policy
+from optimplug.recipe.checkpoint.policy import Policy, Resume
 from optimplug.recipe.text.reader import Source
 
 __all__ = ["MetricCallback", "RecipeCallback"]
@@ -32,9 +31,11 @@ class RecipeCallback(LeavesAfterFit):
         recipe: a path, a mapping or a :class:`Recipe`.
         resume: ``exact``, ``adapt`` or ``weights``: what may be otherwise where a fit goes on from
             a checkpoint; None: as the recipe says.
+        rewarm: under ``adapt``, for how long rates that would jump climb; None: as the recipe says.
 
     Raises:
         RecipeError: the recipe is wrong in itself.
+        ArgumentError: ``resume`` is no policy, or ``rewarm`` no duration.
 
     Example::
 
@@ -44,16 +45,22 @@ class RecipeCallback(LeavesAfterFit):
               init_args: {recipe: recipe.yaml}
     """
 
-    def __init__(self, recipe: Source | Recipe, resume: Policy | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Source | Recipe,
+        resume: Policy | None = None,
+        rewarm: int | str | None = None,
+    ) -> None:
         self.recipe = Recipe.load(recipe)
-        self.resume = None if resume is None else check_policy(resume)
+        self.how = Resume.read(resume, rewarm)
+        self.how.within(self.recipe.spec)
         self._give_back: Callable[[], None] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over, before the module is asked for its optimizers."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._give_back = take_over(pl_module, self.recipe, self.resume)
+            self._give_back = take_over(pl_module, self.recipe, self.how)
 
     def leave(self) -> None:
         """Leave the module as it was, for other trainers."""

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from optimplug._core.arguments import owner_of
 from optimplug.errors import ArgumentError, StateError, listed
+from optimplug.recipe.checkpoint.climbs import (
+    climbs_notes,
+    climbs_under_way,
+    rewarmed,
+    where_rates_were,
+)
 from optimplug.recipe.checkpoint.differences import Comparison, OwnGroup, comparable, own_groups
 from optimplug.recipe.checkpoint.kinds import likely_class, means_the_same
 from optimplug.recipe.checkpoint.order import Order, misfit, named_by_order
-from optimplug.recipe.checkpoint.resumption import (
-    Change,
-    Policy,
-    Rates,
-    Resumption,
-    as_table,
-    in_words,
-)
+from optimplug.recipe.checkpoint.policy import Resume
+from optimplug.recipe.checkpoint.resumption import Change, Rates, Resumption, as_table, in_words
 from optimplug.recipe.checkpoint.saved import Saved
 from optimplug.recipe.checkpoint.state import adapted_state, exact_schedule, exact_state
 from optimplug.recipe.checkpoint.whole import (
@@ -37,10 +37,9 @@ from optimplug.recipe.schedule.scheduled import kept_on_error
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
 
-__all__ = ["Target", "check_policy", "resume_from", "tell"]
+__all__ = ["Target", "resume_from", "tell"]
 
 _logger = logging.getLogger("optimplug")
-_POLICIES = ("exact", "adapt", "weights")
 
 
 @dataclass(frozen=True)
@@ -62,41 +61,33 @@ class Target:
         return owner_of(self.optimizer)
 
 
-def check_policy(policy: object) -> Policy:
-    """Return it if it is one.
-
-    Raises:
-        ArgumentError: it is none.
-    """
-    for known in _POLICIES:
-        if policy == known:
-            return known  # type: ignore[return-value] # it is one of these
-    raise ArgumentError(f"resume must be one of {', '.join(_POLICIES)} (got {policy!r})")
-
-
-def resume_from(saved: Saved, target: Target, policy: Policy) -> Resumption:
+def resume_from(saved: Saved, target: Target, how: Resume) -> Resumption:
     """Take over what a checkpoint holds, as far as the policy allows, and say what has changed.
 
     Args:
         saved: what it holds.
         target: what goes on.
-        policy: ``exact``: nothing may be otherwise; ``adapt``: state goes to parameters by name,
-            settings are the recipe's, and the schedule goes on from the same update; ``weights``:
-            nothing is taken over.
+        how: the policy. ``exact``: nothing may be otherwise; ``adapt``: state goes to parameters by
+            name, settings are the recipe's, and the schedule goes on from the same update, with
+            rates that climb to it if they are to; ``weights``: nothing is taken over.
 
     Raises:
         StateError: the policy does not allow it, or the state does not fit. Nothing has changed.
-        ArgumentError: nothing is to be taken over by a run that has begun.
+        ArgumentError: nothing is to be taken over by a run that has begun; or rates are to climb
+            for a time that the horizon has no number for. Nothing has changed.
     """
-    if policy == "weights":
+    if how.policy == "weights":
         return _begin_anew(saved, target)
+    climbing = how.climbs_for(target.horizon)
     own = own_groups(target.owner)
     with kept_on_error(target.optimizer, target.owner):
         _refuse_others(saved, own)
         if not saved.are_named:
             saved = named_by_order(saved, own, target.parameters, target.orders)
-        act = _go_on if policy == "exact" else _adapt
-        return act(Comparison(saved, own), target)
+        comparison = Comparison(saved, own)
+        if how.policy == "exact":
+            return _go_on(comparison, target)
+        return _adapt(comparison, target, climbing)
 
 
 def tell(found: Resumption) -> None:
@@ -133,7 +124,8 @@ def _go_on(comparison: Comparison, target: Target) -> Resumption:
         raise StateError(
             "the checkpoint is not of this run, and resume='exact' lets nothing change:\n"
             + as_table([("what", "in the checkpoint", "here", "accepted by"), *rows])
-            + f"\ngive resume='adapt'{accepts}, or resume='weights' to begin anew"
+            + f"\ngive resume='adapt'{accepts}, or resume='weights' to begin anew\n"
+            "in a recipe that is 'resume: adapt', on the command line of a trainer --resume adapt"
         )
     scheduler = target.scheduler
     schedule = exact_schedule(comparison) or scheduler.state_dict()
@@ -154,9 +146,10 @@ def _go_on(comparison: Comparison, target: Target) -> Resumption:
     )
 
 
-def _adapt(comparison: Comparison, target: Target) -> Resumption:
+def _adapt(comparison: Comparison, target: Target, climbing: int) -> Resumption:
     """Take over what goes on, under the recipe's settings."""
     saved, scheduler = comparison.saved, target.scheduler
+    under_way = climbs_under_way(comparison)
     notes = [*saved.notes, *filter(None, [comparison.renamed])]
     memory = None
     if saved.is_ours:
@@ -168,6 +161,7 @@ def _adapt(comparison: Comparison, target: Target) -> Resumption:
     taken = {n: s for n, s in comparison.names.items() if s not in dropped}
     state = adapted_state(comparison, target.optimizer, taken, notes)
     update, before = _update(saved, target, notes), _rates_before(comparison)
+    starts = where_rates_were(comparison)
     found = Resumption(
         "adapt",
         update,
@@ -177,14 +171,24 @@ def _adapt(comparison: Comparison, target: Target) -> Resumption:
         _changes(comparison, target),
         horizon=(horizon_words(horizon_in(saved)), horizon_words(target.horizon)),
         schedule=_schedule(comparison, target),
-        notes=tuple(notes),
     )
     # All that can be wrong with what somebody has saved is found by now, but by the optimizer.
     target.optimizer.load_state_dict(state)
     schedule = {} if memory and memory.begun else saved.schedule or {}
-    told = (bool(schedule.get(key)) for key in ("_was_told", "_was_told_of_training"))
-    scheduler.adopt(update, memory, *told)
-    return replace(found, rates=_rates(before, target))
+    told, of_training = map(bool, map(schedule.get, ("_was_told", "_was_told_of_training")))
+    scheduler.adopt(update, memory, told, of_training, under_way)
+    new = scheduler.climb_from(starts, climbing) if climbing else {}
+    found = replace(
+        found,
+        rates=_rates(before, target),
+        rewarmed=tuple(
+            rewarmed(scheduler, i, climb, comparison.own[i].label) for i, climb in new.items()
+        ),
+        notes=tuple(notes),
+    )
+    if found.is_exact:  # climbs that go on are no change then
+        return found
+    return replace(found, notes=(*notes, *climbs_notes(scheduler, new)))
 
 
 def _begin_anew(saved: Saved, target: Target) -> Resumption:
@@ -229,6 +233,8 @@ def _differences(comparison: Comparison, target: Target) -> Iterator[tuple[str, 
         yield f"{change.setting}{of}", in_words(change.before), in_words(change.after), "adapt"
     for change in _schedule(comparison, target):
         yield change.setting, in_words(change.before), in_words(change.after), "adapt"
+    for name, why in _misfits(comparison):
+        yield f"state of {name}", why, "left out", "adapt"
     before = horizon_in(saved)
     if horizons_differ(before, target.horizon):
         then, now = (str(horizon_words(h)) for h in (before, target.horizon))
@@ -250,22 +256,26 @@ def _dropped(comparison: Comparison, target: Target) -> Iterator[tuple[str, str]
     """Walk the saved parameters whose state is not taken over, with the reason."""
     saved, numbers = comparison.saved, comparison.saved.numbers
     groups = {name: group for group in comparison.own for name in group.names}
-    tensors = {
-        n: p for g in comparison.own for n, p in zip(g.names, g.group["params"], strict=True)
-    }
     for name in comparison.gone:
         if saved.state.get(numbers[name]):
             frozen = name in target.parameters
             yield name, "the recipe freezes it" if frozen else "the model has none of that name"
     for own, theirs in comparison.names.items():
-        kept = saved.state.get(numbers[theirs], {})
-        if own in comparison.unfit:
-            if kept:
-                yield theirs, f"it is of {comparison.unfit[own]}, not {groups[own].cls.__name__}"
-            continue
-        found = misfit(own, tensors[own], kept, groups[own])
-        if found is not None:
-            yield theirs, found
+        if own in comparison.unfit and saved.state.get(numbers[theirs]):
+            yield theirs, f"it is of {comparison.unfit[own]}, not {groups[own].cls.__name__}"
+    yield from _misfits(comparison)
+
+
+def _misfits(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Walk the saved parameters whose state has another shape than it must have here."""
+    saved, numbers = comparison.saved, comparison.saved.numbers
+    for group in comparison.own:
+        for own, p in zip(group.names, group.group["params"], strict=True):
+            theirs = comparison.names.get(own)
+            if theirs is not None and own not in comparison.unfit:
+                found = misfit(own, p, saved.state.get(numbers[theirs], {}), group)
+                if found is not None:
+                    yield theirs, found
 
 
 def _changes(comparison: Comparison, target: Target) -> tuple[Change, ...]:

@@ -111,7 +111,7 @@ class Comparison:
             for name in own.names:
                 if name in self.names:
                     theirs = self.saved.groups[self.group_of[self.names[name]]]
-                    if not self._same_kind(theirs, own):
+                    if not self.same_kind(theirs, own):
                         found[name] = likely_class(self.saved, theirs)
         return found
 
@@ -119,7 +119,8 @@ class Comparison:
     def _kinds(self) -> dict[tuple[int, type], bool]:
         return {}
 
-    def _same_kind(self, theirs: SavedGroup, own: OwnGroup) -> bool:
+    def same_kind(self, theirs: SavedGroup, own: OwnGroup) -> bool:
+        """Tell whether a saved group's moments mean to a group here what they meant there."""
         key = (id(theirs), own.cls)
         if key not in self._kinds:
             self._kinds[key] = means_the_same(self.saved, theirs, own.cls, own.group)
@@ -142,10 +143,10 @@ class Comparison:
         for own in self.own:
             for theirs in self.donors(own):
                 there, here = saved_class(self.saved, theirs), class_path(own.cls)
-                if there is None and not self._same_kind(theirs, own):
+                if there is None and not self.same_kind(theirs, own):
                     there = likely_class(self.saved, theirs)
                 if there is not None and there != here:
-                    anew = "" if self._same_kind(theirs, own) else ", whose state begins anew"
+                    anew = "" if self.same_kind(theirs, own) else ", whose state begins anew"
                     changes.setdefault((there, f"{here}{anew}"), []).append(own.label)
         for (there, here), labels in changes.items():
             yield Change("optimizer", there, here, tuple(dict.fromkeys(labels)))
@@ -162,7 +163,7 @@ class Comparison:
             yield Change(key, there, here, tuple(dict.fromkeys(labels)))
 
     def _differing(self, own: OwnGroup, theirs: SavedGroup) -> Iterator[tuple[str, Any, Any]]:
-        if not self._same_kind(theirs, own):
+        if not self.same_kind(theirs, own):
             return  # another optimizer, which has other settings
         for key in own.settable:
             # How it is stored is in the groups only where it is not as in torch.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import torch
 from optimplug.errors import StateError
 from optimplug.recipe.checkpoint.saved import Saved, read_state
 
-__all__ = ["load_file", "read_file"]
+__all__ = ["load_file", "newest_whole", "not_whole", "read_file"]
 
 _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"  # in a folder of the Trainer's
 
 
-def load_file(file: Path) -> Any:
+def load_file(file: Path, alone: bool = False) -> Any:
     """Return what a file holds, on the CPU: tensors and plain values.
+
+    Args:
+        file: to be read.
+        alone: whether it is a checkpoint by itself, so that others may lie beside it.
 
     Raises:
         StateError: it cannot be read, or holds something else.
@@ -29,10 +34,43 @@ def load_file(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises anything over a damaged file
         reason = next(iter(str(error).splitlines()), "it ends too early")
+        cause = "is damaged, or holds more than tensors and plain values"
+        if not_whole(file) is not None:
+            cause = "was not written to its end, or is no file of torch.save"
+        other = newest_whole(file) if alone else None
+        earlier = "an earlier checkpoint" if other is None else f"the newest whole one: {other}"
         raise StateError(
-            f"{file} cannot be read: {type(error).__name__}: {reason}; it is incomplete or "
-            "damaged, or holds more than tensors and plain values; go on from an earlier checkpoint"
+            f"{file} cannot be read: {type(error).__name__}: {reason}; it {cause}; go on from "
+            f"{earlier}"
         ) from error
+
+
+def not_whole(file: Path) -> str | None:
+    """Return what shows that a file of torch.save's was not written whole; None if nothing does.
+
+    Such a file is a zip file, whose table of contents is written last.
+    """
+    try:
+        whole = zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # a table that is there, but makes no sense
+        whole = False
+    return None if whole else "ends too early"
+
+
+def newest_whole(path: Path, damage: Callable[[Path], str | None] = not_whole) -> Path | None:
+    """Return the newest checkpoint beside one that is whole itself; None where there is none.
+
+    Args:
+        path: a file or a folder.
+        damage: returns what shows that a checkpoint was not written whole.
+    """
+    others = (
+        other
+        for other in path.parent.iterdir()
+        if other != path and other.suffix == path.suffix and other.is_dir() == path.is_dir()
+    )
+    newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
+    return next((other for other in newest if damage(other) is None), None)
 
 
 def read_file(path: Path) -> dict[str, Saved]:
@@ -48,7 +86,7 @@ def read_file(path: Path) -> dict[str, Saved]:
     Raises:
         StateError: it cannot be read, or there is none.
     """
-    content = _folder(path) if path.is_dir() else load_file(path)
+    content = _folder(path) if path.is_dir() else load_file(path, alone=True)
     found = {where: _read(where, state, path) for where, state in _states(content)}
     if not found:
         keys = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from textwrap import wrap
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from optimplug.errors import listed
+from optimplug.recipe.text.schema import Policy
 
-__all__ = ["Change", "Policy", "Rates", "Resumption", "as_table", "in_words"]
+__all__ = ["Change", "Rates", "Resumption", "Rewarmed", "as_table", "in_words"]
 
-Policy = Literal["exact", "adapt", "weights"]
 _MOST = 8
 """How many rows of a kind, and names in a row, are printed."""
 _WIDTH = 44
@@ -34,6 +34,18 @@ class Rates(NamedTuple):
     group: str
     before: float | None
     after: float
+
+
+class Rewarmed(NamedTuple):
+    """How the rate of a group climbs from what it was to what its schedule has."""
+
+    group: str
+    start: float
+    """The rate where it begins, after the update from which the run goes on."""
+    end: float
+    """The one that the schedule has where it ends, as far as that is known by now."""
+    until: int
+    """The update after which it ends."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,8 @@ class Resumption:
     """The settings that are otherwise."""
     rates: tuple[Rates, ...] = ()
     """The rate of every group, before and after."""
+    rewarmed: tuple[Rewarmed, ...] = ()
+    """How the rates of groups whose rate would have jumped go to it, under ``rewarm``."""
     horizon: tuple[str | None, str | None] = (None, None)
     """How long the run was to be, and is; None where that is not known."""
     schedule: tuple[Change, ...] = ()
@@ -84,7 +98,9 @@ class Resumption:
     def is_exact(self) -> bool:
         """Whether nothing is otherwise."""
         same = None in self.horizon or self.horizon[0] == self.horizon[1]
-        others = (self.new, self.dropped, self.changed, self.schedule, self.notes)
+        others = (
+            *(self.new, self.dropped, self.changed, self.schedule, self.rewarmed, self.notes),
+        )
         return same and not any(others) and self.policy != "weights"
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,6 +114,7 @@ class Resumption:
             "changed": [_plain(change) for change in self.changed],
             "schedule": [_plain(change) for change in self.schedule],
             "rates": [rates._asdict() for rates in self.rates],
+            "rewarmed": [each._asdict() for each in self.rewarmed],
             "horizon": {"before": self.horizon[0], "after": self.horizon[1]},
             "notes": list(self.notes),
         }
@@ -131,6 +148,13 @@ class Resumption:
         for group, old, new in other[:_MOST]:
             yield f"lr now of {group}", "none" if old is None else f"{old:.3g}", f"{new:.3g}"
         yield from _and_more(len(other), "rates")
+        alike: dict[tuple[float, float, int], list[str]] = {}
+        for each in self.rewarmed:
+            alike.setdefault(each[1:], []).append(each.group)
+        for (start, end, until), labels in [*alike.items()][:_MOST]:
+            goes = f"from {start:.3g} to {end:.3g} by update {until:,}"
+            yield f"rewarm of {listed(labels, 3)}", f"{start:.3g}", goes
+        yield from _and_more(len(alike), "rates that rise again")
 
 
 def as_table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,10 +9,12 @@ import torch
 
 from optimplug import optim
 from optimplug._core.arguments import owner_of
+from optimplug._core.optim.shards import is_sharded
 from optimplug.errors import StateError
 from optimplug.recipe.checkpoint.differences import Comparison, OwnGroup, comparable
 from optimplug.recipe.checkpoint.kinds import is_bookkeeping
 from optimplug.recipe.checkpoint.saved import SavedGroup
+from optimplug.recipe.checkpoint.shards import parts_here
 
 __all__ = ["adapted_state", "exact_schedule", "exact_state"]
 
@@ -28,7 +30,9 @@ def exact_state(comparison: Comparison, optimizer: torch.optim.Optimizer) -> dic
     _check_order(comparison)
     for group in comparison.own:
         _check_counted(group, comparison.donors(group))
-    if comparison.same_places() and all(n == s for n, s in comparison.names.items()):
+    sharded = any(is_sharded(p) for group in comparison.own for p in group.group["params"])
+    same = comparison.same_places() and all(n == s for n, s in comparison.names.items())
+    if same and not sharded:
         return dict(saved.optimizer)
     own = optimizer.state_dict()
     settings = [comparison.donors(group)[0].settings for group in comparison.own]
@@ -47,6 +51,10 @@ def exact_schedule(comparison: Comparison) -> dict[str, Any] | None:
     order = [saved.groups.index(comparison.donors(group)[0]) for group in comparison.own]
     for key in ("base_lrs", "_last_lr", "_held_lr", "_last_momentum"):
         found[key] = _ordered(found.get(key), order)
+    climbs = found.get("_climbs")
+    if isinstance(climbs, list) and climbs:  # of groups that have joined since, there are none
+        padded = [*climbs, *[None] * (len(order) - len(climbs))]
+        found["_climbs"] = _ordered(padded, order)
     initial = found.get("_initial")
     if isinstance(initial, Mapping):
         found["_initial"] = {of: _ordered(values, order) for of, values in initial.items()}
@@ -120,10 +128,11 @@ def _state(
     saved = comparison.saved
     numbers, found = saved.numbers, {}
     for group, place in zip(comparison.own, own["param_groups"], strict=True):
-        for name, number in zip(group.names, place["params"], strict=True):
+        members = zip(group.names, group.group["params"], place["params"], strict=True)
+        for name, p, number in members:
             kept = saved.state.get(numbers[taken[name]]) if name in taken else None
             if kept:
-                found[number] = dict(kept)
+                found[number] = parts_here(p, kept, group)
     return found
 
 

@@ -76,7 +76,7 @@ def memory_of(schedule: RunSchedule, state: Mapping[str, Any]) -> Memory:
                 factor.check_state(states[j])
                 kept.append((factor, states[j]))
                 del left[j], own[i]
-    lost = [left[j][2] for j in left if _has_seen(states[j])]
+    lost = [left[j][2] for j in left if _has_seen(left[j], states[j])]
     begun = [key[2] for key, factor in own.values() if isinstance(factor, PlateauFactor)]
     return Memory(kept, lost, begun)
 
@@ -100,9 +100,12 @@ def _keys_in(state_dict: Mapping[str, Any]) -> list[Key] | None:
     return [(key[0], key[1], key[2]) for key in given]
 
 
-def _has_seen(state: Any) -> bool:
-    counts = ("validations", "reports")
-    return isinstance(state, dict) and any(state.get(count, 0) != 0 for count in counts)
+def _has_seen(key: Key, state: Any) -> bool:
+    """Tell whether it would be another one without the metrics that there were."""
+    # All are told of validations; those that count them say so at the end of their labels.
+    counts = key[2].endswith((" every validation", " every report"))
+    seen = ("validations", "reports")
+    return counts and isinstance(state, dict) and any(state.get(count, 0) != 0 for count in seen)
 
 
 def _factors(schedule: RunSchedule) -> Iterator[tuple[Key, Factor]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from optimplug._core.arguments import owner_of, warn
-from optimplug.errors import ArgumentError, StateError
+from optimplug.errors import ArgumentError, StateError, listed
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.updates import Updates
 
@@ -299,7 +299,7 @@ def parts_of_state(
             return state_dict["optimizer"], state_dict["scheduler"], training
         if {"state", "param_groups"} <= state_dict.keys():
             return dict(state_dict), None, None
-        given = f"the keys {sorted(map(str, state_dict))}"
+        given = f"the keys {listed([repr(str(key)) for key in state_dict], 8) or 'none'}"
     raise StateError(
         "a state must be that of a run, with the keys 'optimizer' and 'scheduler', or of an "
         f"optimizer, with 'state' and 'param_groups' (got {given})"

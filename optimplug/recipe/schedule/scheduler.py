@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from optimplug.recipe.schedule.memory import (
     paired,
     remembered,
 )
+from optimplug.recipe.schedule.rewarm import Climb, check_climbs, climbs_in, over
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.rule_id import RuleId
 
@@ -45,6 +47,7 @@ class RecipeScheduler(LRScheduler):
 
     Attributes:
         steps_taken: how many steps this object has taken; no part of its state.
+        climbs: how rates go from what they were, where a run went on, to what they are now.
         unreported: what a trainer has gathered for the next report of the training's loss: the sum,
             and of how many updates; part of the state, for the trainer to go on with.
 
@@ -63,7 +66,7 @@ class RecipeScheduler(LRScheduler):
     _not_saved = (
         *LRScheduler._not_saved,
         *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
-        *("_keeps_marks", "provenance", "_has_told_of_waiting"),
+        *("_keeps_marks", "provenance", "_has_told_of_waiting", "climbs"),
     )
     _catches_up = True
 
@@ -75,6 +78,7 @@ class RecipeScheduler(LRScheduler):
     ) -> None:
         self._run_schedule = run_schedule
         self.provenance = {**(provenance or {}), "factors": [*map(list, factor_keys(run_schedule))]}
+        self.climbs: list[Climb | None] = []
         self._was_told = self._was_told_of_training = False
         self._is_beyond = self._has_told_of_waiting = False
         self.steps_taken = 0
@@ -94,7 +98,8 @@ class RecipeScheduler(LRScheduler):
         """Return the rate of every group after ``t`` updates, in the optimizer's order."""
         curves = [self._curves_of(group)["lr"] for group in self._groups]
         factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
-        return [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+        scheduled = [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
+        return over(self.climbs, t, scheduled)
 
     def _advance(self, metrics: Any = None) -> None:
         super()._advance(metrics)
@@ -103,7 +108,7 @@ class RecipeScheduler(LRScheduler):
 
     def tell_if_beyond(self) -> None:
         """Warn, once, of a step after the end of the run, over which the schedule was laid out."""
-        total = self._run_schedule.total_steps
+        total = self.total_steps
         if self._is_beyond or total is None or self.last_epoch <= total or not self.changes:
             return
         self._is_beyond = True
@@ -117,6 +122,11 @@ class RecipeScheduler(LRScheduler):
 
     def _updates_done(self) -> int:
         return self.last_epoch
+
+    @property
+    def total_steps(self) -> int | None:
+        """Over how many updates it was laid out; None where that is not known."""
+        return self._run_schedule.total_steps
 
     @property
     def monitors(self) -> frozenset[str]:
@@ -258,6 +268,7 @@ class RecipeScheduler(LRScheduler):
         memory: Memory | None = None,
         was_told: bool = False,
         was_told_of_training: bool = False,
+        climbs: Sequence[Climb | None] = (),
     ) -> None:
         """Be where the schedule is after ``t`` updates of a run that had another one.
 
@@ -266,11 +277,36 @@ class RecipeScheduler(LRScheduler):
             memory: what of that one's memory goes on.
             was_told: whether it was told of any validation.
             was_told_of_training: whether it was told of anything that the training reports.
+            climbs: how rates still went to where that one had them.
         """
+        self.climbs = [*climbs]
         for factor, state in memory.kept if memory else ():
             factor.load(state)
         self._was_told, self._was_told_of_training = was_told, was_told_of_training
         self.go_to(t)
+
+    def climb_from(self, starts: Sequence[float], steps: int) -> dict[int, Climb]:
+        """Let rates go from what they were to where the schedule has them, over some updates.
+
+        Args:
+            starts: what the rate of each group was.
+            steps: how many updates it takes; at least one.
+
+        Returns:
+            The climbs of the groups of which it was another one.
+        """
+        t, now = self.last_epoch, self.rates(self.last_epoch)
+        pairs = enumerate(zip(starts, now, strict=True))
+        # A rate that somebody keeps in a tensor has fewer digits.
+        found = {
+            i: Climb(t, steps, float(was))
+            for i, (was, new) in pairs
+            if not math.isclose(was, new, rel_tol=1e-6)
+        }
+        climbs = [*self.climbs, *[None] * (len(now) - len(self.climbs))]
+        self.climbs = [found.get(i, climb) for i, climb in enumerate(climbs)]
+        self.go_to(t)
+        return found
 
     def _set(self, rates: list[float]) -> None:
         self._write(rates, [group["lr"] for group in self._groups])
@@ -291,8 +327,16 @@ class RecipeScheduler(LRScheduler):
         """Return the state: primitives, and a fingerprint of the schedule."""
         others = {of for curves in self._all_curves() for of in curves if of != "lr"}
         initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
-        own = {"_remembered": remembered(self._run_schedule), "_initial": initial}
+        own = {
+            "_remembered": remembered(self._run_schedule),
+            "_initial": initial,
+            "_climbs": [climb and list(climb) for climb in self._climbs_under_way()],
+        }
         return {**super().state_dict(), **own, "provenance": self._copied(self.provenance)}
+
+    def _climbs_under_way(self) -> list[Climb | None]:
+        found = [c and (c if self.last_epoch < c.end else None) for c in self.climbs]
+        return found if any(found) else []
 
     def _curves_of(self, group: Mapping[str, Any]) -> Curves:
         return self._run_schedule.curves_of(RuleId.in_group(group, "schedule"))
@@ -307,6 +351,7 @@ class RecipeScheduler(LRScheduler):
             "_was_told": False,
             "_was_told_of_training": False,
             "unreported": [0.0, 0],
+            "_climbs": [],
             **super()._completed(state_dict),
         }
         return {**found, "provenance": self.provenance}
@@ -323,9 +368,11 @@ class RecipeScheduler(LRScheduler):
                 "same schedule, over a run of the same number of updates"
             )
         # Each factor judges its own; here they need not be alike.
-        super()._check_state({**state_dict, "_remembered": []})
+        super()._check_state({**state_dict, "_remembered": [], "_climbs": []})
+        check_climbs(state_dict["_climbs"], len(self._groups))
         for factor, state in paired(self._run_schedule, state_dict["_remembered"]):
             factor.check_state(state)
+        _check_unreported(state_dict["unreported"])
         for of, values in state_dict["_initial"].items():
             if len(values) != len(self._groups):
                 raise StateError(
@@ -336,6 +383,7 @@ class RecipeScheduler(LRScheduler):
     def _restore(self, state_dict: dict[str, Any]) -> None:
         states, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
         del state_dict["provenance"]
+        self.climbs = climbs_in(state_dict.pop("_climbs"))
         super()._restore(state_dict)
         for factor, state in paired(self._run_schedule, states):
             factor.load(state)
@@ -361,6 +409,14 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = False
         self._freeze.close()
         self._keeps_marks.remove()
+
+
+def _check_unreported(given: Any) -> None:
+    kinds = [type(each) for each in given]
+    if kinds not in ([float, int], [int, int]) or given[1] < 0:
+        raise StateError(
+            f"unreported must be a sum of losses and of how many updates it is (got {given!r})"
+        )
 
 
 def _scaled(own: Any, factor: float) -> Any:

@@ -34,10 +34,13 @@ __all__ = [
     "OptimizerSpec",
     "PartError",
     "PhaseSpec",
+    "Policy",
     "RecipeSpec",
+    "ResumeSpec",
     "RuleOptimizerSpec",
     "RuleSpec",
     "ScheduleSpec",
+    "rewarm_duration",
 ]
 
 
@@ -152,7 +155,7 @@ class LayerDecay(_Spec):
 
 
 FORMS = ("<value>", "<mapping>")
-HAVE_FORMS = ("layer_decay", "freeze")
+HAVE_FORMS = ("layer_decay", "freeze", "resume")
 """The keys whose value may be of either form; the errors told are of the one that was meant."""
 
 
@@ -317,6 +320,45 @@ Phases = Annotated[list[PhaseSpec], BeforeValidator(_as_phases)]
 """Phases in sequence, one phase, or a preset's name."""
 
 
+Policy = Literal["exact", "adapt", "weights"]
+"""What a run that goes on from a checkpoint may have otherwise."""
+
+
+def rewarm_duration(value: object) -> Duration:
+    """Read for how long rates climb.
+
+    Raises:
+        ValueError: it is no duration, or has no length of its own.
+    """
+    found = Duration.parse(value)
+    if found.unit == "rest":
+        raise ValueError("must be a length of its own, '2%' or '100 steps' say (got 'rest')")
+    return found
+
+
+class ResumeSpec(_Spec):
+    """How a run goes on from a checkpoint."""
+
+    policy: Policy = Field(description="what may be otherwise than in the checkpoint")
+    rewarm: InstanceOf[Duration] | None = Field(
+        None, description="under adapt: how long a rate climbs from what it was to what it is now"
+    )
+
+    @field_validator("rewarm", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Duration:
+        return rewarm_duration(value)
+
+    @model_validator(mode="after")
+    def _climbs_under_adapt(self) -> ResumeSpec:
+        if self.rewarm is not None and self.policy != "adapt":
+            raise ValueError(
+                "rewarm is for 'policy: adapt', under which rates may be other ones than in the "
+                f"checkpoint (got 'policy: {self.policy}')"
+            )
+        return self
+
+
 class RecipeSpec(_Spec):
     """A whole recipe."""
 
@@ -326,9 +368,22 @@ class RecipeSpec(_Spec):
         None, description="globs on the modules that are the layers, bottom to top"
     )
     schedule: Phases = []
-    resume: Literal["exact", "adapt", "weights"] = Field(
-        "exact", description="what a run that goes on from a checkpoint may have otherwise"
+    resume: Annotated[
+        Annotated[Policy, Tag(FORMS[0])] | Annotated[ResumeSpec, Tag(FORMS[1])],
+        Discriminator(_form),
+    ] = Field(
+        "exact",
+        description="what a run that goes on from a checkpoint may have otherwise; or that as "
+        "policy, and rewarm",
     )
+
+    @property
+    def resuming(self) -> ResumeSpec:
+        """How a run goes on, in its long form."""
+        given = self.resume
+        if isinstance(given, ResumeSpec):
+            return given
+        return ResumeSpec.model_validate({"policy": given})
 
     def schedules(self) -> Iterator[tuple[RuleId | None, str, list[PhaseSpec]]]:
         """Walk the recipe's schedule and those of its rules, each with its rule and its path."""

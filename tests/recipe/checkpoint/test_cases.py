@@ -59,7 +59,11 @@ def test_exact_refuses_it_in_a_table(saved, name):
     assert text.startswith(
         "the checkpoint is not of this run, and resume='exact' lets nothing change:\nwhat "
     )
-    assert "give resume='adapt'" in text.splitlines()[-1]
+    *_, python, elsewhere = text.splitlines()
+    assert python.startswith("give resume='adapt'")
+    assert elsewhere == (
+        "in a recipe that is 'resume: adapt', on the command line of a trainer --resume adapt"
+    )
     assert max(map(len, text.splitlines())) < 150
 
 
@@ -125,6 +129,21 @@ def test_so_is_that_of_an_optimizer_alone_which_does_not_say_of_whose_it_is(poli
     plain = torch.optim.AdamW(Net().parameters())
     with pytest.raises(StateError, match="state of Adam, which means nothing to SGD"):
         started(OTHERS["SGD"]).load_state_dict(plain.state_dict(), resume=policy)
+
+
+def test_another_shape_is_a_difference_too(saved):
+    class Wider(Net):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(4, 3)
+
+    run = started(BASE, Wider())
+    with pytest.raises(StateError, match=r"state of head\.weight +exp_avg of head\.weight has the"):
+        run.load_state_dict(saved)
+    assert not run.optimizer.state
+    found = run.load_state_dict(saved, resume="adapt")
+    assert {*found.moved} == {"body.weight", "body.bias"}
+    assert {*found.dropped} == {"head.weight", "head.bias"}
 
 
 HORIZONS = {
@@ -270,6 +289,12 @@ class TestPlateaus:
         )
         assert {rate for name, rate in rates.items() if "head" in name} == {0.05}
 
+    def test_what_counts_updates_remembers_nothing(self):
+        run = started(BASE)
+        run.validated({"eval_loss": 1.0})
+        found = started(CASES["phase"].recipe).load_state_dict(state_of(run), resume="adapt")
+        assert not found.notes
+
     def test_where_it_is_gone_that_is_said(self, state):
         run = started({**self.RECIPE, "schedule": [{**self.FOLLOWING, "patience": 7}]})
         found = run.load_state_dict(state, resume="adapt")
@@ -335,7 +360,9 @@ def test_a_recipe_with_another_policy_is_refused_with_its_key(policy):
 
 def test_editors_know_the_policies():
     form = Recipe.json_schema()["properties"]["resume"]
-    assert (form["enum"], form["default"]) == (["exact", "adapt", "weights"], "exact")
+    short, long = form["oneOf"]
+    assert (short["enum"], form["default"]) == (["exact", "adapt", "weights"], "exact")
+    assert long == {"$ref": "#/$defs/ResumeSpec"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from optimplug import ArgumentError, Horizon, Recipe, RecipeError
+from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 from optimplug.recipe import build_scheduler
 from optimplug.recipe.json_schema import json_schema
 
@@ -126,6 +126,16 @@ def test_a_resumed_run_goes_on_from_what_it_remembers(at):
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert seen + go_on(second, losses[at:]) == go_on(whole, losses)
     assert second.scheduler.state_dict() == whole.scheduler.state_dict()
+
+
+@pytest.mark.parametrize("bad", [[], [0.0], ["x", 1], [0.0, -1], [1.0, 2.0]])
+def test_a_bad_state_of_what_is_to_be_reported_changes_nothing(bad):
+    run = started(OF_TRAINING)
+    state = copy.deepcopy(run.state_dict())
+    state["scheduler"]["unreported"] = bad
+    with pytest.raises(StateError, match="unreported must be"):
+        run.load_state_dict(state)
+    assert run.scheduler.unreported == [0.0, 0]
 
 
 def test_under_adapt_it_goes_on_too_and_a_new_one_is_asked_for_its_metric():

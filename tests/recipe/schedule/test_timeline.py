@@ -125,7 +125,10 @@ class TestTogether:
         ("phase", "message"),
         [
             ({"together": [HALVE]}, "at least 2"),
-            ({"together": [HALVE, {**HALVE, "for": 2}]}, "no together, for or of"),
+            (
+                {"together": [HALVE, {**HALVE, "for": 2}]},
+                r"\[0\]\.together\[1\]\.for: cannot stand in a phase",
+            ),
             ({"together": [HALVE, HALVE], "gamma": 1}, "gamma belongs to one of the phases"),
             ({"together": [HALVE, HALVE], "name": "StepLR"}, "one of name, preset and together"),
             (
