@@ -14,6 +14,7 @@ from support.lightning_package import (
 )
 from support.lightning_runs import CALM, Tiny, batches, recipe_of, rows, trainer_of
 from support.tensors import same_bits
+from support.trainers import AT_RANDOM
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -173,7 +174,7 @@ def trained(folder, *callbacks, **changes):
         {**RECIPE, **changes.pop("recipe", {})},
         callbacks=callbacks,
         model=model,
-        train_sampling_strategy="random",
+        **AT_RANDOM,
         logging_strategy="steps",
         logging_steps=1,
         **changes,
