@@ -13,7 +13,6 @@ from torch import Tensor
 from optimplug.errors import ArgumentError
 from optimplug.recipe import LRCurve, Recipe, Run, find_lr
 from optimplug.recipe.finder.find import require_sweep
-from optimplug.show.figures import new_figure, require_drawable
 
 __all__ = ["RateFinder", "refuse"]
 
@@ -93,11 +92,10 @@ class RateFinder:
             Path(self.html).write_text(self.curve.html(), encoding="utf-8")
 
     def _check_files(self) -> None:
-        what = "drawing a sweep over rates"
         if self.plot is not None:
-            require_drawable(what, self.plot)
+            LRCurve.require_drawable(self.plot)
         if self.html is not None:
-            new_figure(what)  # a page has one in it
+            LRCurve.require_drawable()  # a page has a picture in it
         for name, file in {"plot": self.plot, "html": self.html}.items():
             if file is not None and not Path(file).absolute().parent.is_dir():
                 raise ArgumentError(f"{name} must be a file in a folder that is there (got {file})")
