@@ -13,6 +13,7 @@ from torch import Tensor
 from optimplug.errors import ArgumentError
 from optimplug.recipe import LRCurve, Recipe, Run, find_lr
 from optimplug.recipe.finder.find import require_sweep
+from optimplug.show.figures import new_figure, require_drawable
 
 __all__ = ["RateFinder", "refuse"]
 
@@ -66,7 +67,13 @@ class RateFinder:
         batches: Iterable[Any],
         accumulate: int,
     ) -> None:
-        """Sweep, and say in the log ``optimplug`` what came of it."""
+        """Sweep, and say in the log ``optimplug`` what came of it.
+
+        Raises:
+            ArgumentError: there is nowhere to write the curve, which is seen before the sweep.
+            MissingExtraError: matplotlib is not installed, to draw it.
+        """
+        self._check_files()
         self.curve = find_lr(
             run.model,
             recipe,
@@ -84,6 +91,16 @@ class RateFinder:
             self.curve.plot(self.plot)
         if self.html is not None and self.curve.points:
             Path(self.html).write_text(self.curve.html(), encoding="utf-8")
+
+    def _check_files(self) -> None:
+        what = "drawing a sweep over rates"
+        if self.plot is not None:
+            require_drawable(what, self.plot)
+        if self.html is not None:
+            new_figure(what)  # a page has one in it
+        for name, file in {"plot": self.plot, "html": self.html}.items():
+            if file is not None and not Path(file).absolute().parent.is_dir():
+                raise ArgumentError(f"{name} must be a file in a folder that is there (got {file})")
 
     def skip(self, updates: int) -> None:
         """Say that there is nothing to find in a run that goes on from a checkpoint."""

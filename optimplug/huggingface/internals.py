@@ -359,7 +359,9 @@ def beginning_to_train(frame: FrameType | None) -> Trainer | None:
     Args:
         frame: of that function.
     """
-    caller = None if frame is None else frame.f_back
+    name, caller = "" if frame is None else frame.f_code.co_name, frame
+    while caller is not None and caller.f_code.co_name == name:
+        caller = caller.f_back  # a derived class may have a function of that name, which asks this
     if caller is None or caller.f_code.co_name != _TRAINING_LOOP:
         return None
     found = caller.f_locals.get("self")

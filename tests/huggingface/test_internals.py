@@ -252,8 +252,17 @@ class Asked(TrainingArguments):
         return super().device
 
 
-def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path):
-    args = arguments(tmp_path, Asked, num_train_epochs=1)
+class AskedThroughAnother(Asked):
+    """Has the property once more, as a user's class may."""
+
+    @property
+    def device(self):
+        return super().device
+
+
+@pytest.mark.parametrize("cls", [Asked, AskedThroughAnother])
+def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path, cls):
+    args = arguments(tmp_path, cls, num_train_epochs=1)
     trainer = Trainer(Lines(), args, train_dataset=points(), eval_dataset=points(4))
     trainer.evaluate()
     check(set(args.asking) == {None}, "it looks as if a trainer that does not train began to")
