@@ -23,7 +23,7 @@ test: $(READY) check  ## Lint, types, import directions, and every test that is 
 test-slow: $(READY)  ## The tests that take minutes
 	$(PYTEST) -m slow $(ARGS)
 
-# The oldest and the newest releases that the README names, each in an environment of its own, by any
+# The oldest and the newest releases that docs/versions.md names, each in an environment of its own, by any
 # Python (OLDEST_PYTHON, NEWEST_PYTHON). Without an index of builds for the CPU, torch brings CUDA along.
 OLDEST_PYTHON ?= $(PYTHON)
 NEWEST_PYTHON ?= $(PYTHON)

@@ -29,6 +29,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _precision():
+    """Before 5, transformers' arguments leave theirs in the environment, to all that come later."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_to_collect_yet():
     """Spare a Trainer, whose ``train`` collects garbage first, half a second over all imports."""

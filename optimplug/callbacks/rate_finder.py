@@ -66,7 +66,13 @@ class RateFinder:
         batches: Iterable[Any],
         accumulate: int,
     ) -> None:
-        """Sweep, and say in the log ``optimplug`` what came of it."""
+        """Sweep, and say in the log ``optimplug`` what came of it.
+
+        Raises:
+            ArgumentError: there is nowhere to write the curve, which is seen before the sweep.
+            MissingExtraError: matplotlib is not installed, to draw it.
+        """
+        self._check_files()
         self.curve = find_lr(
             run.model,
             recipe,
@@ -84,6 +90,15 @@ class RateFinder:
             self.curve.plot(self.plot)
         if self.html is not None and self.curve.points:
             Path(self.html).write_text(self.curve.html(), encoding="utf-8")
+
+    def _check_files(self) -> None:
+        if self.plot is not None:
+            LRCurve.require_drawable(self.plot)
+        if self.html is not None:
+            LRCurve.require_drawable()  # a page has a picture in it
+        for name, file in {"plot": self.plot, "html": self.html}.items():
+            if file is not None and not Path(file).absolute().parent.is_dir():
+                raise ArgumentError(f"{name} must be a file in a folder that is there (got {file})")
 
     def skip(self, updates: int) -> None:
         """Say that there is nothing to find in a run that goes on from a checkpoint."""

@@ -86,10 +86,15 @@ def _in_plans(
     recipes: tuple[Recipe, Recipe], model: str, meta: bool, steps: int | None, epoch: int | None
 ) -> PlanDifference:
     built, horizon = build_model(model, meta), Horizon(steps, epoch)
-    policies = [recipe.spec.resume for recipe in recipes]
-    whole = () if policies[0] == policies[1] else (Change("resume", *policies),)
+    policies, climbs = zip(*(_resuming(recipe) for recipe in recipes), strict=True)
+    whole = (Change("resume", *policies), Change("rewarm", *climbs))
     first, second = (recipe.plan(built, horizon) for recipe in recipes)
-    return PlanDifference(first, second, whole)
+    return PlanDifference(first, second, tuple(each for each in whole if each.before != each.after))
+
+
+def _resuming(recipe: Recipe) -> tuple[str, str | None]:
+    found = recipe.spec.resuming
+    return found.policy, None if found.rewarm is None else str(found.rewarm)
 
 
 def _show_tables(found: PlanDifference | None, keys: Any, names: tuple[str, str]) -> None:

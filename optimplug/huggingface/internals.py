@@ -15,13 +15,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+import transformers
 from accelerate.scheduler import AcceleratedScheduler  # type: ignore[import-untyped]
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments, default_data_collator
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import has_length
 
 from optimplug.recipe import Horizon
@@ -34,6 +34,7 @@ __all__ = [
     "beginning_to_train",
     "give_back_unlogged",
     "horizon_in",
+    "logged_mean",
     "loss_of",
     "model_without_weights",
     "planned_by",
@@ -60,6 +61,7 @@ _STEPS: Mapping[str, str] = {
 _LOOP: Mapping[str, str] = {
     "_inner_training_loop": "clips by the accelerator, and has no method of its own for that",
     "_load_best_model": "loads the best weights at the end, before any callback is asked",
+    "_maybe_log_save_evaluate": "is handed the losses that were not logged, a variable of the loop",
 }
 TAKES_FACTORIES = _HAS_STEPS
 """Whether ``optimizer_cls_and_kwargs`` may hold what is called with the model: from 5.3 on too."""
@@ -100,6 +102,9 @@ class TrainerEvents(_Base):
 
     optimizer: Any
     lr_scheduler: Any
+    _tr_loss: Any
+    """The losses that were not logged. Before 5.3, the loop's as it logs and saves; otherwise those
+    that are to be added to them."""
 
     def planned(self, horizon: Horizon) -> None:
         """The Trainer has counted how many updates a run will have."""
@@ -187,6 +192,15 @@ class TrainerEvents(_Base):
             self.trained()
         super()._load_best_model()
 
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        log: Any = super()._maybe_log_save_evaluate
+        if not _HAS_STEPS:
+            tr_loss += self._tr_loss  # in place, as it is the loop's own; what was given back
+            self._tr_loss = tr_loss
+        log(tr_loss, *args, **kwargs)
+        if not _HAS_STEPS:
+            self._tr_loss = 0.0
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save = super()._save_checkpoint
         self.saving(lambda: save(model, trial))
@@ -217,6 +231,7 @@ def _steps_of_loop(trainer: TrainerEvents) -> Iterator[None]:
 
     handler = trainer.callback_handler
     on_train_end = handler.on_train_end
+    trainer._tr_loss = 0.0
     with (
         _replaced(trainer.accelerator, "clip_grad_norm_", clip),
         _replaced(handler, "on_train_end", end),
@@ -311,9 +326,14 @@ def unlogged_loss(trainer: Trainer) -> tuple[float, int]:
     as it trains.
     """
     running: Any = trainer
-    gather: Any = nested_gather
-    total = gather(running._tr_loss, trainer.args.parallel_mode).mean().item()
+    total = trainer.accelerator.gather(running._tr_loss).mean().item()
     return total, trainer.state.global_step - running._globalstep_last_logged
+
+
+def logged_mean(total: float, updates: int) -> float:
+    """Return the mean loss that a Trainer would log: before transformers 5, rounded."""
+    mean = total / updates
+    return round(mean, 4) if int(transformers.__version__.partition(".")[0]) < 5 else mean
 
 
 def give_back_unlogged(trainer: Trainer, total: float, updates: int) -> None:
@@ -333,12 +353,15 @@ _TRAINING_LOOP = "_inner_training_loop"
 def beginning_to_train(frame: FrameType | None) -> Trainer | None:
     """Return the trainer whose training loop has called a function; None if another has.
 
-    The loop asks its arguments for the device once, as all is prepared and nothing is trained yet.
+    The loop asks its arguments for the device as all is prepared and nothing is trained yet; before
+    5.3, again at each update.
 
     Args:
         frame: of that function.
     """
-    caller = None if frame is None else frame.f_back
+    name, caller = "" if frame is None else frame.f_code.co_name, frame
+    while caller is not None and caller.f_code.co_name == name:
+        caller = caller.f_back  # a derived class may have a function of that name, which asks this
     if caller is None or caller.f_code.co_name != _TRAINING_LOOP:
         return None
     found = caller.f_locals.get("self")

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from optimplug._core.metrics import name_among
 from optimplug.huggingface.evaluations import has_teller, of_main_process
-from optimplug.huggingface.internals import give_back_unlogged, unlogged_loss
+from optimplug.huggingface.internals import give_back_unlogged, logged_mean, unlogged_loss
 from optimplug.recipe import RecipeScheduler, Run
 
 __all__ = ["check_logs", "go_on_reporting", "is_report", "keeping_unreported", "report"]
@@ -110,7 +110,7 @@ def go_on_reporting(trainer: Trainer, run: Run) -> None:
     (total, updates), scheduler.unreported = scheduler.unreported, [0.0, 0]
     if trainer.args.logging_strategy == "epoch" and float(trainer.state.epoch or 0.5).is_integer():
         # The log of the epoch came after the checkpoint, and the Trainer makes up for none.
-        losses = {_LOSS: total / updates}
+        losses = {_LOSS: logged_mean(total, updates)}
         if all(name_among(name, losses, of_training=True) for name in scheduler.training_monitors):
             run.trained(losses)
     else:

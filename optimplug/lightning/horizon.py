@@ -8,7 +8,7 @@ from optimplug.lightning.internals import callbacks_of, forget_data_setup
 from optimplug.lightning.package import GradientAccumulationScheduler, Trainer
 from optimplug.recipe import Horizon
 
-__all__ = ["horizon_of"]
+__all__ = ["accumulated", "horizon_of"]
 
 # A rehearsal of a few batches stands for a long run: it goes through the start of the schedule.
 _REHEARSED = Horizon(total_steps=1_000_000, steps_per_epoch=1_000)
@@ -28,6 +28,14 @@ def horizon_of(trainer: Trainer) -> Horizon:
     if whole.total_steps is None or done >= whole.total_steps:
         return whole
     return Horizon(whole.total_steps - done, whole.steps_per_epoch)
+
+
+def accumulated(trainer: Trainer) -> int:
+    """Return how many batches make an update in this epoch, which is about to begin."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):  # it tells the trainer only then
+            return callback.get_accumulate_grad_batches(trainer.current_epoch)
+    return trainer.accumulate_grad_batches
 
 
 def _updates(trainer: Trainer) -> int:

@@ -82,22 +82,40 @@ def changed(
         found = override(content, changes)
         Recipe.load(found)
     except RecipeError as error:
-        told = [_by_option(problem, changes, option, source) for problem in error.problems]
+        told = [_by_option(problem, changes, option, source, content) for problem in error.problems]
         raise RecipeError(told) from None
     return found
 
 
 def _by_option(
-    problem: Problem, changes: Iterable[str], option: str, source: str | None
+    problem: Problem,
+    changes: Iterable[str],
+    option: str,
+    source: str | None,
+    content: Mapping[str, Any],
 ) -> Problem:
     """Return a problem as one of the option that said it; else as one of the file."""
     path, message = problem
+    at = _parts(path)
     for change in changes:
         said = _parts(change)
-        if said and _parts(path)[: len(said)] == said:
-            deeper = "" if _parts(path) == said else f"{path}: "
-            return Problem(f"{option}.{change}", f"{deeper}{message}")
+        # It is with the value, or with a key above it that is there for its sake alone.
+        below, above = at[: len(said)] == said, said[: len(at)] == at
+        if said and (below or (above and not _holds(content, at))):
+            of_part = "" if at == said else f"{path}: "
+            return Problem(f"{option}.{change}", f"{of_part}{message}")
     return Problem(f"{source}: {path}" if source else path, message)
+
+
+def _holds(content: Any, parts: Sequence[str]) -> bool:
+    """Tell whether there are such keys in a recipe; of a list, every item is taken to be there."""
+    for part in parts:
+        if not isinstance(content, Mapping):
+            break
+        if part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _is_change(name: str, option: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Any
 
 import torch
@@ -61,7 +62,10 @@ class LoggedGroups:
         for glob in self.globs or ():
             if not any(fnmatchcase(name, glob) for name in names):
                 close = nearest(glob.strip("*?"), names)
-                hint = f"did you mean {close!r}?" if close else f"there are {listed(names, 8)}"
+                # As a glob: brackets in a name mean something else there.
+                hint = (
+                    f"did you mean {escape(close)!r}?" if close else f"there are {listed(names, 8)}"
+                )
                 raise ArgumentError(f"log_groups: {glob!r} matches no group's name; {hint}")
 
 

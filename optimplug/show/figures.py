@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optimplug.errors import MissingExtraError
+from optimplug.errors import ArgumentError, MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["as_svg", "new_figure"]
+__all__ = ["as_svg", "new_figure", "require_drawable"]
 
 
 def new_figure(what: str, width: float = 9, height: float = 4.5) -> Figure:
@@ -30,6 +32,25 @@ def new_figure(what: str, width: float = 9, height: float = 4.5) -> Figure:
     except ImportError:
         raise MissingExtraError(what, "plot") from None
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def require_drawable(what: str, path: str | PathLike[str]) -> None:
+    """Check, before there is anything to draw, that it can be drawn into a file.
+
+    Args:
+        what: what is drawn, for the error.
+        path: the file; its ending says the format.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ArgumentError: it knows no such format.
+    """
+    known = new_figure(what).canvas.get_supported_filetypes()
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending and ending not in known:  # without one it is a PNG
+        raise ArgumentError(
+            f"{what}: a picture's ending must be one of {', '.join(sorted(known))} (got {ending!r})"
+        )
 
 
 def as_svg(figure: Figure) -> str:

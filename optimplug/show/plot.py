@@ -223,6 +223,7 @@ def _name(axes: Axes, bands: Sequence[_Band], height: float, colors: Colormap) -
             color=[0.7 * part for part in colors(0.9 * bands[i].shade)[:3]],
             arrowprops=line if end_apart else None,
             annotation_clip=False,
+            parse_math=False,  # a name may have a "$" in it
         )
 
 
@@ -260,6 +261,7 @@ def _draw_frozen(axes: Axes, frozen: Sequence[tuple[str, int]], last: int) -> No
             verticalalignment="center",
             color="0.35",
             annotation_clip=False,
+            parse_math=False,  # a name may have a "$" in it
         )
 
 

@@ -28,6 +28,7 @@ from optimplug.callbacks.lightning import (
 from optimplug.lightning import RecipeMixin, configure_optimizers
 from optimplug.lightning.configure import take_over
 from optimplug.optim import lr_scheduler as our_schedulers
+from optimplug.recipe.checkpoint.policy import Resume
 
 
 class Plain(LightningModule):
@@ -342,7 +343,7 @@ class TestRecipeCallback:
         with pytest.raises(RecipeError, match="there are two: Mixed has one by RecipeMixin"):
             trainer_of(tmp_path, RecipeCallback(RECIPE)).fit(mixed, data)
         with pytest.raises(RecipeError, match="there are two: Mixed has one by RecipeMixin"):
-            take_over(mixed, RECIPE)
+            take_over(mixed, RECIPE, Resume())
         without = Mixed()  # so that the callback has the only one
         recipe = {"optimizer": {"name": "Adam", "lr": 0.5}}
         trainer = trainer_of(tmp_path, RecipeCallback(recipe), max_epochs=1)

@@ -1,19 +1,25 @@
 """Rate finders in both trainers: they say what they find, and the training is as without them."""
 
 import logging
+import sys
 
 import pytest
 import torch
 from support.bert import tiny_bert
 from support.huggingface_runs import trainer_of as huggingface_trainer
-from support.lightning_package import Callback, LightningModule
+from support.lightning_package import (
+    Callback,
+    GradientAccumulationScheduler,
+    LightningModule,
+)
 from support.lightning_runs import CALM, Tiny, batches, recipe_of, rows, trainer_of
 from support.tensors import same_bits
+from support.trainers import AT_RANDOM
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from optimplug import ArgumentError
+from optimplug import ArgumentError, MissingExtraError
 from optimplug.callbacks import huggingface, lightning
 
 RECIPE = {
@@ -75,6 +81,16 @@ def test_a_fit_is_as_without_it(tmp_path, caplog, changes):
     assert [record.getMessage() for record in caplog.records].count(str(finder.curve)) == 1
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "lr.html").read_text().startswith("<!doctype html>")
+
+
+def test_an_update_has_as_many_batches_as_in_the_epoch_that_begins(tmp_path):
+    curves = []
+    for callbacks, changes in (([], {"accumulate_grad_batches": 2}), ([{0: 2, 1: 3}], {})):
+        finder = lightning.RateFinder(updates=20)
+        others = map(GradientAccumulationScheduler, callbacks)
+        fitted(tmp_path, finder, *others, **changes)
+        curves.append(finder.curve)
+    assert curves[0] == curves[1]
 
 
 def test_nothing_is_left_on_the_module(tmp_path):
@@ -158,7 +174,7 @@ def trained(folder, *callbacks, **changes):
         {**RECIPE, **changes.pop("recipe", {})},
         callbacks=callbacks,
         model=model,
-        train_sampling_strategy="random",
+        **AT_RANDOM,
         logging_strategy="steps",
         logging_steps=1,
         **changes,
@@ -230,3 +246,24 @@ def test_settings_are_those_of_find_lr(finder):
     assert (found.plot, found.html, found.curve) == (None, None, None)
     with pytest.raises(ArgumentError, match="updates must be an int >= 20"):
         finder(updates=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plot": "rates.xyz"}, r"ending must be one of .*png.* \(got 'xyz'\)"),
+        ({"plot": "no/rates.png"}, r"plot must be a file in a folder .* \(got no/rates\.png\)"),
+        ({"html": "no/rates.html"}, r"html must be a file in a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_sweep(changes, message):
+    finder = huggingface.RateFinder(**changes)
+    with pytest.raises(ArgumentError, match=message):
+        finder.find(None, None, None, [], 1)  # of which it asks for nothing yet
+
+
+@pytest.mark.parametrize("name", ["plot", "html"])
+def test_without_matplotlib_it_is_told_before_the_sweep(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match="drawing a sweep over rates"):
+        lightning.RateFinder(**{name: "rates.png"}).find(None, None, None, [], 1)

@@ -20,6 +20,8 @@ FILES = {
     "same.yaml": A.replace("linear", "{name: LinearLR, start_factor: 1.0, end_factor: 0.0}"),
     "b.yaml": A.replace("1e-3", "2e-3"),
     "resumes.yaml": A + "resume: adapt\n",
+    "adapts.yaml": A + "resume: {policy: adapt}\n",
+    "climbs.yaml": A + "resume: {policy: adapt, rewarm: 2 %}\n",
     "bad.yaml": A.replace("AdamW", "AdamV"),
     "misfit.yaml": A.replace("bias", "bais"),
     "epochs.yaml": A.replace("linear", "{preset: linear, warmup: 1 epoch}"),
@@ -43,6 +45,9 @@ STATUS = [
     (["a.yaml", "b.yaml", *MODEL], 1, "lr peak"),
     (["a.yaml", "same.yaml", *MODEL], 0, "for this model both mean the same"),
     (["a.yaml", "resumes.yaml", *MODEL], 1, "resume"),
+    (["resumes.yaml", "adapts.yaml"], 0, "say the same"),
+    (["resumes.yaml", "adapts.yaml", *MODEL], 0, "say the same"),
+    (["resumes.yaml", "climbs.yaml", *MODEL], 1, "rewarm"),
     (["a.yaml", "bad.yaml"], 2, "bad.yaml: optimizer.name: no optimizer 'AdamV'"),
     (["a.yaml", "none.yaml"], 2, "none.yaml: cannot read the recipe"),
     (["a.yaml", "misfit.yaml", *MODEL], 2, "misfit.yaml: groups[0].match"),
@@ -79,3 +84,12 @@ def test_curves_are_drawn(tmp_path, run):
     assert run("a.yaml", "b.yaml", *MODEL, "--plot", "d.png", "--html", "d.html").returncode == 1
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "d.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_how_runs_go_on_is_plain_in_json(run):
+    found = json.loads(run("a.yaml", "climbs.yaml", *MODEL, "--json").stdout)
+    assert found["all"] == [
+        {"what": "resume", "before": "exact", "after": "adapt"},
+        {"what": "rewarm", "before": None, "after": "2%"},
+    ]
+    assert found["groups"] == []

@@ -149,7 +149,7 @@ def run_optimplug(command, folder):
 SMALL_JOB = {
     "make demo": 'ARGS="--train 16 --held-out 8 --batch-size 8 --out {out}"',
     "make test": 'ARGS="--collect-only -q tests/test_errors.py -p no:cacheprovider"',
-    PLATEAU: f'{PLATEAU[len("make demo ") : -1]} --train 32 --held-out 8 --batch-size 8 --out {{out}}"',
+    PLATEAU: f'{PLATEAU[len("make demo ") : -1]} --train 32 --held-out 8 --batch-size 8 --evaluate-every 2 --out {{out}}"',
     'make demo ARGS="--data file.csv"': 'ARGS="--data {file} --batch-size 8 --out {out}"',
 }
 DEMO_WRITES = {"lr.png", "plan.html", "plan.txt", "summary.json"}

@@ -106,6 +106,7 @@ def test_other_unknown_options_are_still_refused():
     [
         (["--recipe.optimizer.lr", "x"], "--recipe.optimizer.lr: must be a finite number (got 'x')"),
         (["--recipe.optimizer.lrr", "1"], "--recipe.optimizer.lrr: unknown key; did you mean 'lr'?"),
+        (["--recipe.optimiser.lr", "1"], "--recipe.optimiser.lr: optimiser: unknown key; did you mean 'optimizer'?"),
         (["--recipe.groups.3.lr_scale", "2"], "--recipe.groups.3.lr_scale: must name one of 1, from 0 (got '3')"),
         (["--recipe.schedule", "[{name: StepL}]"], "--recipe.schedule: schedule[0].name: "),
     ],

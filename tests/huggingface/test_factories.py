@@ -1,12 +1,24 @@
 import pytest
 from support.bert import collate, tiny_bert, tiny_rows
-from support.huggingface_runs import RECIPE, UNCLIPPED, StopAfter, arguments, trainer_of
+from support.huggingface_runs import (
+    FROM_FACTORIES,
+    RECIPE,
+    UNCLIPPED,
+    StopAfter,
+    arguments,
+    trainer_of,
+)
 from support.tensors import same_weights
 from transformers import Trainer
 
 from optimplug import RecipeError
 from optimplug.callbacks.huggingface import LearningRateTrace
-from optimplug.huggingface import RecipeTrainingArguments, build, optimizer_cls_and_kwargs
+from optimplug.huggingface import (
+    RecipeTrainingArguments,
+    build,
+    factories,
+    optimizer_cls_and_kwargs,
+)
 from optimplug.optim import AdamW
 
 NO_CLIPPING = {"max_grad_norm": 0}
@@ -104,6 +116,7 @@ def test_what_cannot_be_run_so_is_refused(tmp_path, recipe, changes, message):
 ALONE = {key: value for key, value in RECIPE.items() if key != "schedule"}
 
 
+@FROM_FACTORIES
 def test_the_optimizer_alone_is_the_recipes_under_the_trainers_schedule(tmp_path):
     """With ``model_init``, and with a ``weight_decay`` that an Optimizer class would have got."""
     trace = LearningRateTrace()
@@ -128,6 +141,13 @@ def test_the_optimizer_alone_is_the_recipes_under_the_trainers_schedule(tmp_path
     assert len(trace.rates) > 3
 
 
+def test_a_trainer_that_builds_none_from_its_model_is_too_old(monkeypatch):
+    monkeypatch.setattr(factories, "TAKES_FACTORIES", False)
+    with pytest.raises(ImportError, match=r"transformers>=5\.3\", or use RecipeTrainer or"):
+        optimizer_cls_and_kwargs(ALONE)
+
+
+@FROM_FACTORIES
 @pytest.mark.parametrize(
     ("recipe", "paths"),
     [

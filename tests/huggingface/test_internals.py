@@ -44,6 +44,16 @@ PARAMETERS = {
         "ignore_keys_for_eval",
     ],
     "_load_best_model": [],
+    "_maybe_log_save_evaluate": [
+        "tr_loss",
+        "grad_norm",
+        "model",
+        "trial",
+        "epoch",
+        "ignore_keys_for_eval",
+        "start_time",
+        "learning_rate",
+    ],
     "_clip_grad_norm": ["model"],
     "_finalize_training": ["trial", "num_train_samples", "start_time"],
     "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
@@ -242,14 +252,24 @@ class Asked(TrainingArguments):
         return super().device
 
 
-def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path):
-    args = arguments(tmp_path, Asked, num_train_epochs=1)
+class AskedThroughAnother(Asked):
+    """Has the property once more, as a user's class may."""
+
+    @property
+    def device(self):
+        return super().device
+
+
+@pytest.mark.parametrize("cls", [Asked, AskedThroughAnother])
+def test_a_trainer_that_begins_to_train_asks_for_the_device(tmp_path, cls):
+    args = arguments(tmp_path, cls, num_train_epochs=1)
     trainer = Trainer(Lines(), args, train_dataset=points(), eval_dataset=points(4))
     trainer.evaluate()
     check(set(args.asking) == {None}, "it looks as if a trainer that does not train began to")
     trainer.train()
     found = [one for one in args.asking if one is not None]
-    check(found == [trainer], "the training loop asks for args.device once")
+    check(found, "the training loop asks for args.device")
+    check(set(found) == {trainer}, "it is the trainer that its frame has as self")
 
 
 def test_our_names_are_none_of_the_trainers():

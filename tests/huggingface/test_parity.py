@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from support.bert import tiny_rows
 from support.huggingface_runs import OneWeight, trainer_of
 from support.labels import label
@@ -11,6 +13,7 @@ from transformers import Trainer
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.recipe.schedule.presets import PRESETS
 
+SHARE_OF_RUN = "warmup_ratio" if Version(transformers.__version__).major < 5 else "warmup_steps"
 SCHEDULES = [
     ("linear", {}),
     ("cosine", {}),
@@ -34,9 +37,10 @@ SCHEDULES = [
 def test_a_preset_is_the_trainers_own_schedule(tmp_path, name, settings, steps, warmup, accumulate):
     runs = {"gradient_accumulation_steps": accumulate, "num_train_epochs": 4}
     own, ours = LearningRateTrace(), LearningRateTrace()
+    of_run = SHARE_OF_RUN if isinstance(steps, float) else "warmup_steps"
     trainer_of(
         tmp_path, cls=Trainer, model=OneWeight(), callbacks=[own], learning_rate=1e-3,
-        lr_scheduler_type=name, lr_scheduler_kwargs=settings, warmup_steps=steps, **runs,
+        lr_scheduler_type=name, lr_scheduler_kwargs=settings, **{of_run: steps}, **runs,
     ).train()  # fmt: skip
     warm = {} if warmup is None or name == "constant" else {"warmup": warmup}
     recipe = {

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.bert import tiny_bert
-from support.huggingface_runs import RECIPE, StopAfter, trainer_of
+from support.huggingface_runs import FROM_FACTORIES, RECIPE, StopAfter, trainer_of
 from support.tensors import same_bits, same_weights
 from support.trainers import optimizer_of
 from transformers import Trainer, TrainerCallback
@@ -121,6 +121,7 @@ def test_what_the_recipe_freezes_is_left_out(tmp_path):
     assert told.dropped == dict.fromkeys(saved.keys() - kept.keys(), "the recipe freezes it")
 
 
+@FROM_FACTORIES
 def test_groups_that_a_recipe_made_for_a_plain_trainer_are_known_by_their_names(tmp_path):
     alone = {key: value for key, value in RECIPE.items() if key != "schedule"}
     trainer = trainer_of(
@@ -149,6 +150,7 @@ TORCHS_SGD = {**SGD, "name": "torch.optim.SGD"}
 ADAFACTOR = {"name": "torch.optim.Adafactor", "lr": 1e-2}
 
 
+@FROM_FACTORIES
 @pytest.mark.parametrize(
     ("before", "after"),
     [(ADAMW, ADAMW), (SGD, SGD), (TORCHS_SGD, TORCHS_SGD), (TORCHS_SGD, SGD), (ADAFACTOR, ADAFACTOR)],
@@ -164,6 +166,7 @@ def test_any_optimizer_of_a_recipe_goes_on_after_the_trainers_own_schedule(tmp_p
     assert ("schedule", "none of a recipe") in [change[:2] for change in told.schedule]
 
 
+@FROM_FACTORIES
 @pytest.mark.parametrize(
     ("before", "after"),
     [(ADAMW, SGD), (SGD, ADAMW), (ADAMW, TORCHS_SGD), (SGD, ADAFACTOR),

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from packaging.version import Version
 from support.labels import label
 from support.lightning_package import (
+    PACKAGE,
     BackboneFinetuning,
     BatchSizeFinder,
     CSVLogger,
@@ -147,7 +149,16 @@ class TestStochasticWeightAveraging:
             fit(tmp_path, recipe_of(COSINE, groups=[rule]), averaging())
 
 
+class WithoutRecipe(Tiny):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
 class TestLearningRateFinder:
+    @pytest.mark.skipif(
+        Version(PACKAGE.__version__) < Version("2.5.3"),
+        reason="there, Lightning leaves out the epoch in which its callback has swept the rates",
+    )
     @pytest.mark.parametrize("recipe", [TWO_RATES, FOLLOWING], ids=["steps", "plateau"])
     def test_the_callback_leaves_the_run_as_it_is(self, tmp_path, recipe):
         finder = LearningRateFinder(num_training_steps=20, update_attr=False)
@@ -156,6 +167,16 @@ class TestLearningRateFinder:
         assert finder.optimal_lr.suggestion() > 0
         assert rates[-18:] == expected
         assert same_weights(found, whole)
+
+    def test_the_callback_costs_a_run_what_it_costs_without_a_recipe(self, tmp_path):
+        updates = []
+        for cls in (Tiny, WithoutRecipe):
+            trainer = trainer_of(
+                tmp_path, LearningRateFinder(num_training_steps=20, update_attr=False)
+            )
+            trainer.fit(cls(STEPS), batches(), batches())
+            updates.append(trainer.global_step)
+        assert updates[0] == updates[1] > EPOCH
 
     @pytest.mark.parametrize("recipe", [TWO_RATES, FOLLOWING], ids=["steps", "plateau"])
     def test_the_tuner_leaves_the_run_as_it_is(self, tmp_path, recipe):

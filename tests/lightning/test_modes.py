@@ -84,7 +84,7 @@ def test_the_best_weights_are_tested_as_they_were_saved(tmp_path):
     module = Tiny(FREE)
     trainer = trainer_of(tmp_path, keep, enable_checkpointing=True)
     trainer.fit(module, batches(), batches())
-    trainer.test(module, batches(), ckpt_path="best", verbose=False, weights_only=True)
+    trainer.test(module, batches(), ckpt_path="best", verbose=False)
     saved = torch.load(keep.best_model_path, weights_only=True)["state_dict"]
     assert torch.equal(module.head.weight, saved["head.weight"])
     assert torch.equal(module.head.weight, trained_by_hand(EPOCH).head.weight)

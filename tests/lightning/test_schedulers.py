@@ -1,6 +1,5 @@
 """Our schedulers in Lightning's hands, without a recipe: as torch's."""
 
-import importlib
 from unittest import mock
 
 import pytest
@@ -31,7 +30,7 @@ def sgd(params):
 
 @pytest.mark.parametrize("library", ["here", "pytorch_optimizer"])
 def test_lookahead_in_lightning(library, tmp_path):
-    wrapper = Lookahead if library == "here" else importlib.import_module(library).Lookahead
+    wrapper = Lookahead if library == "here" else pytest.importorskip(library).Lookahead
 
     def run(module):
         class Looking(Plain):

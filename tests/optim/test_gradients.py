@@ -148,6 +148,15 @@ def test_an_expanded_parameter_is_refused_before_anything_moves(choice):
     assert torch.equal(whole.detach(), torch.ones(3, dtype=torch.bfloat16))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
+def test_a_parameter_without_strides_is_none_that_is_expanded(choice):
+    p = nn.Parameter(torch.eye(3).to_sparse_csr())
+    p.grad = p.detach().clone()
+    SGD([p], lr=0.25, **choice).step()
+    assert torch.equal(p.detach().values(), torch.full((3,), 0.75))
+
+
 def test_autograd_flows_through_clipping():
     start, rate = (torch.tensor(v, dtype=torch.float64) for v in ([1.5, -2.0], 0.1))
 

@@ -56,6 +56,13 @@ def test_a_glob_that_names_nothing_is_an_error(globs, hint):
         LoggedGroups(globs).check([owner])
 
 
+def test_brackets_in_a_name_are_suggested_as_globs_have_them():
+    owner = optimizer("c[0]")
+    with pytest.raises(ArgumentError, match=r"'c\[0\]' matches .*; did you mean 'c\[\[\]0\]'\?"):
+        LoggedGroups("c[0]").check([owner])
+    LoggedGroups("c[[]0]").check([owner])
+
+
 def test_a_glob_may_name_a_group_of_any_of_several_optimizers():
     LoggedGroups(["body", "head"]).check([optimizer("body"), optimizer("head")])
 

@@ -54,6 +54,17 @@ KEYS = {
             ("groups[0]", None, {"match": {"not": {"type": ["conv"]}}, "lr_scale": 2}),
         ],
     ),
+    "a policy in its long form": ({"resume": "adapt"}, {"resume": {"policy": "adapt"}}, []),
+    "a decay in its long form": (
+        {"groups": [DECAY]},
+        {"groups": [{"layer_decay": {"rate": 0.5}}]},
+        [],
+    ),
+    "how rates climb": (
+        {"resume": {"policy": "adapt", "rewarm": "2%"}},
+        {"resume": {"policy": "adapt", "rewarm": "3%"}},
+        [("resume.rewarm", "2%", "3%")],
+    ),
     "resume": ({"resume": "adapt"}, {}, [("resume", "adapt", None)]),
 }
 

@@ -9,6 +9,8 @@ from support.recipes import FULL, RUN, recipe_of
 from torch import nn
 
 from optimplug import Horizon, MissingExtraError, Recipe
+from optimplug.show.difference import PlanDifference
+from optimplug.show.difference.pictures import draw, page
 from optimplug.show.pictures import log_range, pictures
 from optimplug.show.spread import spread
 
@@ -39,6 +41,19 @@ def test_a_plot_names_every_line_beside_it_and_the_phases(tmp_path):
     assert "CosineAnnealingLR" in text
     assert ">bert.embeddings.position_embeddings<" in text  # what is frozen
     assert "legend" not in text
+
+
+@pytest.mark.parametrize("name", ["_fc", "a$b^{$", "$x$"])
+def test_names_stand_in_pictures_as_they_are(tmp_path, name):
+    model = nn.ModuleDict({"stem": nn.Linear(2, 2), name: nn.Linear(2, 2)})
+    first, second = (
+        recipe_of({"match": f"{name}.*", "lr": lr}).plan(model, RUN) for lr in (0.1, 0.2)
+    )
+    assert f">{name}<" in words_of(first, tmp_path / "lr.svg")
+    assert f">{name}<" in page(PlanDifference(first, second), [], ("a", "b")).partition("<svg")[2]
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw(PlanDifference(first, second), (f"{name}.yaml", "b"), tmp_path / "both.svg")
+    assert f">{name}.yaml<" in (tmp_path / "both.svg").read_text()
 
 
 def test_at_226_groups_it_has_a_band_for_each_layer_from_the_bottom_to_the_top(tmp_path):

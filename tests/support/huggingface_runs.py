@@ -1,5 +1,6 @@
 """Runs of the Trainer with a recipe, on a small BERT."""
 
+import pytest
 import torch
 from support.bert import collate, tiny_bert, tiny_rows
 from support.trainers import StopAfter as End
@@ -7,6 +8,11 @@ from support.trainers import arguments
 from transformers import Trainer
 
 from optimplug.huggingface import RecipeTrainer
+from optimplug.huggingface.internals import TAKES_FACTORIES
+
+FROM_FACTORIES = pytest.mark.skipif(
+    not TAKES_FACTORIES, reason="before 5.3, a Trainer builds no optimizer from its model"
+)
 
 RECIPE = {
     "optimizer": {"name": "AdamW", "lr": 1e-2, "max_grad_norm": 0.5},

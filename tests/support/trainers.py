@@ -12,11 +12,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.huggingface import RecipeTrainer
 
-# transformers before 5.3 takes the rows at random, and cannot be told otherwise.
+# transformers before 5.3 takes the rows at random, and cannot be told otherwise: here, in order.
 IN_ORDER = {"train_sampling_strategy": "sequential"}
+AT_RANDOM = {"train_sampling_strategy": "random"}
 BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 if "train_sampling_strategy" not in {field.name for field in fields(TrainingArguments)}:
-    IN_ORDER, BY_LENGTH = {}, {"group_by_length": True}
+    IN_ORDER, AT_RANDOM, BY_LENGTH = {}, {}, {"group_by_length": True}
     Trainer._get_train_sampler = lambda trainer, _=None: SequentialSampler(trainer.train_dataset)
 
 

@@ -35,7 +35,9 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Tell whether one place in memory holds several elements, as ``expand`` leaves it."""
-    return not tensor.is_contiguous() and any(
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
+        return False  # other layouts have no strides
+    return any(
         step == 0 < size - 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
 

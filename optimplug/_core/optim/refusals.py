@@ -61,7 +61,7 @@ def refuse_parameter(p: Tensor, rule: Rule) -> None:
         ArgumentError: it is a flat shard where the rule must see the whole; or some of its elements
             are one and the same.
     """
-    if not p.is_sparse and is_expanded(p):
+    if is_expanded(p):
         raise ArgumentError(
             f"a parameter must have memory for each of its elements, but one of shape "
             f"{tuple(p.shape)} is expanded: several of them stand in one place; give the optimizer "

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from optimplug.callbacks.rate_finder import RateFinder as _Finder
 from optimplug.callbacks.rate_finder import refuse
 from optimplug.lightning.events import RunEvents
+from optimplug.lightning.horizon import accumulated
 from optimplug.lightning.internals import callbacks_of, ready_batch
 from optimplug.lightning.package import LightningModule, OwnCallback, Trainer
 from optimplug.recipe import Run
@@ -66,7 +67,7 @@ class RateFinder(_Finder, OwnCallback):
                 run.recipe,
                 lambda batch: _loss(trainer, pl_module, batch),
                 batches,
-                trainer.accumulate_grad_batches,
+                accumulated(trainer),
             )
 
 

@@ -87,6 +87,7 @@ class MetricCallback(CompletesValidations):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tell nobody, until it is known whom."""
+        super().setup(trainer, pl_module, stage)
         self._told = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -190,6 +190,18 @@ class LRCurve:
 
     # As of a plan: what shows it is imported when it is asked for.
 
+    @staticmethod
+    def require_drawable(path: str | PathLike[str] = "page.svg") -> None:
+        """Check, before there is a curve, that one can be drawn into a file of such an ending.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            ArgumentError: it knows no such format.
+        """
+        from optimplug.show import figures
+
+        figures.require_drawable("drawing a sweep over rates", path)
+
     def plot(self, path: str | PathLike[str]) -> None:
         """Draw the losses, the smoothed curve and the suggestion into a PNG, SVG or PDF file.
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from optimplug._core.arguments import owner_of, require_count, require_number
 from optimplug._core.internals import unhooked_step
+from optimplug._core.optim.multi import optimizer_named
 from optimplug.errors import ArgumentError
-from optimplug.optim import Optimizer, Prodigy
+from optimplug.optim import MultiOptimizer, Optimizer, Prodigy
 from optimplug.recipe.finder.curve import End, LRCurve
 from optimplug.recipe.finder.kept import apart, kept
 from optimplug.recipe.lengths import settle_lengths
@@ -55,8 +56,9 @@ def find_lr(
 
     Afterwards all is as before, to the last bit: weights, buffers, gradients, modes, what is
     frozen, random numbers, the order of the data. An optimizer of the model's is not touched: the
-    sweep has its own. What a model, a data set or ``step`` keeps for itself beside that (a count of
-    its calls in an attribute) is not known here, and stays as it is after the sweep.
+    sweep has its own. What a model, a data set, its ``collate_fn`` or ``step`` keeps for itself
+    beside that (a count of its calls, a generator of its own) is not known here, and stays as it is
+    after the sweep.
 
     What is found is the rate to begin a search with. It is that of one batch size: another, or
     another number of batches in an update, has another.
@@ -237,17 +239,18 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 def _require_rates(optimizer: torch.optim.Optimizer) -> None:
     """Raise unless the rates act at every step, and a step needs no closure."""
     owner = owner_of(optimizer)
-    facts = getattr(type(owner), "facts", None)
-    if facts is not None and facts.lr_only_begins:
-        raise ArgumentError(
-            f"{type(owner).__name__} takes lr at its first step alone, so that a sweep over rates "
-            "says nothing; use an optimizer whose lr acts at every step"
-        )
-    if isinstance(owner, Prodigy):
-        raise ArgumentError(
-            "Prodigy looks for its rate by itself, so that a sweep over its lr says nothing; leave "
-            "lr at 1, or sweep over AdamW's"
-        )
+    for cls in _classes(owner):
+        facts = getattr(cls, "facts", None)
+        if facts is not None and facts.lr_only_begins:
+            raise ArgumentError(
+                f"{cls.__name__} takes lr at its first step alone, so that a sweep over rates "
+                "says nothing; use an optimizer whose lr acts at every step"
+            )
+        if issubclass(cls, Prodigy):
+            raise ArgumentError(
+                "Prodigy looks for its rate by itself, so that a sweep over its lr says nothing; "
+                "leave lr at 1, or sweep over AdamW's"
+            )
     closure = inspect.signature(type(owner).step).parameters.get("closure")
     needs_one = closure is not None and closure.default is inspect.Parameter.empty
     # Ours can all be called without one; that whose step is its own then says what it lacks.
@@ -257,3 +260,10 @@ def _require_rates(optimizer: torch.optim.Optimizer) -> None:
             f"{type(owner).__name__} needs a closure and looks for its own step length; a sweep "
             "over rates is for optimizers that step along a gradient"
         )
+
+
+def _classes(owner: torch.optim.Optimizer) -> Iterable[type]:
+    """Return an optimizer's class; of several in one, those of all groups."""
+    if not isinstance(owner, MultiOptimizer):
+        return [type(owner)]
+    return dict.fromkeys(optimizer_named(group["optimizer"]) for group in owner.param_groups)

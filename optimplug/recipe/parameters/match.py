@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
+from glob import escape
 
 from torch import nn
 
@@ -224,7 +225,7 @@ def nearest_glob(given: str, names: Iterable[str]) -> str:
 
 def _globs(names: Iterable[str]) -> list[str]:
     """Return globs that match something, and that someone may have meant."""
-    paths = [name.split(".") for name in names]
+    paths = [escape(name).split(".") for name in names]  # brackets in a name are no glob's
     prefixes = {".".join(path[:n]) for path in paths for n in range(1, len(path))}
     globs = [*map(".".join, paths), *(f"{prefix}.*" for prefix in prefixes)]
     globs += [f"*.{last}" for last in {path[-1] for path in paths if len(path) > 1}]

@@ -42,10 +42,10 @@ def whole(
     if EXTENDS not in own:
         return Written(own, source)
     given = own.pop(EXTENDS)
-    if not isinstance(given, str) or not given:
+    if not isinstance(given, str) or not given or "\0" in given:
         message = f"must be the path of a recipe, from the folder of this one (got {given!r})"
         raise RecipeError.at(EXTENDS, message)
-    name = os.path.normpath(Path(source or "").parent / given)
+    name = _beside(source, given)
     chain = (*before, *([os.path.realpath(source)] if source else []))
     if os.path.realpath(name) in chain:
         raise RecipeError.at(EXTENDS, f"{given} extends this recipe in turn; leave out one of two")
@@ -55,6 +55,14 @@ def whole(
         told = "; ".join(str(problem) for problem in error.problems)
         raise RecipeError.at(EXTENDS, f"{name}: {told}") from None
     return Written(_merged(base.content, own), source, own, base)
+
+
+def _beside(source: str | None, given: str) -> str:
+    """Return a path that begins in the folder of a file, without the detours in it."""
+    path = Path(source or "").parent / given
+    short = os.path.normpath(path)
+    # Behind a link to a folder, ".." is above where that leads to, which normpath does not know.
+    return short if os.path.realpath(short) == os.path.realpath(path) else str(path)
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

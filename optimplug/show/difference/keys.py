@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from optimplug.recipe import Recipe
-from optimplug.recipe.text.schema import Match
+from optimplug.recipe.text.schema import LayerDecay, Match, ResumeSpec
 from optimplug.recipe.text.written import within
 
 __all__ = ["KeyChange", "changed_keys"]
@@ -51,6 +51,10 @@ def _plain(value: Any) -> Any:
     """Return what is given in a part of a recipe, as plain values under the keys of a recipe."""
     if isinstance(value, Match) and value.model_fields_set == {"name"}:
         return value.name[0] if value.name and len(value.name) == 1 else value.name
+    if isinstance(value, LayerDecay) and value.model_fields_set == {"rate"}:
+        return value.rate
+    if isinstance(value, ResumeSpec) and value.rewarm is None:
+        return value.policy
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         given = {

@@ -80,25 +80,36 @@ def _figure(found: PlanDifference, names: tuple[str, str]) -> Figure:
     axes = figure.add_subplot(xlabel="optimizer step", ylabel="learning rate", xlim=(0, steps[-1]))
     axes.spines[["top", "right"]].set_visible(False)
     shown = _lines(found)
-    peaks = []
+    peaks, named = [], []
     for i, (rates_of_both, label) in enumerate(shown.items()):
         color = colormaps["viridis"](0.9 * i / max(1, len(shown) - 1))
-        named = label if i < _MOST_NAMED else None
-        for rates, line in zip(rates_of_both, _STYLES, strict=True):
-            if rates:
-                axes.plot(steps, rates, line, color=color, label=named)
-                peaks.append(max(rates))
-                named = None
+        drawn = [
+            axes.plot(steps, rates, line, color=color)[0]
+            for rates, line in zip(rates_of_both, _STYLES, strict=True)
+            if rates
+        ]
+        peaks += [max(rates) for rates in rates_of_both if rates]
+        named += [(drawn[0], label)] if i < _MOST_NAMED else []
     if not shown:
         axes.text(0.5, 0.5, "the rates are the same", ha="center", transform=axes.transAxes)
         return figure
     if min(peaks) > 0 and max(peaks) > _LOG_FROM * min(peaks):
         axes.set_yscale("log")
     for name, line in zip(names, _STYLES, strict=True):
-        axes.plot([], [], line, color="0.3", label=name)
+        named += [(axes.plot([], [], line, color="0.3")[0], name)]
     hidden = len(shown) - _MOST_NAMED
     more = f"and {hidden} more" if hidden > 0 else None
-    figure.legend(loc="outside right upper", fontsize=7, frameon=False, title=more)
+    legend = figure.legend(
+        [line for line, _ in named],
+        [" "] * len(named),
+        loc="outside right upper",
+        fontsize=7,
+        frameon=False,
+        title=more,
+    )
+    # As labels of lines, names such as "_fc" would be left out, and a "$" would begin a formula.
+    for text, (_, name) in zip(legend.get_texts(), named, strict=True):
+        text.set(text=name, parse_math=False)
     return figure
 
 

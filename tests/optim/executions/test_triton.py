@@ -18,7 +18,9 @@ from support.labels import label
 from optimplug._core.optim.executions import ops
 from optimplug._core.optim.executions.compiled import program_for
 from optimplug._core.optim.executions.triton import kernels, there
+from optimplug._core.optim.executions.triton.columns import Columns
 from optimplug._core.optim.executions.triton.source import BLOCK, update_text
+from optimplug._core.optim.executions.triton.tables import upload
 from optimplug._core.optim.executions.triton.whole.tables import DEPTH, RESULTS
 from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH
 from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
@@ -111,7 +113,7 @@ def compiled(kernel, given, **constants):
 def test_the_text_of_a_small_rule():
     program, rule, dtypes = written(Lion, torch.bfloat16, rounding="exact")
     columns = dict(zip(("p", "g", *rule.state_names), dtypes, strict=True))
-    text = update_text(program, columns, rule)
+    text = update_text(program, Columns(columns, rule))
     assert "x_remainder = load_number(at_remainder, i, size, WHOLE, tl.int16, tl.float32)" in text
     assert "x_p = load_bfloat(at_p, i, size, WHOLE, tl.uint16, tl.float32)" in text
     assert "store_bfloat(at_p, i, t" in text
@@ -171,6 +173,11 @@ def test_so_do_the_kernels_of_a_rule_for_whole_tensors(cls, shape, shapes, tmp_p
         compiled(made[name], given, BLOCK=BLOCK)
     text = compiled(kernels.add_kernel(), ("items", "scratch"), **ADDING)
     assert "add.rn.f64" in text or "add.f64" in text
+
+
+def test_what_stands_on_another_device_goes_from_there():
+    """As norms and scales do where a model is spread over several; only the host's are pinned."""
+    assert upload(torch.ones(2, device="meta"), torch.device("meta", 0)).is_meta
 
 
 def test_without_triton_torchs_operators_serve(monkeypatch):

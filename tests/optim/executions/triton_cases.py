@@ -315,6 +315,16 @@ class TestSkips:
         found = [optimizer.state_dict()["param_groups"][0] for optimizer in (ours, loop)]
         assert found[0].get("rounding_step") == found[1].get("rounding_step")
 
+    @pytest.mark.parametrize("clip", CLIPPED, ids=label)
+    def test_what_a_scaler_alone_has_skipped_is_not_counted_as_left_out(self, clip):
+        ours, loop = pair(AdamW, skip_nonfinite=True, **clip)
+        for optimizer in (ours, loop):
+            self.steps(optimizer, [0, 1, 0], "found_inf")
+            assert optimizer.skipped_steps == 0
+            self.steps(optimizer, [1], "skip_nonfinite")
+        assert ours.skipped_steps == loop.skipped_steps == 1
+        assert_near(ours, loop, WITHIN[torch.float32])
+
     def test_a_rate_that_is_set_meanwhile_stays(self):
         optimizer = AdamW(parameters(), skip_nonfinite=True)
         self.steps(optimizer, [0, 1], "skip_nonfinite")

@@ -359,6 +359,16 @@ BAD = {
         {"recipe": Recipe({"optimizer": {"name": "Prodigy"}})},
         "Prodigy looks for its rate by itself",
     ),
+    "a rate of its own under a rule": (
+        {"recipe": Recipe({"optimizer": {"name": "AdamW"}, "groups": [
+            {"match": "bias", "optimizer": {"name": "Prodigy"}}]})},
+        "Prodigy looks for its rate by itself",
+    ),
+    "a rate that only begins under a rule": (
+        {"recipe": Recipe({"optimizer": {"name": "AdamW"}, "groups": [
+            {"match": "bias", "optimizer": {"name": "Rprop"}}]})},
+        "Rprop takes lr at its first step alone",
+    ),
     "a closure": ({"recipe": Recipe({"optimizer": {"name": "LBFGS"}})}, "needs a closure"),
     "torch's closure": (
         {"recipe": Recipe({"optimizer": {"name": "torch.optim.LBFGS"}})},

@@ -237,3 +237,10 @@ def test_the_rules_of_the_readme_fit_models_of_transformers_without_biases_or_no
     )
     decayed = {n for g in plan.groups if plan.setting(g, "weight_decay") for n in g.parameters}
     assert decayed == {name for name, p in model.named_parameters() if p.ndim > 1}
+
+
+def test_brackets_in_a_name_are_suggested_as_globs_have_them():
+    model = nn.ModuleDict({"c[0]": nn.Linear(2, 2)})
+    rule = {"match": "c[0].*", "lr": 1.0}
+    with pytest.raises(RecipeError, match=r"did you mean 'c\[\[\]0\]\.\*'\?"):
+        recipe_of(rule).plan(model, RUN)

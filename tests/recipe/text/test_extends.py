@@ -60,6 +60,15 @@ def test_several_follow_each_other_from_folder_to_folder():
     assert content["groups"][1:] == [{"layer_decay": 0.9}, {"layer_decay": 0.8}]
 
 
+def test_behind_a_link_to_a_folder_the_path_begins_where_that_leads_to():
+    Path("far/deep").mkdir(parents=True)
+    Path("linked").symlink_to("far/deep")
+    write(BASE, "base.yaml")  # which is above the link, and not what is meant
+    write(BASE.replace("3e-4", "5e-4"), "far/base.yaml")
+    recipe = Recipe.load(write("extends: ../base.yaml\n", "linked/own.yaml"))
+    assert recipe.hyperparameters["lr"] == 5e-4
+
+
 @pytest.mark.parametrize(
     "source", ["extends: recipes/base.yaml\nresume: adapt\n", {"extends": "recipes/base.yaml"}]
 )
@@ -80,6 +89,7 @@ def test_the_whole_recipe_is_written_out_and_pickled():
         ("extends: other.yaml", r"extends: recipes/other\.yaml: cannot read the recipe: No such file"),
         ("extends: 3", r"extends: must be the path of a recipe, from the folder of this one \(got 3\)"),
         ("extends: [base.yaml]", r"extends: must be the path of a recipe"),
+        ('extends: "a\\0b"', r"extends: must be the path of a recipe"),
         ("extends: own.yaml", r"extends: own\.yaml extends this recipe in turn"),
         ("extends: bad.yaml", r"extends: recipes/bad\.yaml: line 2: duplicate key 'a', first given on line 1"),
         ("extends: turn.yaml", r"extends: recipes/turn\.yaml: extends: own\.yaml extends this recipe in turn"),

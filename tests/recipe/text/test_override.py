@@ -51,6 +51,14 @@ def test_a_value_is_put_in_and_nothing_else_changes(path, text, expected):
         ("groups[2].lr", "1", r"groups\[2\]\.lr: must name one of 2, from 0 \(got '2'\)"),
         ("groups.x", "1", r"groups\.x: must name one of 2, from 0 \(got 'x'\)"),
         ("schedule.warmup", "6%", r"schedule\.warmup: 'warmup' cannot be set in 'linear'"),
+        (
+            "optimizer.0",
+            "1",
+            r"optimizer\.0: '0' must be the number of an item, but there is no list",
+        ),
+        ("optimizer.betas.0", "1", r"optimizer\.betas\.0: '0' must be the number of an item"),
+        ("x-peak", "1e-4", r"x-peak: would change nothing: .* set the keys themselves"),
+        ("extends", "base.yaml", r"extends: is read before single values are set"),
         ("optimizer.lr", "[1", r"optimizer\.lr: '\[1' is not valid YAML"),
     ],
 )

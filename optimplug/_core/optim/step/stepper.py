@@ -148,7 +148,8 @@ class Stepper(torch.optim.Optimizer, ABC):
         way_back = layout.way_back(groups, self.state) if unwatched else None
         changed = self._run(layout, batches, ready, scale, found_inf)
         if way_back is not None:
-            take_back = partial(self._take_back, way_back, changed)
+            norm = self.grad_norm if self.skip_nonfinite else None
+            take_back = partial(self._take_back, way_back, changed, norm)
             self._unsettled = Unsettled(cast("Tensor", found_inf), take_back)
         elif found_inf is not None:
             layout.advance(-found_inf)
@@ -179,11 +180,17 @@ class Stepper(torch.optim.Optimizer, ABC):
             groups[i].update(changed)
         return settings
 
-    def _take_back(self, way_back: WayBack, changed: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take back what was counted for a step that the device has skipped."""
+    def _take_back(
+        self, way_back: WayBack, changed: Mapping[int, Mapping[str, Any]], norm: Tensor | None
+    ) -> None:
+        """Take back what was counted for a step that the device has skipped.
+
+        It counts as left out where the norm, which ``skip_nonfinite`` looks at, was the reason.
+        """
         if way_back(changed):
             self._layout = None
-        vars(self)["skipped_steps"] += self.skip_nonfinite
+        if norm is not None:
+            vars(self)["skipped_steps"] += not bool(torch.isfinite(norm))
 
     def _settle(self) -> None:
         """Take the last step back where the device has skipped it."""

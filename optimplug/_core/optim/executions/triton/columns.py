@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -12,7 +13,7 @@ from optimplug._core.optim.executions.program import Argument, Step
 from optimplug._core.optim.executions.text import MAD, expression, named
 from optimplug._core.optim.rule import Rule, coded_names
 
-__all__ = ["TYPES", "Columns", "step_text", "value_text"]
+__all__ = ["TYPES", "Columns", "step_text", "value_text", "work_type"]
 
 TYPES = {
     torch.float32: ("number", "tl.float32"),
@@ -24,7 +25,12 @@ TYPES = {
     torch.uint8: ("number", "tl.uint8"),
 }
 """What tensors may hold: the suffix of the functions that load and store it (:mod:`.device`), and
-the type in memory. The arithmetic is in float32, or in float64 where any of them is float64."""
+the type in memory."""
+
+
+def work_type(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the type of the arithmetic over columns of these types."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,11 @@ class Columns:
     dtypes: Mapping[str, torch.dtype]
     """Those that stand in memory: ``p``, ``g``, then the states."""
     rule: Rule
-    work: str
-    """The type of the arithmetic."""
+
+    @cached_property
+    def work(self) -> str:
+        """The type of the arithmetic."""
+        return f"tl.{work_type(self.dtypes.values())}".replace("torch.", "")
 
     @property
     def operands(self) -> tuple[str, ...]:

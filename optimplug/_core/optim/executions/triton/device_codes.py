@@ -69,7 +69,7 @@ def store_scales(scales, block, scale, size):
 
 
 @triton.jit
-def there(x, i, size, WHOLE: tl.constexpr):
+def zero_beyond(x, i, size, WHOLE: tl.constexpr):
     """Return numbers in float32, with 0 where there is no element: it must not be the largest."""
     x = x.to(tl.float32)
     if not WHOLE:
@@ -96,7 +96,7 @@ def shares(x, scale):
 
 @triton.jit
 def store_signed(at, scales, i, block, x, offset, size, WHOLE: tl.constexpr):
-    x = there(x, i, size, WHOLE)
+    x = zero_beyond(x, i, size, WHOLE)
     scale = scale_of(x)
     code = (root(shares(x, scale)) * SIGNED_LEVELS + offset.to(tl.float32)).to(tl.int32)
     store_number(at, i, tl.where(x < 0, -code, code), size, WHOLE, tl.int8)
@@ -105,7 +105,7 @@ def store_signed(at, scales, i, block, x, offset, size, WHOLE: tl.constexpr):
 
 @triton.jit
 def store_unsigned(at, scales, i, block, x, offset, size, WHOLE: tl.constexpr):
-    x = there(x, i, size, WHOLE)
+    x = zero_beyond(x, i, size, WHOLE)
     scale = scale_of(x)
     share = shares(x, scale)
     code = (cube_root(share) * UNSIGNED_LEVELS + offset.to(tl.float32)).to(tl.int32)

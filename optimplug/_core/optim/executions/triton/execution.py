@@ -97,7 +97,7 @@ def _refuse_capture(device: torch.device) -> None:
 
 
 def _tables(batch: Batch, memory: Memory, device: torch.device) -> Tables:
-    cells = array("q", (i for i, cell in enumerate(batch.cells) for _ in batch.params[cell.part]))
+    cells = batch.cell_of
     tables: Tables | None = batch.memo.get("tables")
     if tables is None or tables.memory is not memory or tables.cells != cells:
         tables = batch.memo["tables"] = tables_of(memory, cells, device, kernels.BLOCK)

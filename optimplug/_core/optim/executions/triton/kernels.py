@@ -17,8 +17,8 @@ import torch
 
 from optimplug._core.optim.executions.passes.cut import cut
 from optimplug._core.optim.executions.program import Program
-from optimplug._core.optim.executions.triton.columns import Columns
-from optimplug._core.optim.executions.triton.source import BLOCK, TYPES, update_text, work_type
+from optimplug._core.optim.executions.triton.columns import TYPES, Columns
+from optimplug._core.optim.executions.triton.source import BLOCK, update_text
 from optimplug._core.optim.executions.triton.whole.text import WholeText
 from optimplug._core.optim.rule import Rule
 
@@ -41,14 +41,13 @@ _WARPS = 4
 @lru_cache
 def update_kernel(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> Any:
     """Return the kernel that runs a program over a table; see :func:`.source.update_text`."""
-    return _made(update_text(program, _columns(rule, dtypes), rule))["update"]
+    return _made(update_text(program, _columns(rule, dtypes)))["update"]
 
 
 @lru_cache
 def whole_text(program: Program, rule: Rule, dtypes: tuple[torch.dtype, ...]) -> WholeText:
     """Return the text of the kernels that run a program over whole tensors."""
-    work = f"tl.{work_type(dtypes)}".replace("torch.", "")
-    return WholeText(cut(program, rule), Columns(_columns(rule, dtypes), rule, work))
+    return WholeText(cut(program, rule), _columns(rule, dtypes))
 
 
 @lru_cache
@@ -77,8 +76,8 @@ def _made(text: str) -> dict[str, Any]:
 _texts: list[str] = []
 
 
-def _columns(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> dict[str, torch.dtype]:
-    return dict(zip(("p", "g", *rule.state_names), dtypes, strict=True))
+def _columns(rule: Rule, dtypes: tuple[torch.dtype, ...]) -> Columns:
+    return Columns(dict(zip(("p", "g", *rule.state_names), dtypes, strict=True)), rule)
 
 
 def add_kernel() -> Any:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from optimplug._core.optim.executions.execution import Ready
 from optimplug._core.optim.executions.triton import kernels
+from optimplug._core.optim.executions.triton.columns import work_type
 from optimplug._core.optim.executions.triton.execution import ReadyTriton
-from optimplug._core.optim.executions.triton.source import work_type
 from optimplug._core.optim.executions.triton.tables import Addresses, Tables, chunks_of, upload
 
 __all__ = ["DeviceNorm", "norm_on_device"]

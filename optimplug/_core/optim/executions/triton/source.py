@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import torch
-
 from optimplug._core.optim.executions.program import Program
 from optimplug._core.optim.executions.text import fused_sums, indented
-from optimplug._core.optim.executions.triton.columns import TYPES, Columns, step_text, value_text
-from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.executions.triton.columns import Columns, step_text, value_text
 
-__all__ = ["BLOCK", "TYPES", "update_text", "work_type"]
+__all__ = ["BLOCK", "update_text"]
 
 BLOCK = 1024
 """The elements that one program updates: eight for each of 128 threads, so that each reads 16 bytes
@@ -50,12 +45,7 @@ def update(table, grads, chunks, scalars, keys, factor, found_inf, BLOCK: tl.con
 step that is skipped has no elements."""
 
 
-def work_type(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """Return the type of the arithmetic over columns of these types."""
-    return torch.float64 if torch.float64 in dtypes else torch.float32
-
-
-def update_text(program: Program, dtypes: Mapping[str, torch.dtype], rule: Rule) -> str:
+def update_text(program: Program, columns: Columns) -> str:
     """Return the text of ``update``, which runs the program over a table of tensors.
 
     A row of the table has the number of a tensor's elements, its cell, and the addresses of the
@@ -63,16 +53,15 @@ def update_text(program: Program, dtypes: Mapping[str, torch.dtype], rule: Rule)
 
     Args:
         program: what it does to one element.
-        dtypes: the columns that stand in memory, in their order: ``p``, ``g``, then the states.
-        rule: which of them are codes, and whether it draws random numbers.
+        columns: of the tensors that it is run on.
     """
-    work = f"tl.{work_type(list(dtypes.values()))}".replace("torch.", "")
-    columns = Columns(dtypes, rule, work)
-    rows = [name for name in dtypes if name != "g"]
+    rows = [name for name in columns.dtypes if name != "g"]
     scalars = [f"k_{name}" for name in program.coefficients]
     width = len(program.coefficients)
     numbers = [f"first = tl.load(row + 1) * {width}"] if width else []
-    numbers += [f"{k} = tl.load(scalars + first + {i}).to({work})" for i, k in enumerate(scalars)]
+    numbers += [
+        f"{k} = tl.load(scalars + first + {i}).to({columns.work})" for i, k in enumerate(scalars)
+    ]
     return _TEXT.format(
         addresses=", ".join(columns.addresses),
         scalars="".join(f"{k}, " for k in scalars),
@@ -83,7 +72,7 @@ def update_text(program: Program, dtypes: Mapping[str, torch.dtype], rule: Rule)
         numbers=indented(numbers, 4),
         every=" | ".join(columns.aligned),
         given=", ".join([*columns.addresses, *scalars]),
-        work=work,
+        work=columns.work,
     )
 
 

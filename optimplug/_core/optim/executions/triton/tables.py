@@ -20,11 +20,15 @@ __all__ = ["Addresses", "Tables", "as_tensor", "chunks_of", "tables_of", "upload
 _CODES = {"d": torch.float64, "q": torch.int64, "Q": torch.int64}
 
 
-def upload(host: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the host's on a device, without waiting for it."""
-    if device.type == "cpu" or host.device == device:
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
+def upload(given: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host's, or of another device's, on a device; without waiting for it.
+
+    A model that is spread over several GPUs has one norm, and one word of its GradScaler's.
+    """
+    if given.device == device:
+        return given
+    there = given.pin_memory() if given.is_cpu else given
+    return there.to(device, non_blocking=True)
 
 
 def as_tensor(numbers: array[Any]) -> Tensor:
