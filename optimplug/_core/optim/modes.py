@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optimplug._core.internals import foreach_operator
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.executions.foreach import Foreach
 from optimplug._core.optim.executions.loop import Loop
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
@@ -113,7 +114,7 @@ class _Move(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         return tuple(spec for spec in self.of.state if spec.name == "z")
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {"part": _part(self.of.mixing(hyper), self.training)}
 
     def update(

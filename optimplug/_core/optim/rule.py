@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.shards import local, reduced_zeros
 from optimplug._core.optim.storage.codes import BLOCK, CodeName
 
@@ -262,13 +263,13 @@ class Rule(ABC):
         return self
 
     @abstractmethod
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         """Return the scalars of update number ``t`` (from 1) for a group's hyperparameters.
 
         They are numbers, or tensors where a hyperparameter is one.
         """
 
-    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def next_scalars(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         """Return what :attr:`scalars` are after update number ``t``."""
         return {}
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -33,7 +34,7 @@ class AdadeltaRule(Rule):
         StateSpec("acc_delta", code="unsigned"),
     )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {
             "weight_decay": hyper["weight_decay"],
             "rho": hyper["rho"],

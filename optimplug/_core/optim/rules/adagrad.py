@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adagrad
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -36,7 +37,7 @@ class AdagradRule(Rule):
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     state: ClassVar = (StateSpec("sum", code="unsigned", value=_initial),)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {
             "weight_decay": hyper["weight_decay"],
             "eps": hyper["eps"],

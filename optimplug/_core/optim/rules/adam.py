@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_adam, fused_adamw
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     arguments,
@@ -47,7 +48,7 @@ class AdamRule(Rule):
         largest = (StateSpec("max_exp_avg_sq", code="unsigned", late=True),) if self.amsgrad else ()
         return (*moments, *largest)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         return {
             "decay": 1 - lr * hyper["weight_decay"] if self.decoupled else hyper["weight_decay"],

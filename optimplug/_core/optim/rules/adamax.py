@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -34,7 +35,7 @@ class AdamaxRule(Rule):
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_inf", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
         return {
             "weight_decay": hyper["weight_decay"],

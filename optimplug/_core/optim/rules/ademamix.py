@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count, at_most, either
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -39,7 +40,7 @@ class AdEMAMixRule(Rule):
         StateSpec("exp_avg_slow"),
     )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2, beta3) = hyper["lr"], hyper["betas"]
         return {
             "decay": 1 - lr * hyper["weight_decay"],
@@ -70,20 +71,23 @@ class AdEMAMixRule(Rule):
         p.addcdiv_(direction, denom, value=k["minus_lr"])
 
 
-def _share(t: float, ramp: float | None) -> float:
+def _share(t: Count, ramp: float | None) -> Any:
     """Return how much of a ramp is behind at update ``t``: from 0 to 1, and 1 where none is."""
-    return min(t / ramp, 1.0) if ramp else 1.0
+    return at_most(t / ramp, 1.0) if ramp else 1.0
 
 
-def _slowing(beta1: Any, beta3: Any, share: float) -> Any:
+def _slowing(beta1: Any, beta3: Any, share: Count) -> Any:
     """Return the decay on the way from ``beta1`` to ``beta3``.
 
     What grows evenly is the time in which a mean forgets, which is as ``-1 / log(beta)``.
     """
-    if share >= 1:
+    there = isinstance(share, Tensor)
+    if not there and share >= 1:
         return beta3
     memory = (1 - share) * _inverse_log(beta1) + share * _inverse_log(beta3)
-    return math.e ** (1 / memory) if memory != 0 else memory
+    if not there:
+        return math.e ** (1 / memory) if memory != 0 else memory
+    return either(share >= 1, beta3, either(memory != 0, math.e ** (1 / memory), 0.0))
 
 
 def _inverse_log(beta: Any) -> Any:

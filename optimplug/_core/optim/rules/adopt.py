@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
+from optimplug._core.optim.counts import Count, either
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -39,26 +40,26 @@ class ADOPTRule(Rule):
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         # At the first update only the second moment begins. Beside parameters that are further the
         # rest is computed too, with scalars that change nothing: divided by no less than 1, where
         # nothing is there to divide by, then cut to 0.
         first = t <= 1
         exponent = hyper["clip_exp"]
-        clip = 0.0 if first else inf if exponent is None else (t - 1) ** exponent
+        clip = either(first, 0.0, inf if exponent is None else (t - 1) ** exponent)
         decay = hyper["weight_decay"]
         if self.decoupled:
-            decay = 1.0 if first else 1 - lr * decay
+            decay = either(first, 1.0, 1 - lr * decay)
         return {
             "decay": decay,
-            "floor": 1.0 if first else hyper["eps"],
+            "floor": either(first, 1.0, hyper["eps"]),
             "clip": clip,
             "minus_clip": -clip,
-            "one_minus_beta1": 0.0 if first else 1 - beta1,
-            "minus_lr": 0.0 if first else -lr,
-            "beta2": 1.0 if first else beta2,
-            "one_minus_beta2": 1.0 if first else 1 - beta2,
+            "one_minus_beta1": either(first, 0.0, 1 - beta1),
+            "minus_lr": either(first, 0.0, -lr),
+            "beta2": either(first, 1.0, beta2),
+            "one_minus_beta2": either(first, 1.0, 1 - beta2),
         }
 
     def update(

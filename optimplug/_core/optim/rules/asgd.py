@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count, at_least, rate_at
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_not_negative,
@@ -37,7 +38,7 @@ class ASGDRule(Rule):
     scalars: ClassVar = (ScalarSpec("eta", _first_rate), ScalarSpec("mu", lambda hyper: 1.0))
     state: ClassVar = (StateSpec("ax", code=None, is_point=True),)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         eta = hyper["eta"]
         return {
             "weight_decay": hyper["weight_decay"],
@@ -46,11 +47,11 @@ class ASGDRule(Rule):
             "mu": hyper["mu"],
         }
 
-    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
-        lr, lambd = float(hyper["lr"]), hyper["lambd"]
+    def next_scalars(self, hyper: Hyper, t: Count) -> dict[str, Any]:
+        lr, lambd = rate_at(hyper["lr"], t), hyper["lambd"]
         return {
             "eta": lr / ((1 + lambd * lr * t) ** hyper["alpha"]),
-            "mu": 1 / max(1, t - hyper["t0"]),
+            "mu": 1 / at_least(t - hyper["t0"], 1),
         }
 
     def update(

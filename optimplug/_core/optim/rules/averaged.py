@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_count, require_number
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -39,7 +40,13 @@ _Z = StateSpec(
     "z", partial(torch.clone, memory_format=torch.preserve_format), code=None, is_point=True
 )
 # What a group counts by itself, as the reference does, beside its hyperparameters.
-_COUNTED = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
+_COUNTED: dict[str, Any] = {
+    "k": 0,
+    "train_mode": False,
+    "weight_sum": 0.0,
+    "lr_max": -1.0,
+    "scheduled_lr": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class ScheduleFreeRule(Rule):
             "weight_sum": hyper["weight_sum"] + float(weight),
         }
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         rate, _, weight = _weighed(hyper)
         total = hyper["weight_sum"] + weight
         share = weight / total if total != 0 else 0.0
@@ -104,7 +111,7 @@ class ScheduleFreeAdamWRule(ScheduleFreeRule):
     def mixing(self, hyper: Hyper) -> Any:
         return hyper["betas"][0]
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         beta2 = hyper["betas"][1]
         return {
             **super().coefficients(hyper, t),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -60,7 +61,7 @@ class CAMERule(Rule):
         ]
         return (StateSpec("exp_avg"), *factors)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         beta1, beta2, beta3 = hyper["betas"]
         return {
             "decay": 1 - hyper["lr"] * hyper["weight_decay"],

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count, at_most, rate_at
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -41,15 +42,15 @@ class AdafactorRule(Rule):
     def suited(self, p: Tensor) -> AdafactorRule:
         return _matrix_rule(self) if p.dim() > 1 else self
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
-        lr, (eps1, eps2) = float(hyper["lr"]), hyper["eps"]
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
+        lr, (eps1, eps2) = rate_at(hyper["lr"], t), hyper["eps"]
         return {
             "decay": 1 - lr * hyper["weight_decay"],
             "one_minus_beta2": t ** hyper["beta2_decay"],
             "eps1": eps1 or 0.0,
             "eps1_squared": (eps1 or 0.0) ** 2,
             "eps2": eps2,
-            "rho": min(lr, 1 / (t**0.5)),
+            "rho": at_most(1 / (t**0.5), lr),
             "d": hyper["d"],
         }
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count, at_most
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer, required
@@ -55,7 +56,7 @@ class TransformersAdafactorRule(Rule):
         cols = StateSpec("exp_avg_sq_col", over=-2, keeps_axis=False, dtype=self.dtype)
         return (*mean, rows, cols)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         rate, beta1 = _rate(hyper, t), hyper["beta1"] or 0.0
         beta2 = 1.0 - t ** hyper["decay_rate"]
         return {
@@ -118,10 +119,10 @@ def over_root_of_squares(
     return x.mul(rows.div(rows.mean(-2)).rsqrt_()).mul_(cols.rsqrt())
 
 
-def _rate(hyper: Hyper, t: float) -> Any:
+def _rate(hyper: Hyper, t: Count) -> Any:
     if not hyper["relative_step"]:
         return hyper["lr"]
-    return min(1e-6 * t if hyper["warmup_init"] else 1e-2, t**-0.5)
+    return at_most(t**-0.5, 1e-6 * t if hyper["warmup_init"] else 1e-2)
 
 
 _rule = lru_cache(TransformersAdafactorRule)  # asked for at every step, for every group

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -38,7 +39,7 @@ class LAMBRule(Rule):
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         beta1, beta2 = hyper["betas"]
         corrects = hyper["bias_correction"]
         return {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optimplug._core.arguments import require_count
 from optimplug._core.internals import is_flattened, outside_graphs
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.gradients import clip_coefficient
 from optimplug._core.optim.hyperparameters import check_rate, passed_on
@@ -37,7 +38,7 @@ class LBFGSRule(Rule):
         "and its curvature is differences of gradients there; use float32 weights"
     )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {}
 
     def update(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import as_number
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.executions.numbers import Numbers
 from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
@@ -89,7 +90,7 @@ class MuonRule(Rule):
     temporaries: ClassVar = 5
     state: ClassVar = (StateSpec("momentum_buffer"),)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, momentum = float(hyper["lr"]), hyper["momentum"]
         return {
             "minus_lr": -lr,

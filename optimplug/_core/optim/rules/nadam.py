@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -35,7 +36,7 @@ class NAdamRule(Rule):
     scalars: ClassVar = (ScalarSpec("mu_product", lambda hyper: 1.0, is_product=True),)
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         mu, mu_next = _momentum(hyper, t), _momentum(hyper, t + 1)
         product = hyper["next_mu_product"]
@@ -51,7 +52,7 @@ class NAdamRule(Rule):
             "minus_mean_rate": (-lr * mu_next) / (1.0 - product * mu_next),
         }
 
-    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def next_scalars(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {"mu_product": _momentum(hyper, t)}
 
     def update(
@@ -71,7 +72,7 @@ class NAdamRule(Rule):
         p.addcdiv_(m, denominator, value=k["minus_mean_rate"])
 
 
-def _momentum(hyper: Hyper, t: float) -> Any:
+def _momentum(hyper: Hyper, t: Count) -> Any:
     return hyper["betas"][0] * (1.0 - 0.5 * (0.96 ** (t * hyper["momentum_decay"])))
 
 

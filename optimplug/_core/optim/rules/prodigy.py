@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_count, require_number
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, Rates
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -50,7 +51,7 @@ class ProdigyRule(Rule):
             StateSpec("exp_avg_sq", code="unsigned"),
         )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         d, (beta1, beta2) = hyper["d"], hyper["betas"]
         rate, relative = _rate(hyper), hyper["d"] / hyper["d0"]
         return {

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count, either
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -36,7 +37,7 @@ class RAdamRule(Rule):
     temporaries: ClassVar = 4
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         correction2 = 1 - beta2**t
         rectification = _rectification(beta2, t)
@@ -50,7 +51,7 @@ class RAdamRule(Rule):
             "eps": hyper["eps"],
             "lr": lr,
             "rectification": rectification,
-            "plain": float(rectification == 0),
+            "plain": _is_zero(rectification, t),
         }
 
     def update(
@@ -74,13 +75,19 @@ class RAdamRule(Rule):
         p.add_(step, alpha=-1.0)
 
 
-def _rectification(beta2: Any, t: float) -> Any:
+def _rectification(beta2: Any, t: Count) -> Any:
     """Return the factor for the variance of the step; 0 where too little is known for one."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * (beta2**t) / (1 - beta2**t)
-    if not rho > 5.0:
+    if not isinstance(t, Tensor) and not rho > 5.0:
         return 0.0
-    return ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
+    found = ((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) ** 0.5
+    return either(rho > 5.0, found, 0.0) if isinstance(t, Tensor) else found
+
+
+def _is_zero(number: Any, t: Count) -> Any:
+    """Return 1 where it is, else 0."""
+    return either(number == 0, 1.0, 0.0) if isinstance(t, Tensor) else float(number == 0)
 
 
 _rule = lru_cache(RAdamRule)  # asked for at every step, for every group

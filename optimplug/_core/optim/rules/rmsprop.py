@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -42,7 +43,7 @@ class RMSpropRule(Rule):
             *((StateSpec("grad_avg", late=True, code=None),) if self.centered else ()),
         )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return {
             "weight_decay": hyper["weight_decay"],
             "alpha": hyper["alpha"],

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.internals import fused_sgd
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
@@ -43,7 +44,7 @@ class SGDRule(Rule):
     def state(self) -> tuple[StateSpec, ...]:
         return (StateSpec("momentum_buffer", late=True),) if self.momentum else ()
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         first = t == 1  # the buffer starts as the gradient itself, undampened
         return {
             "weight_decay": hyper["weight_decay"],

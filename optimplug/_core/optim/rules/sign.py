@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -35,7 +36,7 @@ class LionRule(Rule):
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"),)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         lr, (beta1, beta2) = hyper["lr"], hyper["betas"]
         return {
             "decay": 1 - lr * hyper["weight_decay"],
@@ -168,7 +169,7 @@ class RpropRule(Rule):
         StateSpec("step_size", code=None, value=_first_size),
     )
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         (eta_minus, eta_plus), (least, most) = hyper["etas"], hyper["step_sizes"]
         return {"eta_minus": eta_minus, "eta_plus": eta_plus, "least": least, "most": most}
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import (
     check_betas,
@@ -35,7 +36,7 @@ class StableAdamWRule(Rule):
     temporaries: ClassVar = 3
     state: ClassVar = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", code="unsigned"))
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         beta1, beta2 = (_debiased(beta, t) for beta in hyper["betas"])
         return {
             "one_minus_beta1": 1 - beta1,
@@ -62,7 +63,7 @@ class StableAdamWRule(Rule):
         p.add_(m.div(denom.add_(k["eps"])), alpha=minus_rate)
 
 
-def _debiased(beta: Any, t: float) -> Any:
+def _debiased(beta: Any, t: Count) -> Any:
     """Return the decay with which a running mean is free of bias: 0 at the first update."""
     return (beta**t - beta) / (beta**t - 1)
 

@@ -37,10 +37,12 @@ Everything is done in float32, by operations that are exact or rounded once, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+from optimplug._core.optim.counts import Count, at_least, at_most, either
 
 __all__ = ["BLOCK", "CODES", "NEAREST", "SMALLEST", "Code", "CodeName", "offset"]
 
@@ -55,13 +57,14 @@ NEAREST = 0.5
 _GOLDEN = 0.6180339887498949
 
 
-def offset(step: float) -> float:
+def offset(step: Count) -> Any:
     """Return the offset of a step: a fraction of a multiple of the golden ratio, then its opposite.
 
     It is in units that float32 has, and so far from 0 and 1 that what has a code gets it again.
     """
     fraction = step // 2 * _GOLDEN % 1
-    return min(max(int((fraction if step % 2 else 1 - fraction) * 1024), 1), 1023) / 1024
+    number = either(step % 2 != 0, fraction, 1 - fraction) * 1024
+    return at_most(at_least(number // 1, 1), 1023) / 1024
 
 
 class Code(NamedTuple):

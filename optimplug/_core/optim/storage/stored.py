@@ -75,6 +75,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.arguments import require_one_of
+from optimplug._core.optim.counts import Count
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
     Hyper,
@@ -218,7 +219,7 @@ class StoredRule(Rule):
             return inner if kept is None else _stored(inner, "nearest", kept, wide)
         return _stored(inner, self.rounding, kept or "float32", torch.float32)
 
-    def coefficients(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def coefficients(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         found = self.inner.coefficients(hyper, t)
         if self.rounding == "kahan":
             found["dither"] = int(hyper.get("rounding_step", 0) * _GOLDEN % 1 * 65536)
@@ -228,7 +229,7 @@ class StoredRule(Rule):
             )
         return found
 
-    def next_scalars(self, hyper: Hyper, t: float) -> dict[str, Any]:
+    def next_scalars(self, hyper: Hyper, t: Count) -> dict[str, Any]:
         return self.inner.next_scalars(hyper, t)
 
     def next_settings(self, hyper: Hyper, totals: Mapping[str, float]) -> dict[str, Any]:
