@@ -4,6 +4,7 @@
 """
 
 import copy
+from inspect import signature
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from support.tensors import parameters
 from optimplug import ArgumentError
 from optimplug._core.optim.executions.triton.there import triton_serves
 from optimplug.optim import (
+    ADOPT,
+    ASGD,
     CAME,
     LAMB,
     SGD,
@@ -22,6 +25,7 @@ from optimplug.optim import (
     Adam,
     Adamax,
     AdamW,
+    AdEMAMix,
     Lion,
     NAdam,
     Prodigy,
@@ -129,30 +133,136 @@ def test_moments_in_eight_bits_are_those_of_the_cpu(cls, rounding, choice):
             assert off <= 0.01 * value.float().norm() or "remainder" in name
 
 
-@pytest.mark.parametrize(("cls", "options"), CASES[1:], ids=label)
-def test_a_captured_step_is_a_step(cls, options):
-    captured = on(["cuda"], cls, **options, capturable=True)
-    plain = on(["cuda"], cls, **options, foreach=False)
-    pairs = [
-        (p, q)
-        for one, other in zip(captured.param_groups, plain.param_groups, strict=True)
-        for p, q in zip(one["params"], other["params"], strict=True)
-    ]
-    for p, q in pairs:
-        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+CAPTURED = [
+    *CASES,
+    *(
+        (cls, options)
+        for cls, options in WITHOUT_OPERATOR
+        if "capturable" in signature(cls).parameters
+    ),
+    (Adam, {"max_grad_norm": 0.5}),
+    (AdamW, {"max_grad_norm": 0.5, "skip_nonfinite": True}),
+    (AdamW, {"state_dtype": "8bit"}),
+    (Adagrad, {"lr_decay": 0.1}),
+    (NAdam, {"max_grad_norm": 0.5, "skip_nonfinite": True}),
+    (ASGD, {"t0": 2, "lambd": 0.1}),
+    (AdEMAMix, {"t_alpha": 3, "t_beta3": 4}),
+    (ADOPT, {"decouple": True, "weight_decay": 0.1}),
+]
+
+
+def with_rates(cls, shapes=((70, 61), (7,), (5000,), ()), dtype=torch.float32, **options):
+    """An optimizer of two groups, the rate of each a tensor on the GPU; and its parameters."""
+    params = [torch.nn.Parameter(p.detach()) for p in parameters(shapes, dtype, "cuda")]
+    rates = [torch.full((), rate, device="cuda") for rate in (0.01, 0.02)]
+    groups = [{"params": params[2 * i : 2 * i + 2], "lr": rate} for i, rate in enumerate(rates)]
+    return cls(groups, **{k: v for k, v in options.items() if k != "lr"}), params, rates
+
+
+def backward(params, inputs):
+    """Gradients that follow from tensors which are written to between two replays."""
+    loss = sum((p * x).sum() + (p * p).sum() for p, x in zip(params, inputs, strict=True))
+    loss.backward()
+
+
+@pytest.mark.parametrize("outside", [1, 3])
+@pytest.mark.parametrize(("cls", "options"), CAPTURED, ids=label)
+def test_a_captured_step_is_a_step(cls, options, outside):
+    """Gradients come from the graph's own memory, as torch's documentation has it."""
+    captured, params, rates = with_rates(cls, **options, capturable=True)
+    plain, others, their_rates = with_rates(cls, **options, foreach=False)
+    inputs = [torch.randn_like(p) for p in params]
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        captured.step()
+        for _ in range(outside):
+            captured.zero_grad(set_to_none=True)
+            backward(params, inputs)
+            captured.step()
     torch.cuda.current_stream().wait_stream(side)
+    captured.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # recorded, not run
+        backward(params, inputs)
+        captured.step()
+    for number in range(outside + 3):
+        if number >= outside:
+            for x in inputs:
+                x.copy_(torch.randn_like(x))
+            for own in (rates, their_rates):
+                own[0].fill_(0.01 * (1 + number))
+            graph.replay()
+        plain.zero_grad(set_to_none=True)
+        backward(others, inputs)
+        plain.step()
+    for p, q in zip(params, others, strict=True):
+        near = 1e-4 if "state_dtype" not in options else 1e-2
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=near, atol=near)
+        for name, kept in captured.state[p].items():
+            if name in ("step", "mu_product", "eta", "mu"):
+                torch.testing.assert_close(kept.cpu(), plain.state[q][name].cpu())
+
+
+@pytest.mark.parametrize("cls", [Adam, NAdam, Lion, SGD])
+def test_two_graphs_and_steps_outside_of_them_go_on_from_each_other(cls):
+    captured, params, _ = with_rates(cls, capturable=True)
+    plain, others, _ = with_rates(cls, foreach=False)
+    inputs = [torch.randn_like(p) for p in params]
+    graphs = []
+    for _ in range(2):
+        for optimizer, own in ((captured, params), (plain, others)):
+            optimizer.zero_grad(set_to_none=True)
+            backward(own, inputs)
+            optimizer.step()
+        captured.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            backward(params, inputs)
+            captured.step()
+    for graph in (graphs[0], graphs[1], graphs[0]):
+        graph.replay()
+        plain.zero_grad(set_to_none=True)
+        backward(others, inputs)
+        plain.step()
+    for p, q in zip(params, others, strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [AdamW, NAdam, Lion])
+def test_a_replay_that_overflows_is_left_out_and_counted(cls):
+    captured, params, _ = with_rates(cls, capturable=True, skip_nonfinite=True)
+    inputs = [torch.randn_like(p) for p in params]
+    backward(params, inputs)
+    captured.step()
+    captured.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured.step()  # recorded, not run
-    for _ in range(3):
-        graph.replay()
-    for _ in range(4):
-        plain.step()
-    for p, q in pairs:
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-5, atol=1e-6)
+        backward(params, inputs)
+        captured.step()
+    graph.replay()
+    before = [p.detach().clone() for p in params]
+    counts = [kept["step"].clone() for kept in captured.state.values() if "step" in kept]
+    inputs[0].fill_(float("inf"))
+    graph.replay()
+    graph.replay()
+    assert captured.skipped_steps == 2
+    assert all(map(torch.equal, before, params))
+    found = [kept["step"] for kept in captured.state.values() if "step" in kept]
+    assert all(map(torch.equal, counts, found))
+
+
+def test_what_is_captured_without_a_step_before_is_refused():
+    captured, params, _ = with_rates(NAdam, capturable=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    torch.cuda.synchronize()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device="cuda")  # a graph must not be empty
+        with pytest.raises(ArgumentError, match="once outside of the capture"):
+            captured.step()
+    assert not captured.state
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=label)
@@ -314,6 +424,19 @@ class TestKernel:
             torch.cuda.set_sync_debug_mode("default")
         assert all(map(torch.equal, params, before))
 
+    @pytest.mark.parametrize("cls", [NAdam, Lion, ASGD, RAdam])
+    def test_nor_does_one_that_may_be_captured(self, cls):
+        optimizer, params = stepping(cls, **self.SKIPS, capturable=True)
+        give(params)
+        optimizer.step()  # its norm too has been laid out
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                give(params)
+                optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
     @pytest.mark.parametrize(
         ("options", "expected"), [({}, ["update"]), (CLIPPED, ["norm", "update"])], ids=label
     )
@@ -363,6 +486,7 @@ class TestKernel:
             ({}, "cpu"),
             ({"fused": True}, "cpu"),
             ({"capturable": True}, "cuda"),
+            ({"capturable": True, "state_dtype": "8bit"}, "cuda"),
         ):
             optimizer, params = stepping(AdamW, **options)
             assert optimizer.state[params[0]]["step"].device.type == device

@@ -211,7 +211,7 @@ def test_a_class_that_no_state_could_name_is_refused(group):
 
 
 @pytest.mark.parametrize(
-    ("choice", "other"), [({"fused": True}, "Lion"), ({"capturable": True}, "SGD")], ids=label
+    ("choice", "other"), [({"fused": True}, "Lion"), ({"capturable": True}, "Muon")], ids=label
 )
 def test_a_choice_that_an_optimizer_lacks_is_refused(choice, other, group):
     with pytest.raises(ArgumentError, match=f"{other} has no such argument"):

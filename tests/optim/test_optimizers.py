@@ -455,8 +455,3 @@ def test_a_derivative_by_the_rate_that_would_be_wrong_is_refused(cls):
 def test_values_that_would_fail_or_do_nothing_later_are_refused(cls, options, error):
     with pytest.raises(ArgumentError, match=error):
         cls(parameters(), **options)
-
-
-def test_a_captured_step_cannot_decide_to_be_left_out():
-    with pytest.raises(ArgumentError, match="capturable=True does not support skip_nonfinite"):
-        AdamW(parameters(), capturable=True, skip_nonfinite=True)

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
+
+if TYPE_CHECKING:
+    from optimplug._core.optim.step.counters import Place
 
 __all__ = ["Batch", "Cell", "Form", "are_plain", "is_expanded", "pick"]
 
@@ -126,6 +129,12 @@ class Batch:
     """What the parameters had in common when they were put together."""
     places: list[int] = field(default_factory=list)
     """The position of each parameter among those of all groups."""
+    counted: list[Place] = field(default_factory=list)
+    """Where the numbers of each tensor are kept; empty where the rule does not count."""
+    ats: list[int] = field(default_factory=list)
+    """The places of these among all, the same list for as long as the layout stays."""
+    after_each: dict[str, Tensor] | None = None
+    """For each tensor what its numbers become, where the host knows no more than that."""
     _after: dict[str, Tensor] = field(default_factory=dict)
     """For each cell what its numbers become, as :meth:`coefficients` has found."""
 
@@ -204,11 +213,20 @@ class Batch:
 
     def next_scalars(self) -> dict[str, Tensor]:
         """Return for each tensor what :attr:`Rule.scalars` become by the update at hand."""
+        if self.after_each is not None:
+            return self.after_each
         sizes = [cell.part.stop - cell.part.start for cell in self.cells]
         return {
             name: values.repeat_interleave(torch.tensor(sizes, device=values.device))
             for name, values in self._after.items()
         }
+
+    def of_each(self, name: str) -> Tensor:
+        """Return a number of each tensor, the count or one kept beside it, where they stand."""
+        counters = self.counted[0].counters
+        if all(place.counters is counters for place in self.counted):
+            return counters.read(self.ats, [name])[name]
+        return torch.cat([own.read([at], [name])[name] for own, at in self.counted])
 
     def _split_cells(self) -> None:
         """Take tensors apart whose counters, on a device of their own, somebody has changed.

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import required
 
-from optimplug._core.optim.executions.choice import CHOICES, devices_asked_for
+from optimplug._core.optim.executions.choice import (
+    CHOICES,
+    check_capturable,
+    devices_asked_for,
+)
+from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.shards import is_sharded
 from optimplug._core.optim.storage.checks import check_storage
 from optimplug._core.optim.storage.stored import STORAGE
@@ -67,11 +72,6 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
         check_storage(optimizer.rule(hyper), hyper, type(optimizer).__name__)
     except ArgumentError as error:
         raise ArgumentError(f"{where}: {error}") from None
-    if optimizer.defaults.get("capturable") and not optimizer.rule(hyper).fused_dtypes:
-        raise ArgumentError(
-            f"{where}: capturable=True needs an operator of torch's that does the whole update "
-            f"of {type(optimizer).__name__}, and there is none; leave it out"
-        )
     rule, found = optimizer.stored_rule(hyper), devices_asked_for(optimizer.defaults)
     for p in _parameters(group):
         problem = None if isinstance(p, StandIn) else rule.refusal(p)
@@ -84,6 +84,15 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
             )
         if found is not None:
             _check_device(p, where, *found)
+    if optimizer.defaults.get("capturable"):
+        there = [p for p in _parameters(group) if not isinstance(p, StandIn)]
+        suited: set[tuple[Rule, torch.device | None]]
+        suited = {(rule.suited(p), p.device) for p in there} or {(rule, None)}
+        for own, device in suited:
+            try:
+                check_capturable(own, hyper, optimizer.skip_nonfinite, device)
+            except ArgumentError as error:
+                raise ArgumentError(f"{where}: {error}") from None
 
 
 def _parameters(group: dict[str, Any]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,18 +51,21 @@ def arguments(found: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in ("self", "params", "__class__")}
 
 
-def passed_on(found: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def passed_on(
+    found: Mapping[str, Any], *, if_asked: Collection[str] = (), **more: Any
+) -> dict[str, Any]:
     """Return what a constructor passes on to :class:`.Optimizer`, from its own arguments.
 
     Args:
         found: its ``locals()``.
+        if_asked: choices that groups do not have unless they are made, as torch's have no such key.
         more: what the groups have beside them, or in their place.
 
     Example:
         >>> passed_on({"self": None, "params": [], "lr": 0.1, "max_grad_norm": None}, k=0)
         {'max_grad_norm': None, 'defaults': {'lr': 0.1, 'k': 0}}
     """
-    own = arguments(found)
+    own = {k: v for k, v in arguments(found).items() if k not in if_asked or v}
     whole = {key: own.pop(key) for key in list(own) if key in _OF_THE_WHOLE}
     return {**whole, "defaults": {**own, **more}}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rules.lbfgs import LBFGS
 from optimplug._core.optim.shards import local
+from optimplug._core.optim.step.counters import CountOn
 from optimplug._core.optim.step.layout import Layout
 from optimplug._core.optim.step.members import State
 
@@ -83,7 +84,7 @@ def state_bytes_of_groups(optimizer: Optimizer) -> list[int]:
     state: State = defaultdict(dict)
     grads = [p for group in groups for p in group["params"]]
     rules = [optimizer.stored_rule(group) for group in groups]
-    Layout(groups, grads, rules, state, count_on=())
+    Layout(groups, grads, rules, state, count_on=CountOn())
     kept = {id(p): sum(local(t).nbytes for t in own.values()) for p, own in state.items()}
     return [sum(kept.get(id(p), 0) for p in group["params"]) for group in groups]
 

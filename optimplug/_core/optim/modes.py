@@ -17,6 +17,7 @@ from optimplug._core.optim.executions.foreach import Foreach
 from optimplug._core.optim.executions.loop import Loop
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
 from optimplug._core.optim.shards import is_sharded, local
+from optimplug._core.optim.step.counters import CountOn
 from optimplug._core.optim.step.layout import Layout
 from optimplug._core.optim.step.members import State
 from optimplug._core.optim.storage.stored import stored
@@ -142,7 +143,7 @@ def _move_stored(
         for i, group in enumerate(groups)
         for p in group["params"]
     ]
-    layout = Layout(groups, goes, rules, state, count_on=())
+    layout = Layout(groups, goes, rules, state, count_on=CountOn())
     for batch in cast("list[Batch]", layout.batches(groups, goes, state)):
         _run(batch)
     for i, changed in layout.next_settings(groups, state, {}).items():

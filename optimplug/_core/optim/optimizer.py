@@ -70,6 +70,9 @@ class Optimizer(Stepper):
             number of processes can go on from them; False: as float32, which becomes the same
             codes again.
 
+    With ``capturable=True`` counts stand on the parameters' device, and what a graph reads that has
+    recorded a step is held for as long as the optimizer lives.
+
     Attributes:
         grad_norm: the global gradient norm before clipping at the last step, a zero-dimensional
             tensor; None before the first step, and where neither of the two above asks for it. On
@@ -99,11 +102,6 @@ class Optimizer(Stepper):
         check_clipping(max_grad_norm, skip_nonfinite)
         if not isinstance(compact_state, bool):
             raise ArgumentError(f"compact_state must be True or False (got {compact_state!r})")
-        if skip_nonfinite and defaults.get("capturable"):
-            raise ArgumentError(
-                "capturable=True does not support skip_nonfinite=True: to decide waits for the "
-                "device, which a captured graph cannot do; leave one of them out"
-            )
         self.max_grad_norm = max_grad_norm
         self.skip_nonfinite = skip_nonfinite
         self.compact_state = compact_state

@@ -213,6 +213,9 @@ class Rule(ABC):
     fused_dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
     """For which types :meth:`fused` is right; none where the rule has no such operator."""
 
+    fused_captures: ClassVar[bool] = False
+    """Whether a CUDA graph may record :meth:`fused`, which then reads rate and count on a GPU."""
+
     @property
     def kind(self) -> type[Rule]:
         """Whose math it is, however weights and states are stored."""

@@ -36,9 +36,12 @@ PARTS = [
     "triton_cases.py::TestMemory",
     "triton_codes_cases.py",
     "triton_whole_cases.py",
+    "triton_capture_cases.py::TestCapture",
+    "triton_capture_cases.py::TestRuns",
+    "triton_capture_cases.py::TestSkips",
 ]
-QUICK = (PARTS[2], PARTS[4], *PARTS[7:])
-WITH_SLOW = (*PARTS[2:4], *PARTS[7:])
+QUICK = (PARTS[2], PARTS[4], *PARTS[7:10])
+WITH_SLOW = (*PARTS[2:4], *PARTS[7:11])
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )

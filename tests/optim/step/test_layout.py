@@ -13,6 +13,7 @@ from optimplug import ArgumentError
 from optimplug._core.optim.executions.choice import prepare
 from optimplug._core.optim.rule import Rule, StateSpec
 from optimplug._core.optim.rules.sgd import SGDRule
+from optimplug._core.optim.step.counters import CountOn
 from optimplug._core.optim.step.layout import Layout
 from optimplug.optim import SGD, Adafactor, Adagrad, AdamW, Rprop
 
@@ -33,7 +34,7 @@ class Whole(Rule):
 
 
 def laid_out(p, rule, state):
-    return Layout([{"params": [p]}], [torch.ones_like(p)], [rule], state, count_on=())
+    return Layout([{"params": [p]}], [torch.ones_like(p)], [rule], state, count_on=CountOn())
 
 
 def test_a_state_may_have_a_shape_and_a_type_of_its_own():

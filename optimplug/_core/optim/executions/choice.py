@@ -9,27 +9,35 @@ from typing import Any
 import torch
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.capture import (
+    capture_refusal,
+    refuse_in_capture,
+    settings_on_device,
+)
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.executions.compiled_whole import CompiledWhole
 from optimplug._core.optim.executions.execution import Execution, Ready
 from optimplug._core.optim.executions.foreach import Foreach
-from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused
+from optimplug._core.optim.executions.fused import FUSED_DEVICES, Fused, ReadyFused
 from optimplug._core.optim.executions.loop import Differentiable, Loop
 from optimplug._core.optim.executions.triton.execution import ReadyTriton, Triton
 from optimplug._core.optim.executions.triton.norm import DeviceNorm, norm_on_device
-from optimplug._core.optim.executions.triton.there import triton_serves
+from optimplug._core.optim.executions.triton.there import DEVICES, triton_serves
 from optimplug._core.optim.executions.triton.whole.execution import TritonWhole
-from optimplug._core.optim.rule import Rule
+from optimplug._core.optim.rule import Hyper, Rule
+from optimplug._core.optim.step.counters import CountOn
 from optimplug.errors import ArgumentError
 
 __all__ = [
     "CHOICES",
     "DeviceNorm",
+    "check_capturable",
     "check_choices",
     "chosen",
     "devices_asked_for",
     "devices_that_count",
     "is_compiled",
+    "may_be_recorded",
     "norm_on_device",
     "prepare",
     "waits_for_nothing",
@@ -44,6 +52,7 @@ CHOICES = ("foreach", "fused", "capturable", "differentiable")
 
 _COMPILED = (Compiled(), CompiledWhole())
 _TRITON = (Triton(), TritonWhole())
+_CAPTURABLE = (Triton(capturable=True), TritonWhole(capturable=True))
 
 
 def is_compiled(rule: Rule) -> bool:
@@ -51,14 +60,23 @@ def is_compiled(rule: Rule) -> bool:
     return any(way.compiles(rule) for way in _COMPILED)
 
 
-def prepare(batch: Batch, choices: Choices) -> Ready | None:
+def prepare(batch: Batch, choices: Choices, skips: bool = False) -> Ready | None:
     """Make a batch ready in the first way that takes it; all that can fail fails here.
+
+    Args:
+        batch: what is to be updated.
+        choices: the optimizer's.
+        skips: whether a step is left out by the norm of its gradients.
 
     Returns:
         None where the parameters have no longer one form, and are to be put together anew.
     """
-    looked = False
-    for execution in _in_order(*chosen(choices), choices.get("capturable")):
+    looked, capturable = False, bool(choices.get("capturable"))
+    for execution in _in_order(*chosen(choices), capturable, skips and capturable):
+        if capturable and isinstance(execution, Fused) and not batch.rule.fused_captures:
+            continue
+        if capturable and not isinstance(execution, Fused | Triton):
+            refuse_in_capture("gradients laid out like their parameters, and settings that fit,")
         # What reads memory past torch looks at it again by itself wherever it has moved.
         if not (looked or isinstance(execution, Triton | Compiled)):
             if not batch.has_its_form:
@@ -80,17 +98,24 @@ def waits_for_nothing(ready: Sequence[Ready]) -> bool:
     return bool(ready) and all(isinstance(each, ReadyTriton) for each in ready)
 
 
-def devices_that_count(choices: Choices) -> tuple[str, ...]:
-    """Return on which devices torch's operators do a whole rule, which read the count there.
+def may_be_recorded(ready: Ready) -> bool:
+    """Tell whether a CUDA graph may record this way, with what is skipped told by the device."""
+    return isinstance(ready, ReadyFused) or (isinstance(ready, ReadyTriton) and ready.is_capturable)
 
-    What a kernel of ours needs of the count is computed on the host.
+
+def devices_that_count(choices: Choices) -> CountOn:
+    """Return which devices count: where torch's operators do a whole rule, which read the count.
+
+    What a kernel of ours needs of the count is computed on the host, unless a graph may record it.
     """
+    if choices.get("capturable"):
+        return CountOn(tuple(DEVICES), every_rule=True)
     if not _may_fuse(*chosen(choices)):
-        return ()
+        return CountOn()
     # Where CUDA has not begun yet, nothing stands there; to ask about it would make it begin.
     begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     counted_here = begun and triton_serves(torch.device("cuda"))
-    return ("cpu",) if counted_here and not choices.get("capturable") else FUSED_DEVICES
+    return CountOn(("cpu",) if counted_here else FUSED_DEVICES)
 
 
 def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | None) -> bool:
@@ -99,23 +124,54 @@ def _may_fuse(foreach: bool | None, fused: bool | None, differentiable: bool | N
 
 @lru_cache
 def _in_order(
-    foreach: bool | None, fused: bool | None, differentiable: bool | None, capturable: bool | None
+    foreach: bool | None,
+    fused: bool | None,
+    differentiable: bool | None,
+    capturable: bool,
+    skips: bool,
 ) -> tuple[Execution, ...]:
     """Return the executions to try, the fastest that the user allows first."""
     if differentiable:
         return (Differentiable(),)
     one_pass: tuple[Execution, ...] = ()
-    if _may_fuse(foreach, fused, differentiable):
-        # A captured step must read rates and counts on the device, as torch's operators do.
-        one_pass = (*(() if capturable else _TRITON), *_COMPILED, Fused())
+    if capturable:
+        # A captured step reads rates and counts on the device, as torch's operators do; but these
+        # leave it to the host what a step that is left out has counted.
+        one_pass = (*(() if skips else (Fused(),)), *_CAPTURABLE)
+    elif _may_fuse(foreach, fused, differentiable):
+        one_pass = (*_TRITON, *_COMPILED, Fused())
     return (*one_pass, Loop()) if foreach is False else (*one_pass, Foreach(), Loop())
 
 
 def devices_asked_for(choices: Choices) -> tuple[str, tuple[str, ...]] | None:
     """Return the choice that binds parameters to some devices, and these; None if there is none."""
     if choices.get("capturable"):
-        return "capturable", ("cuda",)
+        return "capturable", tuple(DEVICES)
     return ("fused", FUSED_DEVICES) if choices.get("fused") else None
+
+
+def check_capturable(rule: Rule, hyper: Hyper, skips: bool, device: torch.device | None) -> None:
+    """Refuse ``capturable=True`` where a CUDA graph could not record a step.
+
+    Args:
+        rule: of a group, with its storage, for some of its parameters.
+        hyper: the group's settings.
+        skips: whether a step is left out by the norm of its gradients.
+        device: that of these parameters; None where there are none yet.
+
+    Raises:
+        ArgumentError: neither an operator of torch's nor a kernel of ours could do all of it.
+    """
+    why = settings_on_device(hyper)
+    if why is None and (skips or not rule.fused_captures):
+        why = capture_refusal(rule, hyper)
+        if why is None and device is not None and not triton_serves(device):
+            why = "the device has no Triton, which its kernels are made with"
+    if why is not None:
+        raise ArgumentError(
+            "capturable=True needs a step that the device does by itself, and this one is not: "
+            f"{why}; leave it out"
+        )
 
 
 def check_choices(choices: Choices) -> None:

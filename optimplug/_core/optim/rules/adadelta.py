@@ -82,7 +82,7 @@ class Adadelta(Optimizer):
         rho: how much of the running means stays at each step, in [0, 1].
         eps: added under both roots, >= 0; it is what the first steps come from.
         weight_decay: added to the gradient per unit of the parameter, >= 0.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.

@@ -102,6 +102,7 @@ class Adagrad(Optimizer):
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.
         fused: as in :class:`~optimplug.optim.Adam`.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -148,6 +149,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -155,7 +157,7 @@ class Adagrad(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
         self.begin_state()
 
     @staticmethod

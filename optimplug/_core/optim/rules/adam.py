@@ -41,6 +41,7 @@ class AdamRule(Rule):
 
     variant_state: ClassVar = ("max_exp_avg_sq",)
     fused_dtypes: ClassVar = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    fused_captures: ClassVar = True
 
     @cached_property
     def state(self) -> tuple[StateSpec, ...]:
@@ -126,7 +127,13 @@ class Adam(Optimizer):
             the other, bit for bit as ``torch.optim.Adam(foreach=False)``. None: the fastest
             execution that is right for each tensor.
         maximize: ascend instead of descend.
-        capturable: the step can be captured in a CUDA graph; runs fused.
+        capturable: a CUDA graph can record the step, on a GPU with Triton; for Adam and AdamW as
+            torch keeps them, on any. Call :meth:`step` once outside before each capture, with
+            gradients for the same parameters. A replay sees what has changed on the device (a rate
+            that is a tensor there, a counter that was reset), and not what the host has set since:
+            rates and other settings that are numbers, ``max_grad_norm``. After
+            ``load_state_dict``, or where other parameters have gradients, capture again. With
+            ``rounding="stochastic"`` or ``"kahan"``, which count on the host, it is refused.
         differentiable: autograd flows through the step.
         fused: True: one pass over the memory, as in torch with gradient scaling inside. False:
             never. None: as for ``foreach``.

@@ -82,7 +82,7 @@ class Adamax(Optimizer):
         betas: decay of the mean and of the maximum per step, each in [0, 1).
         eps: added to the size of the gradient, >= 0.
         weight_decay: added to the gradient per unit of the parameter, >= 0.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.

@@ -112,6 +112,7 @@ class ADOPT(Optimizer):
         maximize: ascend instead of descend.
         foreach: as in :class:`~optimplug.optim.Adam`.
         differentiable: autograd flows through the step.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -163,6 +164,7 @@ class ADOPT(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -170,7 +172,7 @@ class ADOPT(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
 
     @staticmethod
     def rule(hyper: Hyper) -> ADOPTRule:

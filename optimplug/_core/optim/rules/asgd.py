@@ -100,7 +100,7 @@ class ASGD(Optimizer):
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.

@@ -120,6 +120,7 @@ class Adafactor(Optimizer):
         weight_decay: decay per step relative to ``lr``, >= 0.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -166,6 +167,7 @@ class Adafactor(Optimizer):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -173,7 +175,7 @@ class Adafactor(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
 
     @staticmethod
     def rule(hyper: Hyper) -> AdafactorRule:

@@ -183,6 +183,7 @@ class TransformersAdafactor(Optimizer):
         relative_step: whether the rate comes from the number of the step instead of ``lr``.
         warmup_init: whether such a rate starts near 0; needs ``relative_step``.
         foreach: as in :class:`~optimplug.optim.Adam`.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -237,6 +238,7 @@ class TransformersAdafactor(Optimizer):
         warmup_init: bool = False,
         *,
         foreach: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -244,7 +246,7 @@ class TransformersAdafactor(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        given = passed_on(locals())
+        given = passed_on(locals(), if_asked=("capturable",))
         if lr is None and not (relative_step or warmup_init):
             given["defaults"]["lr"] = required  # then each group must have one
         super().__init__(params, **given)

@@ -116,6 +116,7 @@ class LAMB(Optimizer):
             parameters as norms and biases.
         maximize: ascend instead of descend.
         foreach: as in :class:`~optimplug.optim.Adam`.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -168,6 +169,7 @@ class LAMB(Optimizer):
         always_adapt: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -175,7 +177,7 @@ class LAMB(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
 
     @staticmethod
     def rule(hyper: Hyper) -> LAMBRule:

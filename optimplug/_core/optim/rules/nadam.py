@@ -110,7 +110,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: decay as AdamW does.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         differentiable: autograd flows through the step.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.

@@ -120,7 +120,7 @@ class RAdam(Optimizer):
         eps: added to the denominator, >= 0.
         weight_decay: added to the gradient per unit of the parameter, >= 0.
         decoupled_weight_decay: apply the decay to the parameter instead, as AdamW does.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.

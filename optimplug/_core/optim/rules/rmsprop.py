@@ -105,7 +105,7 @@ class RMSprop(Optimizer):
         weight_decay: added to the gradient per unit of the parameter, >= 0.
         momentum: how much of the running sum of steps stays, >= 0.
         centered: divide by an estimate of the standard deviation.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.

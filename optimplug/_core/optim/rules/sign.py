@@ -88,6 +88,7 @@ class Lion(Optimizer):
         maximize: ascend instead of descend.
         foreach: as in :class:`~optimplug.optim.Adam`.
         differentiable: autograd flows through the step; no gradient flows through a sign.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -133,6 +134,7 @@ class Lion(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         differentiable: bool = False,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -140,7 +142,7 @@ class Lion(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
 
     @staticmethod
     def rule(hyper: Hyper) -> LionRule:
@@ -217,7 +219,7 @@ class Rprop(Optimizer):
         lr: the first step size, >= 0; a number or a tensor of one element.
         etas: what a size is multiplied by where the sign turns, in (0, 1), and where it stays, > 1.
         step_sizes: the smallest and the largest size.
-        capturable: refused: there is no operator that does the whole update on the device.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         foreach: as in :class:`~optimplug.optim.Adam`.
         maximize: ascend instead of descend.
         differentiable: autograd flows through the step.

@@ -100,6 +100,7 @@ class StableAdamW(Optimizer):
         weight_decay: decay per step relative to the rate :math:`\eta_t`, >= 0.
         maximize: ascend instead of descend.
         foreach: as in :class:`~optimplug.optim.Adam`.
+        capturable: as in :class:`~optimplug.optim.Adam`.
         max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
         skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
         rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
@@ -147,6 +148,7 @@ class StableAdamW(Optimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        capturable: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         rounding: Rounding = "nearest",
@@ -154,7 +156,7 @@ class StableAdamW(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals()))
+        super().__init__(params, **passed_on(locals(), if_asked=("capturable",)))
 
     @staticmethod
     def rule(hyper: Hyper) -> StableAdamWRule:

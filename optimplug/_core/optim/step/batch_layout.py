@@ -38,6 +38,8 @@ class BatchLayout:
     """The step counter of each parameter; empty where the rule does not count."""
     numbers: list[Place] = field(default_factory=list)
     """Where each parameter's numbers are kept; empty where its rule does not count."""
+    ats: list[int] = field(default_factory=list)
+    """Their places among all that are kept together."""
     groups: list[int] = field(default_factory=list)
     """The group of each parameter."""
     firsts: list[bool] = field(default_factory=list)
@@ -64,6 +66,7 @@ class BatchLayout:
         if member.number is not None:
             self.steps.append(member.kept["step"])
             self.numbers.append(member.number)
+            self.ats.append(member.number.at)
 
     def remember(self, states: Sequence[dict[str, Any]]) -> None:
         """Remember where the numbers stand in memory, for whoever puts others there."""
@@ -80,7 +83,7 @@ class BatchLayout:
         if not its:
             return None
         some = BatchLayout(self.rule, self.form)
-        for name in ("places", "kept", "steps", "numbers", "groups", "firsts"):
+        for name in ("places", "kept", "steps", "numbers", "ats", "groups", "firsts"):
             column = getattr(self, name)
             setattr(some, name, pick(its, column) if column else [])
         names, count = len(self.rule.number_names), len(self.steps)
@@ -142,7 +145,8 @@ class BatchLayout:
         hypers: list[Hyper] = [groups[cell.group] for cell in self.cells]
         tensors = columns.pop("params"), columns.pop("grads"), columns, self.steps
         known = sharded, self.memo, owners, self.form
-        return Batch(self.rule, self.cells, hypers, *tensors, *known, places=self.places)
+        where = self.places, self.numbers, self.ats
+        return Batch(self.rule, self.cells, hypers, *tensors, *known, *where)
 
     def _columns(
         self,

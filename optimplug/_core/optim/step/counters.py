@@ -7,9 +7,9 @@ The further numbers that some rules keep for each parameter are kept in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from itertools import starmap
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,17 +20,31 @@ from optimplug._core.optim.batch import are_plain, pick
 __all__ = [
     "AnyCounters",
     "Count",
+    "CountOn",
     "Counters",
     "Place",
     "SingleCounters",
+    "are_neighbours",
     "gather",
     "rows",
     "take_apart",
     "with_own_count",
 ]
 
+_KEPT = 256
+"""Of so many patterns of missing gradients a device is told at most."""
+
 Kept = dict[str, Any]
 """The state of one parameter."""
+
+
+class CountOn(NamedTuple):
+    """Where the updates of parameters are counted: on their own device, or else on the host."""
+
+    devices: Collection[str] = ()
+    """The types of device that count themselves."""
+    every_rule: bool = False
+    """Whether they do so for every rule, or for those alone that have a fused operator."""
 
 
 class Count(NamedTuple):
@@ -54,17 +68,15 @@ class Counters:
     """
 
     def __init__(self, kept: list[Kept], device: torch.device, names: Sequence[str]) -> None:
-        found = {
-            name: torch.stack([state[name].detach().reshape(()).to(device) for state in kept])
-            for name in names
-        }
+        found = {name: _together([state[name] for state in kept], device) for name in names}
         # Written beside them: where the two differ, somebody else has written to a number. To look
         # at those on a GPU would wait for it; what needs their values reads them itself.
-        twice = {n: torch.stack([a, a] if a.is_cpu else [a]) for n, a in found.items()}
+        twice = {n: torch.stack([a, a]) if a.is_cpu else a.unsqueeze(0) for n, a in found.items()}
         self._both = twice["step"]
         self._all = {name: both[0] for name, both in twice.items()}
         self._expected = {name: both[-1] for name, both in twice.items()}
         pairs = zip(self._all.values(), self._expected.values(), strict=True)
+        self._kept: dict[tuple[str, int], tuple[Sequence[int], Tensor]] = {}
         self._pairs = [pair for pair in pairs if pair[0].is_cpu]
         for name, numbers in self._all.items():
             for state, number in zip(kept, numbers.unbind(), strict=True):
@@ -90,21 +102,48 @@ class Counters:
 
     def advance(self, steps: Tensor | float, places: Sequence[int] | None = None) -> None:
         """Count ``steps`` updates for the parameters at these places; None for every one."""
+        if isinstance(steps, Tensor):
+            steps = steps.to(self._both.device)
         if places is not None:
-            marks = bytearray(self._both.shape[1])
-            for at in places:
-                marks[at] = 1
-            # Made of a list, it would take longer than all of the addition.
-            steps = torch.frombuffer(marks, dtype=torch.uint8).to(self._both) * steps
-        self._both += steps.to(self._both.device) if isinstance(steps, Tensor) else steps
+            steps = self._there("marks", places, self._marked) * steps
+        self._both += steps
+
+    def _marked(self, places: Sequence[int]) -> Tensor:
+        marks = bytearray(self._both.shape[1])
+        for at in places:
+            marks[at] = 1
+        # Made of a list, it would take longer than all of the addition.
+        return torch.frombuffer(marks, dtype=torch.uint8).to(self._both)
+
+    def _there(
+        self, kind: str, places: Sequence[int], make: Callable[[Sequence[int]], Tensor]
+    ) -> Tensor:
+        """Return what is made of places; on a device kept with them, who are compared by identity.
+
+        A graph that is captured reads it again at each replay: it must not be uploaded there.
+        """
+        if self._both.is_cpu:
+            return make(places)
+        known = self._kept.get((kind, id(places)))
+        if known is None:
+            if len(self._kept) > _KEPT:
+                self._kept.clear()
+            known = self._kept[kind, id(places)] = places, make(places).to(self._both.device)
+        return known[1]
+
+    @property
+    def there(self) -> list[Tensor]:
+        """All that it has on its device, which a graph may read."""
+        return [self._both, *self._all.values(), *(kept for _, kept in self._kept.values())]
 
     def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         """Return further numbers of the parameters at these places."""
-        return {name: self._all[name][torch.tensor(places, device="cpu")] for name in names}
+        at = self._there("places", places, _on_host)
+        return {name: self._all[name][at] for name in names}
 
     def write(self, places: Sequence[int], values: Mapping[str, Tensor]) -> None:
         """Write further numbers for the parameters at these places."""
-        at = torch.tensor(places, device="cpu")
+        at = self._there("places", places, _on_host)
         for name, numbers in values.items():
             for found in {id(c): c for c in (self._all[name], self._expected[name])}.values():
                 found[at] = numbers
@@ -118,6 +157,7 @@ class SingleCounters:
     """
 
     untouched = False  # to look would cost as much as to gather them anew
+    there: ClassVar[list[Tensor]] = []
 
     def __init__(self, kept: list[Kept], names: Sequence[str]) -> None:
         self._all: list[dict[str, Tensor]] = [{n: state[n] for n in names} for state in kept]
@@ -211,6 +251,36 @@ def take_apart(states: Iterable[Any]) -> None:
         for name, value in list(kept.items()) if isinstance(kept, MutableMapping) else ():
             if _is_number(value) and value.untyped_storage().nbytes() > value.nbytes:
                 kept[name] = value.clone()
+
+
+def _together(numbers: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return numbers as one tensor on a device.
+
+    Where they are one there already they stay: a graph that was captured goes on counting there.
+    """
+    own = [number.detach().reshape(()) for number in numbers]
+    if device.type != "cpu" and own[0].device == device and are_neighbours(own):
+        return own[0].as_strided((len(own),), (1,))
+    return torch.stack([number.to(device) for number in own])
+
+
+def are_neighbours(numbers: Sequence[Tensor]) -> bool:
+    """Tell whether numbers of one type follow one another in one memory.
+
+    Example:
+        >>> x = torch.arange(4.0)
+        >>> are_neighbours(list(x)), are_neighbours([x[0], x[2]]), are_neighbours([x[0], x[1] + 0])
+        (True, False, False)
+    """
+    memory, start = numbers[0].untyped_storage().data_ptr(), numbers[0].storage_offset()
+    return all(
+        number.storage_offset() == start + i and number.untyped_storage().data_ptr() == memory
+        for i, number in enumerate(numbers)
+    )
+
+
+def _on_host(places: Sequence[int]) -> Tensor:
+    return torch.tensor(places, device="cpu")
 
 
 def _is_number(value: Any) -> bool:

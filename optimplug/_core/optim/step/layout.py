@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Form
@@ -13,6 +14,7 @@ from optimplug._core.optim.refusals import refuse_parameter, refuse_sparse
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.shards import Shards
 from optimplug._core.optim.step.batch_layout import BatchLayout
+from optimplug._core.optim.step.counters import AnyCounters, CountOn
 from optimplug._core.optim.step.members import (
     State,
     ensure_state,
@@ -45,8 +47,8 @@ class Layout:
         rules: the rule of each group.
         state: the optimizer's state. Parameters new to it start from zeros; the state of a
             parameter without gradient is not touched.
-        count_on: the types of device that count the steps of their parameters themselves, for
-            rules that have a fused operator; all else is counted on the CPU.
+        count_on: which devices count the steps of their parameters themselves; all else is counted
+            on the CPU.
         before: what was laid out for the last step, if that still holds: who stepped then, and
             now has no gradient, may step again.
 
@@ -61,7 +63,7 @@ class Layout:
         grads: Sequence[Tensor | None],
         rules: Sequence[Rule],
         state: State,
-        count_on: Collection[str],
+        count_on: CountOn,
         before: Layout | None = None,
     ) -> None:
         refuse_sparse(groups, grads, rules)
@@ -184,9 +186,25 @@ class Layout:
         found = [layout.batch(groups, params, grads, states) for layout in self.layouts]
         return None if None in found else cast("list[Batch]", found)
 
+    def goes_on(self, grads: Sequence[Tensor | None]) -> bool:
+        """Tell whether those step that stepped last, so that nothing is to be laid out for them."""
+        present = [g is not None for g in grads]
+        all_laid_out = present == [kind is not None for kind in self._kinds]
+        return self._patterns.is_at(None if all_laid_out else present)
+
+    @property
+    def begins(self) -> bool:
+        """Whether a state begins with this update, or it is the first of a rule without a count."""
+        return self._begins or bool(self._begun)
+
+    @property
+    def counters(self) -> list[AnyCounters]:
+        """What all its parameters are counted with."""
+        return [counters for counters, _ in self._patterns.everyone.counted]
+
     @property
     def _untouched(self) -> bool:
-        return all(counters.untouched for counters, _ in self._patterns.everyone.counted)
+        return all(counters.untouched for counters in self.counters)
 
     def forget_begun(self, groups: Sequence[dict[str, Any]], state: State) -> bool:
         """Take back states that began for an update which was then left out; tell if there are."""
@@ -210,12 +228,17 @@ class Layout:
         """Return for each batch what :attr:`Rule.scalars` are after the update."""
         return [batch.next_scalars() for batch in batches if batch.rule.scalars]
 
-    def write(self, numbers: Sequence[Mapping[str, Tensor]]) -> None:
-        """Write what :meth:`next_numbers` has returned."""
+    def write(self, numbers: Sequence[Mapping[str, Tensor]], done: Tensor | None = None) -> None:
+        """Write what :meth:`next_numbers` has returned; with ``done``, where that is not 0."""
         with_scalars = [layout for layout in self.layouts if layout.rule.scalars]
         for layout, values in zip(with_scalars, numbers, strict=True):
-            places = [place.at for place in layout.numbers]
-            layout.numbers[0].counters.write(places, values)
+            counters = layout.numbers[0].counters
+            if done is not None:
+                before = counters.read(layout.ats, list(values))
+                values = {
+                    n: torch.where(done.to(v.device) != 0, v, before[n]) for n, v in values.items()
+                }
+            counters.write(layout.ats, values)
 
     def next_settings(
         self, groups: Sequence[Hyper], state: State, totals: Mapping[int, Totals]
@@ -258,7 +281,7 @@ class Layout:
         """
         begun = list(self._begun)
         numbers = [
-            layout.numbers[0].counters.read([place.at for place in layout.numbers], names)
+            layout.numbers[0].counters.read(layout.ats, names)
             for layout in self.layouts
             if (names := [spec.name for spec in layout.rule.scalars])
         ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule, coded_names
-from optimplug._core.optim.step.counters import Place, gather
+from optimplug._core.optim.step.counters import CountOn, Place, gather
 from optimplug._core.optim.storage.coded_state import with_codes, with_numbers
 from optimplug._core.optim.storage.stored import LOW_BITS
 
@@ -56,7 +56,7 @@ def stepping(
                 yield Member(i, place, p, rule.suited(p))
 
 
-def gather_numbers(members: Sequence[Member], count_on: Collection[str]) -> None:
+def gather_numbers(members: Sequence[Member], count_on: CountOn) -> None:
     """Gather the numbers of those whose rule counts."""
     counting = [member for member in members if member.rule.counts_steps]
     places = gather(
@@ -66,11 +66,11 @@ def gather_numbers(members: Sequence[Member], count_on: Collection[str]) -> None
         member.number = place
 
 
-def _counts_on(p: Tensor, rule: Rule, count_on: Collection[str]) -> torch.device:
+def _counts_on(p: Tensor, rule: Rule, count_on: CountOn) -> torch.device:
     """Return where a parameter's updates are counted."""
-    # Only an operator of torch's reads the count where it runs.
-    there = rule.fused_dtypes and p.device.type in count_on
-    return p.device if there else torch.device("cpu")
+    # Only an operator of torch's reads the count where it runs, and a step that may be captured.
+    reads = count_on.every_rule or rule.fused_dtypes
+    return p.device if reads and p.device.type in count_on.devices else torch.device("cpu")
 
 
 def forget(p: Tensor, names: Sequence[str], state: State) -> None:

@@ -67,6 +67,11 @@ class Patterns:
         """Whether :meth:`turn_to` was called after :meth:`count`."""
         return self._now is not None
 
+    def is_at(self, present: list[bool] | None) -> bool:
+        """Tell whether :meth:`turn_to` was last called with the same."""
+        kept = self.everyone if present is None else self._kept.get(bytes(present))
+        return kept is not None and kept is self._now
+
     def turn_to(self, present: list[bool] | None) -> None:
         """Make ready for those that have a gradient now; None: all that are laid out."""
         pattern = self.everyone if present is None else self._pattern(present)

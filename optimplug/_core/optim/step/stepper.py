@@ -13,10 +13,12 @@ from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode, outside_graphs
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.capture import is_capturing, refuse_in_capture
 from optimplug._core.optim.executions.choice import (
     DeviceNorm,
     chosen,
     devices_that_count,
+    may_be_recorded,
     norm_on_device,
     prepare,
     waits_for_nothing,
@@ -33,6 +35,7 @@ from optimplug._core.optim.modes import check_mode
 from optimplug._core.optim.refusals import refuse_dense
 from optimplug._core.optim.rule import Hyper, Rule
 from optimplug._core.optim.step.layout import Layout, WayBack
+from optimplug._core.optim.step.recording import Recording
 from optimplug._core.optim.step.repeat import Repeat
 from optimplug._core.optim.step.totals import totals
 from optimplug._core.optim.step.unsettled import Unsettled
@@ -53,6 +56,10 @@ class Stepper(torch.optim.Optimizer, ABC):
 
     _unsettled: Unsettled | None = None
     """The last step, while it is not known whether the device has skipped it."""
+
+    _recording: Recording | None = None
+    """What is for steps that CUDA graphs record; None before the first, and without ``capturable``.
+    """
 
     @staticmethod
     @abstractmethod
@@ -140,10 +147,21 @@ class Stepper(torch.optim.Optimizer, ABC):
             raise
         layout = cast("Layout", self._layout)
         unwatched = found_inf is not None and waits_for_nothing(ready)
-        if not (skips or unwatched) and found_inf is not None and layout.must_know_of_skips:
-            skips = bool(found_inf)
+        recording = self._recording_of(ready)
+        if found_inf is not None and not skips:
+            if recording is not None:
+                skips = layout.begins and bool(found_inf)
+                if self.skip_nonfinite and self.grad_norm is not None:
+                    recording.count(self.grad_norm, found_inf.device)
+            elif not unwatched and layout.must_know_of_skips:
+                skips = bool(found_inf)
         if skips:
             self._forget_first()
+            return
+        if recording is not None:
+            done = None if found_inf is None else (found_inf == 0).float().reshape(())
+            self._run(layout, batches, ready, scale, found_inf, done)
+            self._record(recording, layout, ready, grads)
             return
         way_back = layout.way_back(groups, self.state) if unwatched else None
         changed = self._run(layout, batches, ready, scale, found_inf)
@@ -164,16 +182,20 @@ class Stepper(torch.optim.Optimizer, ABC):
         ready: list[Ready],
         scale: Tensor | None,
         found_inf: Tensor | None,
+        done: Tensor | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """Do the update, and count it; return what changes in the settings of groups."""
+        """Do the update, and count it; return what changes in the settings of groups.
+
+        What is counted is 1, or, where only the device knows it, ``done``.
+        """
         numbers, measured = layout.next_numbers(batches), []
-        layout.advance(1)
+        layout.advance(1 if done is None else done)
         for batch, prepared in zip(batches, ready, strict=True):
             measured.append(prepared.run(scale, found_inf))
             if batch.is_sharded:
                 # What worked on the shards has marked those as changed, for autograd.
                 torch.autograd.graph.increment_version(batch.owners)
-        layout.write(numbers)
+        layout.write(numbers, done)
         groups = self.param_groups
         settings = layout.next_settings(groups, self.state, totals(batches, measured))
         for i, changed in settings.items():
@@ -209,10 +231,14 @@ class Stepper(torch.optim.Optimizer, ABC):
     def skipped_steps(self) -> int:
         """How many steps ``skip_nonfinite`` has left out."""
         self._settle()
-        return cast("int", self._own("skipped_steps"))
+        recording = self._recording
+        there = 0 if recording is None else recording.left_out
+        return cast("int", self._own("skipped_steps")) + there
 
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
+        if self._recording is not None:
+            self._recording.forget_left_out()
         vars(self)["skipped_steps"] = count
 
     @property
@@ -231,12 +257,21 @@ class Stepper(torch.optim.Optimizer, ABC):
         """Return this step's work, ready to be run."""
         rules = [self.stored_rule(group) for group in groups]
         before = self._layout
+        records = bool(self.defaults.get("capturable")) and is_capturing()
+        if records and not (
+            before is not None
+            and before.fits(groups, grads, rules, self.state)
+            and before.goes_on(grads)
+        ):
+            refuse_in_capture("parameters, states and settings")
         if before is not None and before.fits(groups, grads, rules, self.state):
             batches = before.batches(groups, grads, self.state)
             if batches is not None:
-                ready = [prepare(batch, self.defaults) for batch in batches]
+                ready = self._ready(batches)
                 if None not in ready:
                     return batches, cast("list[Ready]", ready)
+            if records:
+                refuse_in_capture("parameters and states")
             before = None  # some tensor is not what it was
         elif before is not None and not before.holds(groups, rules, self.state):
             before = None
@@ -245,8 +280,37 @@ class Stepper(torch.optim.Optimizer, ABC):
         refuse_dense(groups, grads, rules)
         count_on = devices_that_count(self.defaults)
         self._layout = Layout(groups, grads, rules, self.state, count_on, before)
+        if self._recording is not None:
+            self._recording.follow(self._layout)
         batches = cast("list[Batch]", self._layout.batches(groups, grads, self.state))
-        return batches, [cast("Ready", prepare(batch, self.defaults)) for batch in batches]
+        return batches, cast("list[Ready]", self._ready(batches))
+
+    def _ready(self, batches: Sequence[Batch]) -> list[Ready | None]:
+        return [prepare(batch, self.defaults, self.skip_nonfinite) for batch in batches]
+
+    def _recording_of(self, ready: Sequence[Ready]) -> Recording | None:
+        """Return what is for steps that graphs record, where these batches may be."""
+        if not (self.defaults.get("capturable") and all(map(may_be_recorded, ready))):
+            return None
+        if self._recording is None:
+            self._recording = Recording()
+        return self._recording
+
+    def _record(
+        self,
+        recording: Recording,
+        layout: Layout,
+        ready: Sequence[Ready],
+        grads: list[Tensor | None],
+    ) -> None:
+        """Keep what a graph reads that has recorded this step, or lay out what it will read."""
+        if is_capturing():
+            recording.hold(layout, ready)
+        elif not layout.fits(self.param_groups, grads, layout.rules, self.state):
+            # It was for a first update, and a graph records a later one.
+            _, ready = self._prepared(self.param_groups, grads)
+            if self._needs_norm:
+                norm_on_device(ready, self.max_grad_norm, None, None, self.skip_nonfinite)
 
     def _forget_first(self) -> None:
         """Undo the beginning of states by an update that has not taken place."""

@@ -35,5 +35,4 @@ def check_storage(rule: Rule, hyper: Hyper, name: str) -> None:
 _APART = {
     "differentiable": "no gradient flows through rounding",
     "fused": "torch's operators write weights and states as they are",
-    "capturable": "torch's operators write weights and states as they are",
 }

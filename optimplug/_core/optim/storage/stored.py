@@ -143,10 +143,11 @@ class StoredRule(Rule):
     among the weights; None: as it says itself."""
 
     fused_dtypes: ClassVar = ()  # torch's operators know of none of it
+    fused_captures: ClassVar = False
     widens: ClassVar = True
 
     def __post_init__(self) -> None:
-        own = {field.name for field in fields(self)} | {"fused_dtypes", "widens"}
+        own = {field.name for field in fields(self)} | {"fused_dtypes", "fused_captures", "widens"}
         for name in Rule.__annotations__.keys() - own:
             object.__setattr__(self, name, getattr(self.inner, name))
         found = {

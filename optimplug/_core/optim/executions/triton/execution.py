@@ -8,7 +8,7 @@ changed; it waits for nothing.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from optimplug._core.internals import in_dispatch_mode
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.capture import is_capturing, refuse_in_capture
 from optimplug._core.optim.executions.compiled import program_for, reads_in_order
 from optimplug._core.optim.executions.draws import draw_keys
 from optimplug._core.optim.executions.known_memory import Memory, current_memory
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.executions.triton import kernels
+from optimplug._core.optim.executions.triton.counted import CountedScalars
 from optimplug._core.optim.executions.triton.scalars import Scalars
 from optimplug._core.optim.executions.triton.tables import Tables, tables_of, upload
 from optimplug._core.optim.executions.triton.there import triton_serves
@@ -35,10 +37,18 @@ __all__ = ["ReadyTriton", "Triton"]
 
 
 class Triton:
-    """One launch of a kernel for the whole batch, on a GPU."""
+    """One launch of a kernel for the whole batch, on a GPU.
+
+    Args:
+        capturable: whether a CUDA graph may record the step: counts stand on the device, and what
+            follows from them is computed there.
+    """
 
     scope: ClassVar = "element"
     """That of the rules that it takes."""
+
+    def __init__(self, capturable: bool = False) -> None:
+        self.capturable = capturable
 
     def compiles(self, rule: Rule) -> bool:
         """Tell whether this rule is such a kernel, where tensors and machine allow it."""
@@ -52,20 +62,45 @@ class Triton:
         if not self._takes(batch) or in_dispatch_mode():
             batch.memo.clear()
             return None
-        if batch.steps and not batch.steps[0].is_cpu:
-            return None  # to read the counts would wait for the device
-        _refuse_capture(device)
+        if not self._counts_where_it_should(batch, device):
+            return None
         memory = current_memory(batch, kernels.TYPES)
         if memory is None or not self._reads(batch, memory):
             return None
         grads = array("Q", map(Tensor.data_ptr, batch.grads))
         if without_memory(batch.grads, grads):
             return None
-        scalars = Scalars.of(batch.coefficients(ahead=1), device)
         dtypes = tuple(c[0].dtype for c in (batch.params, batch.grads, *batch.states.values()))
-        program = program_for(batch.rule, scalars.cells, dtypes)
-        found = ReadyTriton(batch, _tables(batch, memory, device), grads, scalars)
-        return self._with_kernels(found, program, dtypes)
+        found = self._found(batch, memory, grads)
+        return self._with_kernels(
+            found, program_for(batch.rule, found.scalars.cells, dtypes), dtypes
+        )
+
+    def _counts_where_it_should(self, batch: Batch, device: torch.device) -> bool:
+        """Tell whether the scalars can be computed without a wait for the device."""
+        rule = batch.rule
+        if self.capturable:
+            there = not batch.steps or batch.steps[0].device == device
+            return there and not (rule.draws or rule.counts_in_groups)
+        if batch.steps and not batch.steps[0].is_cpu:
+            return False  # to read the counts would wait for the device
+        _refuse_capture(device)
+        return True
+
+    def _found(self, batch: Batch, memory: Memory, grads: array[int]) -> ReadyTriton:
+        """Return a batch with what its kernels will read."""
+        device = batch.params[0].device
+        if not self.capturable:
+            scalars = Scalars.of(batch.coefficients(ahead=1), device)
+            tables = _tables(batch, memory, batch.cell_of, device)
+            return ReadyTriton(batch, tables, grads, scalars)
+        held: list[Any] = []
+        counted = CountedScalars.of(batch, device, held)
+        batch.after_each = counted.after
+        tables = _tables(batch, memory, counted.rows, device)
+        there = tables.grads.recorded(grads, held)
+        held += [tables.rows, tables.chunks]
+        return ReadyTriton(batch, tables, grads, counted, grads_there=there, held=held)
 
     def _takes(self, batch: Batch) -> bool:
         """Tell whether these tensors are of a kind whose elements a kernel can read."""
@@ -89,17 +124,17 @@ def _refuse_capture(device: torch.device) -> None:
     Raises:
         ArgumentError: a graph is being captured.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if device.type == "cuda" and is_capturing():
         raise ArgumentError(
             "a step inside a CUDA graph needs an optimizer with capturable=True: rates and step "
             "counts are otherwise taken from the host, and every replay would repeat this one's"
         )
 
 
-def _tables(batch: Batch, memory: Memory, device: torch.device) -> Tables:
-    cells = batch.cell_of
+def _tables(batch: Batch, memory: Memory, cells: array[int], device: torch.device) -> Tables:
     tables: Tables | None = batch.memo.get("tables")
     if tables is None or tables.memory is not memory or tables.cells != cells:
+        refuse_in_capture("parameters and states where they stand")
         tables = batch.memo["tables"] = tables_of(memory, cells, device, kernels.BLOCK)
     return tables
 
@@ -112,9 +147,13 @@ class ReadyTriton:
     tables: Tables
     grads: array[int]
     """The address of each gradient."""
-    scalars: Scalars
+    scalars: Scalars | CountedScalars
     """Those of each cell, for the next update."""
     kernel: Any = None
+    grads_there: Tensor | None = None
+    """The addresses on the device, where a graph may record the step."""
+    held: list[Any] = field(default_factory=list)
+    """What a graph that records it reads beside parameters, gradients and states."""
 
     @property
     def device(self) -> torch.device:
@@ -129,12 +168,22 @@ class ReadyTriton:
         tables = self.tables
         blocks = len(tables.chunks)
         if blocks:
-            there = tables.grads.uploaded(self.grads)
+            there = self.addresses()
             tensors = tables.rows, there, tables.chunks, *self.uploaded(scale, found_inf)
             kernels.launch(self.kernel, blocks, self.device, *tensors, BLOCK=kernels.BLOCK)
         # What autograd has saved of a parameter for a backward pass is no longer true.
         torch.autograd.graph.increment_version(self.batch.params)
         return None
+
+    def addresses(self) -> Tensor:
+        """Return those of the gradients on the device."""
+        there = self.grads_there
+        return self.tables.grads.uploaded(self.grads) if there is None else there
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a graph may record it; then nothing is counted on the host."""
+        return isinstance(self.scalars, CountedScalars)
 
     def uploaded(self, scale: Tensor | None, found_inf: Tensor | None) -> list[Tensor | None]:
         """Return scalars, keys of random numbers, and these two, on the device."""

@@ -11,16 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.executions.capture import refuse_in_capture
 from optimplug._core.optim.executions.execution import Ready
 from optimplug._core.optim.executions.triton import kernels
 from optimplug._core.optim.executions.triton.columns import work_type
 from optimplug._core.optim.executions.triton.execution import ReadyTriton
-from optimplug._core.optim.executions.triton.tables import Addresses, Tables, chunks_of, upload
+from optimplug._core.optim.executions.triton.tables import (
+    Addresses,
+    Constants,
+    Tables,
+    chunks_of,
+    upload,
+)
 
 __all__ = ["DeviceNorm", "norm_on_device"]
 
@@ -51,6 +58,7 @@ class _NormTables:
     programs: int
     partial: Tensor
     arrived: Tensor
+    constants: Constants
     limit: float | None = None
     limit_there: Tensor | None = None
 
@@ -62,6 +70,12 @@ class _NormTables:
                 host = torch.tensor(float(limit), dtype=torch.float64, device="cpu")
                 self.limit_there = upload(host, self.sizes.device)
         return self.limit_there
+
+    def recorded_limit(self, limit: float | None, held: list[Any]) -> Tensor | None:
+        """Return the same in a step that a graph may record; ``held`` gets what that then reads."""
+        if limit is None:
+            return None
+        return self.constants.there("limit", [float(limit)], held)[0]
 
 
 def norm_on_device(
@@ -89,16 +103,22 @@ def norm_on_device(
     places = {(each.batch.grads[0].dtype, each.device) for each in batches}
     if len(places) > 1:
         return None
-    tables = _tables(batches)
     dtype, device = places.pop()
+    tables, addresses = _tables(batches), _addresses(batches)
+    if all(each.is_capturable for each in batches):
+        held = batches[0].held
+        held.append(tables)
+        grads, most = tables.grads.recorded(addresses, held), tables.recorded_limit(limit, held)
+    else:
+        grads, most = tables.grads.uploaded(addresses), tables.uploaded_limit(limit)
     result = torch.empty(3, dtype=work_type([dtype]), device=device)
     outside = [None if each is None else upload(each, device) for each in (scale, found_inf)]
     kernels.launch(
         kernels.norm_kernel(),
         tables.programs,
         device,
-        *(tables.grads.uploaded(_addresses(batches)), tables.sizes, tables.chunks),
-        *(len(tables.chunks), tables.uploaded_limit(limit), *outside),
+        *(grads, tables.sizes, tables.chunks),
+        *(len(tables.chunks), most, *outside),
         *(tables.partial, tables.arrived, result),
         PROGRAMS=tables.programs,
         BLOCK=_BLOCK,
@@ -119,6 +139,8 @@ def _tables(batches: Sequence[ReadyTriton]) -> _NormTables:
     memo = batches[0].batch.memo
     known: _NormTables | None = memo.get("norm")
     if known is None or len(known.of) != len(of) or any(map(_differ, known.of, of)):
+        if batches[0].is_capturable:
+            refuse_in_capture("what the norm of all gradients is computed with")
         known = memo["norm"] = _new_tables(of, batches[0].device)
     return known
 
@@ -140,4 +162,5 @@ def _new_tables(of: tuple[Tables, ...], device: torch.device) -> _NormTables:
         programs,
         torch.empty(programs, dtype=torch.float64, device=device),
         torch.zeros(1, dtype=torch.int32, device=device),
+        Constants(device),
     )

@@ -7,15 +7,17 @@ nobody else before the copy is done.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from optimplug._core.optim.executions.capture import is_capturing, refuse_in_capture
 from optimplug._core.optim.executions.known_memory import Memory
 
-__all__ = ["Addresses", "Tables", "as_tensor", "chunks_of", "tables_of", "upload"]
+__all__ = ["Addresses", "Constants", "Tables", "as_tensor", "chunks_of", "tables_of", "upload"]
 
 _CODES = {"d": torch.float64, "q": torch.int64, "Q": torch.int64}
 
@@ -45,12 +47,70 @@ class Addresses:
     device: torch.device
     known: array[int] = field(default_factory=lambda: array("Q"))
     there: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64, device="cpu"))
+    spare: tuple[Tensor, Tensor] | None = None
+    """Room for addresses within a capture, on the host and on the device; see :meth:`recorded`."""
 
     def uploaded(self, addresses: array[int]) -> Tensor:
         """Return these addresses on the device."""
         if addresses != self.known:
             self.known, self.there = addresses, upload(as_tensor(addresses), self.device)
         return self.there
+
+    def recorded(self, addresses: array[int], held: list[Any]) -> Tensor:
+        """Return these addresses on the device, in a step that a graph may record.
+
+        A replay copies them again: from memory that must have been made before the capture, that is
+        then never written again, and that whoever owns ``held`` keeps.
+        """
+        if not is_capturing():
+            there = self.uploaded(addresses)
+            if self.spare is None or len(self.spare[0]) != len(addresses):
+                pinned = self.device.type == "cuda"
+                host = torch.empty_like(there, device="cpu", pin_memory=pinned)
+                self.spare = host, torch.empty_like(there)
+            return there
+        if addresses == self.known:
+            there = self.there
+        else:
+            if self.spare is None or len(self.spare[0]) != len(addresses):
+                refuse_in_capture("room for the addresses of gradients")
+            host, there = cast("tuple[Tensor, Tensor]", self.spare)
+            self.spare = None
+            host.copy_(as_tensor(addresses))
+            there.copy_(host, non_blocking=True)
+            held.append(host)
+        held.append(there)
+        return there
+
+
+@dataclass
+class Constants:
+    """Numbers of the host's on a device, uploaded when they have changed."""
+
+    device: torch.device
+    _known: dict[Hashable, tuple[tuple[float, ...], Tensor]] = field(default_factory=dict)
+
+    def there(self, name: Hashable, numbers: Sequence[float], held: list[Any]) -> Tensor:
+        """Return some numbers on the device, as float64.
+
+        Args:
+            name: what they are known by.
+            numbers: in one dimension.
+            held: gets what a graph reads that is being captured.
+        """
+        known, numbers = self._known.get(name), tuple(numbers)
+        if known is None or known[0] != numbers:
+            if is_capturing():
+                # Each is an argument of a kernel that writes it: a part of the graph.
+                return torch.stack([self._written(x) for x in numbers])
+            host = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+            known = self._known[name] = numbers, upload(host, self.device)
+        if is_capturing():
+            held.append(known[1])
+        return known[1]
+
+    def _written(self, number: float) -> Tensor:
+        return torch.full((), number, dtype=torch.float64, device=self.device)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
+from optimplug._core.optim.executions.capture import refuse_in_capture
 from optimplug._core.optim.executions.known_memory import Memory
 from optimplug._core.optim.executions.triton import kernels
 from optimplug._core.optim.executions.triton.execution import ReadyTriton, Triton
@@ -54,11 +55,12 @@ class TritonWhole(Triton):
             return None  # blocks of codes are no rows and columns
         known: WholeTables | None = batch.memo.get("whole")
         if known is None or known.memory is not memory or known.text is not text:
+            if self.capturable:
+                refuse_in_capture("how whole tensors are shared out")
             known = batch.memo["whole"] = whole_tables(text, memory, found.device)
         made = kernels.whole_kernels(program, batch.rule, dtypes)
-        return ReadyTritonWhole(
-            batch, found.tables, found.grads, found.scalars, whole=known, made=made
-        )
+        given = {**vars(found), "held": [*found.held, known]}
+        return ReadyTritonWhole(**given, whole=known, made=made)
 
 
 @dataclass
@@ -76,7 +78,7 @@ class ReadyTritonWhole(ReadyTriton):
             torch.empty(size, dtype=torch.float64, device=self.device)
             for size in (whole.scratch, (len(self.grads), len(names)))
         )
-        there = self.tables.grads.uploaded(self.grads)
+        there = self.addresses()
         beside = whole.shapes, whole.spots, *self.uploaded(scale, found_inf), scratch, measured
         shape = {"ROWS": ROWS, "WIDTH": WIDTH} if text.cut.has_axes else {"BLOCK": kernels.BLOCK}
 
