@@ -85,6 +85,13 @@ def check_group(optimizer: Optimizer, group: dict[str, Any], where: str) -> None
         if found is not None:
             _check_device(p, where, *found)
     if optimizer.defaults.get("capturable"):
+        for key in hyper.keys() & optimizer.defaults.keys() - {"lr"}:
+            value = hyper[key]
+            if isinstance(value, Tensor) and not value.is_cpu:
+                raise ArgumentError(
+                    f"{where}: with capturable=True {key} must be a number (got a tensor on "
+                    f"{value.device}): by its value the host decides what a step does"
+                )
         there = [p for p in _parameters(group) if not isinstance(p, StandIn)]
         suited: set[tuple[Rule, torch.device | None]]
         suited = {(rule.suited(p), p.device) for p in there} or {(rule, None)}

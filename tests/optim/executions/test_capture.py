@@ -3,15 +3,19 @@
 The steps themselves are in ``triton_capture_cases.py``, and in ``test_cuda.py``.
 """
 
+import math
+
 import pytest
 import torch
 from support.labels import label
 from support.optimizers import TABLE
+from support.tensors import parameters
 
 from optimplug import ArgumentError
 from optimplug._core.optim.executions import choice
-from optimplug._core.optim.executions.capture import capture_refusal
+from optimplug._core.optim.executions.capture import are_on_device, capture_refusal
 from optimplug._core.optim.group_checks import StandIn
+from optimplug._core.optim.rules.rmsprop import RMSpropRule
 from optimplug.optim import (
     ADOPT,
     CAME,
@@ -25,6 +29,7 @@ from optimplug.optim import (
     Muon,
     NAdam,
     Prodigy,
+    RMSprop,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
     SparseAdam,
@@ -97,6 +102,11 @@ class TestRefusals:
         with pytest.raises(ArgumentError, match=why):
             cls([StandIn(torch.zeros(1, 1))], **options, capturable=True)
 
+    def test_a_variant_is_judged_that_a_parameter_needs(self, a_gpu):
+        options = {"beta1": 0.9, "lr": 0.1, "relative_step": False, "state_dtype": "8bit"}
+        with pytest.raises(ArgumentError, match="8 bits beside means over rows and columns"):
+            TransformersAdafactor(parameters([(70, 70)]), **options, capturable=True)
+
     @pytest.mark.parametrize("options", [{"rounding": "stochastic"}, {"rounding": "kahan"}])
     def test_so_is_a_group_that_is_added(self, options, a_gpu):
         optimizer = AdamW([StandIn(torch.zeros(1, 1))], capturable=True)
@@ -121,24 +131,42 @@ class TestRefusals:
         with pytest.raises(TypeError, match="capturable"):
             cls([StandIn(torch.zeros(1, 1))], capturable=True)
 
-    @pytest.mark.parametrize(
-        ("cls", "options", "name", "why"),
-        [
-            (AdEMAMix, {"t_beta3": 5}, "betas", "computed on the host"),
-            (SGD, {}, "weight_decay", "weight_decay is a tensor on meta"),
-        ],
-        ids=label,
-    )
-    def test_what_the_host_decides_by_must_stand_there(self, cls, options, name, why):
-        group, rule = group_of(cls, **options)
-        there = torch.full((), 0.5, device="meta")
-        changed = {**group, name: (there,) * 3 if name == "betas" else there}
-        with pytest.raises(ArgumentError, match=why):
-            choice.check_capturable(rule, changed, False, None)
+    def test_what_the_host_decides_by_must_stand_there(self, a_gpu):
+        p, there = StandIn(torch.zeros(1, 1)), torch.full((), 0.5, device="meta")
+        optimizer = SGD([p], capturable=True)
+        group = {"params": [StandIn(torch.zeros(1, 1))], "dampening": there, "mine": there}
+        with pytest.raises(
+            ArgumentError, match=r"\[1\]: with capturable=True dampening must be a n"
+        ):
+            optimizer.add_param_group(group)
+        optimizer.add_param_group({**group, "dampening": 0.5})
+        found, rule = group_of(AdEMAMix, t_beta3=5)
+        assert "computed on the host" in capture_refusal(rule, {**found, "betas": (there,) * 3})
+
+    def test_torchs_operator_takes_betas_from_the_host(self):
+        assert not are_on_device({"params": [torch.ones(2, device="meta")], "betas": (0.9, 0.99)})
+        assert are_on_device({"betas": (0.9, torch.full((), 0.5, device="meta"))})
+
+    @pytest.mark.parametrize("compute", [math.sqrt, float, lambda t: 1.0 if t == 1 else 2.0])
+    def test_so_is_a_rule_of_ones_own_that_reads_its_count(self, compute, a_gpu):
+        class Own(RMSpropRule):
+            counts_steps = True
+
+            def coefficients(self, hyper, t):
+                return {**super().coefficients(hyper, t), "eps": compute(t)}
+
+        class Ours(RMSprop):
+            @staticmethod
+            def rule(hyper):
+                return Own()
+
+        Ours([StandIn(torch.zeros(1, 1))])
+        with pytest.raises(ArgumentError, match="numbers are computed on the host"):
+            Ours([StandIn(torch.zeros(1, 1))], capturable=True)
 
     @pytest.mark.parametrize("other", [{"foreach": True}, {"foreach": False}, {"fused": False}])
     def test_another_execution_is_none_for_it(self, other):
-        with pytest.raises(ArgumentError, match="capturable=True needs"):
+        with pytest.raises(ArgumentError, match="capturable=True chooses the execution itself"):
             Adam([StandIn(torch.zeros(1, 1))], capturable=True, **other)
 
     @pytest.mark.parametrize("device", ["cpu", "meta"])

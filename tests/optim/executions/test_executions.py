@@ -125,7 +125,10 @@ class TestChoice:
         ("options", "error"),
         [
             ({"capturable": True}, "capturable=True needs floating point parameters on cuda"),
-            ({"capturable": True, "foreach": False}, "capturable=True needs the fused execution"),
+            (
+                {"capturable": True, "foreach": False},
+                "capturable=True chooses the execution itself",
+            ),
             ({"capturable": True, "differentiable": True}, "capturable=True does not support"),
         ],
         ids=label,

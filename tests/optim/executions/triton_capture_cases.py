@@ -138,9 +138,11 @@ class TestRuns:
     @pytest.mark.parametrize("clip", [{}, CLIPPED], ids=label)
     @pytest.mark.parametrize(("cls", "options"), ROWS, ids=label)
     def test_every_run_is_that_of_the_loop(self, cls, options, clip, monkeypatch):
+        if isinstance(options.get("betas", (0.0,))[0], torch.Tensor):
+            clip = CLIPPED  # torch's operator takes them from the host, where they stand here
         pair = both(cls, **options, **clip)
         runs(pair, monkeypatch)
-        assert_near(*pair, 2e-6 if cls is not CAME else 1e-5)
+        assert_near(*pair, (2 if cls is not CAME else 10) * WITHIN[torch.float32])
 
     @pytest.mark.parametrize(("cls", "options"), QUICK, ids=label)
     def test_a_run_is_that_of_the_loop(self, cls, options, monkeypatch, launches):
@@ -176,6 +178,23 @@ class TestRuns:
             loop.step()
         assert launches == ["update"] * 4
         assert_near(ours, loop, WITHIN[torch.float32])
+
+    def test_groups_that_read_other_settings_than_the_first(self, monkeypatch):
+        """Of a relative step the warm-up counts, of another the rate."""
+
+        def build(**choice):
+            groups = four_groups([None] * 4, [(3, 2), (2, 3), (4, 2), (2, 2)])
+            groups[0].update(relative_step=False, lr=0.02)
+            groups[1].update(warmup_init=True)
+            groups[3].update(mine={"anything": [1]}, own=torch.ones(3))
+            return TransformersAdafactor(groups, **choice)
+
+        ours, loop = build(capturable=True), build(foreach=False)
+        for number in range(3):
+            for optimizer in (ours, loop):
+                give(optimizer, number)
+                optimizer.step()
+        assert_near(ours, loop, 10 * WITHIN[torch.float32])
 
     def test_several_optimizers_in_one(self, monkeypatch, launches):
         def build(**choice):
@@ -281,7 +300,7 @@ class TestCapture:
         for number in range(5):
             within = recorded if number in (1, 4) else as_it_is
             step_both(pair, number, monkeypatch, within=within)
-        assert_near(*pair, 2e-6)
+        assert_near(*pair, 2 * WITHIN[torch.float32])
 
     def test_what_a_replay_copies_again_is_never_written_again(self, monkeypatch):
         pair = ours, _ = both(NAdam)

@@ -7,7 +7,6 @@ is written once and held for as long as the optimizer lives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from optimplug._core.optim.rule import Hyper, Rule
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "are_on_device",
     "capture_refusal",
     "is_capturing",
     "refuse_in_capture",
-    "settings_on_device",
-    "settings_read",
 ]
 
 
@@ -65,40 +63,35 @@ def capture_refusal(rule: Rule, hyper: Hyper) -> str | None:
         return "rounding='stochastic' draws by the host's count: every replay would draw the same"
     if rule.counts_in_groups:
         return "its groups count or learn on the host, which a replay does not reach"
+    if rule.codes and any(spec.over is not None for spec in rule.state):
+        return "no kernel has moments in 8 bits beside means over rows and columns"
     try:
-        settings_read(rule, hyper)
-    except (RuntimeError, TypeError) as error:
+        _try_out(rule, hyper)
+    except (RuntimeError, TypeError, ValueError) as error:
         return f"its numbers are computed on the host ({error})"
     return None
 
 
-def settings_on_device(hyper: Hyper) -> str | None:
-    """Return why settings can not be read on a device; None where they are not."""
-    there = [k for k, v in hyper.items() if isinstance(v, Tensor) and not v.is_cpu and k != "lr"]
-    if not there:
-        return None
-    return f"{there[0]} is a tensor on {hyper[there[0]].device}, and the host decides by its value"
+def are_on_device(hyper: Hyper) -> bool:
+    """Tell whether one of several numbers under one name is a tensor on a device, as ``betas``."""
+    several = (v for key, v in hyper.items() if isinstance(v, tuple | list) and key != "params")
+    return any(isinstance(v, Tensor) and not v.is_cpu for value in several for v in value)
 
 
-def settings_read(rule: Rule, hyper: Hyper) -> tuple[str, ...]:
-    """Return which settings the numbers of a rule are computed from.
+def _try_out(rule: Rule, hyper: Hyper) -> None:
+    """Compute a rule's numbers from counts and rates of which nobody can ask the values.
 
-    They are computed from counts and settings of which nobody can ask the values.
-
-    Raises:
-        RuntimeError: it asks for one, or decides something by it.
-        TypeError: likewise.
+    Who asks, or decides something by one, gets an error of torch's: RuntimeError, TypeError or
+    ValueError.
     """
     unknown = torch.ones(2, dtype=torch.float64, device="meta")
     given = {key: _unknown(value) for key, value in hyper.items() if key != "params"}
-    known = _Recording({**given, "lr": unknown})
     kept = {f"{prefix}{spec.name}": unknown for spec in rule.scalars for prefix in ("", "next_")}
-    known.settings.update(kept)
+    known = {**given, **kept, "lr": unknown}
     # What counts no steps asks whether this is the first, which the host knows.
     t = unknown if rule.counts_steps else 2.0
     rule.next_scalars(known, t)
     rule.coefficients(known, t)
-    return tuple(name for name in known.read if name not in kept)
 
 
 def _unknown(value: Any) -> Any:
@@ -107,21 +100,3 @@ def _unknown(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return float(value) if value.is_cpu else torch.ones((), dtype=torch.float64, device="meta")
-
-
-class _Recording(Mapping[str, Any]):
-    """Settings that remember which of them somebody has read."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        self.read: dict[str, None] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        self.read[name] = None
-        return self.settings[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.settings)
-
-    def __len__(self) -> int:
-        return len(self.settings)

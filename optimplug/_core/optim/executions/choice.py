@@ -10,9 +10,9 @@ import torch
 
 from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.capture import (
+    are_on_device,
     capture_refusal,
     refuse_in_capture,
-    settings_on_device,
 )
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.executions.compiled_whole import CompiledWhole
@@ -73,7 +73,7 @@ def prepare(batch: Batch, choices: Choices, skips: bool = False) -> Ready | None
     """
     looked, capturable = False, bool(choices.get("capturable"))
     for execution in _in_order(*chosen(choices), capturable, skips and capturable):
-        if capturable and isinstance(execution, Fused) and not batch.rule.fused_captures:
+        if capturable and isinstance(execution, Fused) and not _fused_captures(batch):
             continue
         if capturable and not isinstance(execution, Fused | Triton):
             refuse_in_capture("gradients laid out like their parameters, and settings that fit,")
@@ -101,6 +101,11 @@ def waits_for_nothing(ready: Sequence[Ready]) -> bool:
 def may_be_recorded(ready: Ready) -> bool:
     """Tell whether a CUDA graph may record this way, with what is skipped told by the device."""
     return isinstance(ready, ReadyFused) or (isinstance(ready, ReadyTriton) and ready.is_capturable)
+
+
+def _fused_captures(batch: Batch) -> bool:
+    """Tell whether a graph may record torch's operator, which takes such numbers from the host."""
+    return batch.rule.fused_captures and not any(map(are_on_device, batch.hypers))
 
 
 def devices_that_count(choices: Choices) -> CountOn:
@@ -162,11 +167,11 @@ def check_capturable(rule: Rule, hyper: Hyper, skips: bool, device: torch.device
     Raises:
         ArgumentError: neither an operator of torch's nor a kernel of ours could do all of it.
     """
-    why = settings_on_device(hyper)
-    if why is None and (skips or not rule.fused_captures):
-        why = capture_refusal(rule, hyper)
-        if why is None and device is not None and not triton_serves(device):
-            why = "the device has no Triton, which its kernels are made with"
+    if rule.fused_captures and not skips and not are_on_device(hyper):
+        return
+    why = capture_refusal(rule, hyper)
+    if why is None and device is not None and not triton_serves(device):
+        why = "the device has no Triton, which its kernels are made with"
     if why is not None:
         raise ArgumentError(
             "capturable=True needs a step that the device does by itself, and this one is not: "
@@ -193,7 +198,7 @@ def check_choices(choices: Choices) -> None:
         raise ArgumentError("foreach=True does not support differentiable=True; leave it out")
     if choices.get("capturable") and (fuse is False or many is not None):
         raise ArgumentError(
-            "capturable=True needs the fused execution; leave foreach and fused out"
+            "capturable=True chooses the execution itself; leave foreach and fused out"
         )
     if choices.get("capturable") and choices.get("differentiable"):
         raise ArgumentError("capturable=True does not support differentiable=True")

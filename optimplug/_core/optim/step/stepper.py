@@ -161,7 +161,10 @@ class Stepper(torch.optim.Optimizer, ABC):
         if recording is not None:
             done = None if found_inf is None else (found_inf == 0).float().reshape(())
             self._run(layout, batches, ready, scale, found_inf, done)
-            self._record(recording, layout, ready, grads)
+            if is_capturing():
+                recording.hold(layout, ready)
+            elif layout.begins:
+                self._lay_out_for_a_capture(grads)
             return
         way_back = layout.way_back(groups, self.state) if unwatched else None
         changed = self._run(layout, batches, ready, scale, found_inf)
@@ -296,21 +299,11 @@ class Stepper(torch.optim.Optimizer, ABC):
             self._recording = Recording()
         return self._recording
 
-    def _record(
-        self,
-        recording: Recording,
-        layout: Layout,
-        ready: Sequence[Ready],
-        grads: list[Tensor | None],
-    ) -> None:
-        """Keep what a graph reads that has recorded this step, or lay out what it will read."""
-        if is_capturing():
-            recording.hold(layout, ready)
-        elif not layout.fits(self.param_groups, grads, layout.rules, self.state):
-            # It was for a first update, and a graph records a later one.
-            _, ready = self._prepared(self.param_groups, grads)
-            if self._needs_norm:
-                norm_on_device(ready, self.max_grad_norm, None, None, self.skip_nonfinite)
+    def _lay_out_for_a_capture(self, grads: list[Tensor | None]) -> None:
+        """Lay out what comes after a first update: nothing is laid out while a graph records."""
+        _, ready = self._prepared(self.param_groups, grads)
+        if self._needs_norm:
+            norm_on_device(ready, self.max_grad_norm, None, None, self.skip_nonfinite)
 
     def _forget_first(self) -> None:
         """Undo the beginning of states by an update that has not taken place."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch, Cell
-from optimplug._core.optim.executions.capture import refuse_in_capture, settings_read
+from optimplug._core.optim.executions.capture import refuse_in_capture
 from optimplug._core.optim.executions.program import Numbers
 from optimplug._core.optim.executions.triton.tables import Constants, upload
 from optimplug._core.optim.rule import Hyper
@@ -25,6 +25,8 @@ __all__ = ["CountedScalars"]
 
 _MAY_DIFFER = ("lr", "weight_decay")
 """Settings by which no rule decides anything: groups that differ in these alone go together."""
+_UNREAD = ("params", "param_names", "name", "initial_lr")
+"""What groups have beside settings. Other keys of the user's own only keep groups apart."""
 
 
 @dataclass
@@ -121,12 +123,12 @@ class _Work:
 
     def _known(self, hyper: Hyper) -> dict[str, Any]:
         """Return settings as numbers, and as tensors of float64 where the device has them."""
-        return {key: self._value(value) for key, value in hyper.items() if key != "params"}
+        return {key: self._value(value) for key, value in hyper.items() if key not in _UNREAD}
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return tuple(map(self._value, value))
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.numel() != 1:
             return value
         if value.device != self.device:
             return float(value)
@@ -135,12 +137,9 @@ class _Work:
     def _planned(self) -> _Plan:
         """Return which tensors are computed together, as it was or anew."""
         batch, memo = self.batch, self.batch.memo
-        read = memo.get("read")
-        if read is None:
-            read = memo["read"] = settings_read(self.rule, batch.hypers[0])
         parts: dict[Any, list[int]] = {}
         for i, (cell, hyper) in enumerate(zip(batch.cells, batch.hypers, strict=True)):
-            names = (name for name in read if name not in _MAY_DIFFER and name in hyper)
+            names = sorted(hyper.keys() - {*_MAY_DIFFER, *_UNREAD})
             own = tuple((name, _comparable(hyper[name])) for name in names)
             parts.setdefault((own, None if self.rule.counts_steps else cell.t), []).append(i)
         plan: _Plan | None = memo.get("plan")
@@ -202,7 +201,7 @@ class _Work:
     def _column(self, at: int, value: Any) -> Tensor:
         """Return a scalar for each tensor of a part."""
         if not isinstance(value, Tensor):
-            value = self.constants.there((at, "one"), [value], self.held)[0]
+            value = self.constants.there((at, value), [value], self.held)[0]
         found: Tensor = value.double()
         return found.expand(len(self.plan.members[at]))
 
@@ -210,7 +209,7 @@ class _Work:
 def _comparable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_comparable, value))
-    return (id(value), "tensor") if isinstance(value, Tensor) else value
+    return value if isinstance(value, Hashable) and not isinstance(value, Tensor) else id(value)
 
 
 def _is_number(value: Any) -> bool:
