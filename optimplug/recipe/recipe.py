@@ -33,7 +33,7 @@ from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, written
-from optimplug.recipe.text.schema import RecipeSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
 from optimplug.recipe.text.writer import as_yaml
 from optimplug.recipe.text.written import Written
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings, tell

@@ -17,7 +17,7 @@ from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 
 __all__ = [
     "Curves",
