@@ -16,8 +16,7 @@ from optimplug._core.optim.executions.choice import (
 )
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.shards import is_sharded
-from optimplug._core.optim.storage.checks import check_storage
-from optimplug._core.optim.storage.stored import STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE, check_storage
 from optimplug.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:

@@ -73,6 +73,8 @@ class Counters:
         # at those on a GPU would wait for it; what needs their values reads them itself.
         twice = {n: torch.stack([a, a]) if a.is_cpu else a.unsqueeze(0) for n, a in found.items()}
         self._both = twice["step"]
+        # To add a number takes three times as long: torch makes a tensor of it first.
+        self._one = torch.ones_like(self._both[0, 0])
         self._all = {name: both[0] for name, both in twice.items()}
         self._expected = {name: both[-1] for name, both in twice.items()}
         pairs = zip(self._all.values(), self._expected.values(), strict=True)
@@ -105,8 +107,11 @@ class Counters:
         if isinstance(steps, Tensor):
             steps = steps.to(self._both.device)
         if places is not None:
-            steps = self._there("marks", places, self._marked) * steps
-        self._both += steps
+            self._both += self._there("marks", places, self._marked) * steps
+        elif isinstance(steps, Tensor):
+            self._both += steps
+        else:
+            self._both += self._one if steps == 1 else steps
 
     def _marked(self, places: Sequence[int]) -> Tensor:
         marks = bytearray(self._both.shape[1])
@@ -134,7 +139,12 @@ class Counters:
     @property
     def there(self) -> list[Tensor]:
         """All that it has on its device, which a graph may read."""
-        return [self._both, *self._all.values(), *(kept for _, kept in self._kept.values())]
+        return [
+            self._both,
+            self._one,
+            *self._all.values(),
+            *(kept for _, kept in self._kept.values()),
+        ]
 
     def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         """Return further numbers of the parameters at these places."""
