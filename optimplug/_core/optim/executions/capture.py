@@ -97,6 +97,6 @@ def _try_out(rule: Rule, hyper: Hyper) -> None:
 def _unknown(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(map(_unknown, value))
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or value.numel() != 1:
         return value
     return float(value) if value.is_cpu else torch.ones((), dtype=torch.float64, device="meta")
