@@ -318,6 +318,16 @@ class TestCapture:
         assert [p.data_ptr() for p in kept] == addresses
         assert all(t.tolist() == addresses for t in copied)
 
+    def test_who_counts_elsewhere_than_its_graphs_is_told_so(self, monkeypatch):
+        pair = ours, _ = both(NAdam)
+        step_both(pair, 0, monkeypatch, within=as_it_is)
+        step_both(pair, 1, monkeypatch, within=recorded)
+        ours.load_state_dict(ours.state_dict())
+        with pytest.warns(RuntimeWarning, match="capture again"):
+            step_both(pair, 2, monkeypatch, within=as_it_is)
+        step_both(pair, 3, monkeypatch, within=recorded)
+        assert_near(*pair, WITHIN[torch.float32])
+
     def refused(self, optimizer, monkeypatch, match):
         give(optimizer, 9)
         before = [p.detach().clone() for p in flat(optimizer)]

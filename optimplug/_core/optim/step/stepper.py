@@ -148,23 +148,13 @@ class Stepper(torch.optim.Optimizer, ABC):
         layout = cast("Layout", self._layout)
         unwatched = found_inf is not None and waits_for_nothing(ready)
         recording = self._recording_of(ready)
-        if found_inf is not None and not skips:
-            if recording is not None:
-                skips = layout.begins and bool(found_inf)
-                if self.skip_nonfinite and self.grad_norm is not None:
-                    recording.count(self.grad_norm, found_inf.device)
-            elif not unwatched and layout.must_know_of_skips:
-                skips = bool(found_inf)
+        if recording is not None:
+            self._update_there(recording, batches, ready, grads, scale, found_inf)
+            return
+        if not (skips or unwatched) and found_inf is not None and layout.must_know_of_skips:
+            skips = bool(found_inf)
         if skips:
             self._forget_first()
-            return
-        if recording is not None:
-            done = None if found_inf is None else (found_inf == 0).float().reshape(())
-            self._run(layout, batches, ready, scale, found_inf, done)
-            if is_capturing():
-                recording.hold(layout, ready)
-            elif layout.begins:
-                self._lay_out_for_a_capture(grads)
             return
         way_back = layout.way_back(groups, self.state) if unwatched else None
         changed = self._run(layout, batches, ready, scale, found_inf)
@@ -177,6 +167,33 @@ class Stepper(torch.optim.Optimizer, ABC):
         elif layout is known and layout.attempts and all(type(r) is ReadyCompiled for r in ready):
             layout.again = Repeat.of(layout, groups, grads, self.state, chosen(self.defaults))
             layout.attempts -= layout.again is None
+
+    def _update_there(
+        self,
+        recording: Recording,
+        batches: list[Batch],
+        ready: list[Ready],
+        grads: list[Tensor | None],
+        scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Do an update that a graph may record: the device decides whether it is left out."""
+        layout, done = cast("Layout", self._layout), None
+        if found_inf is not None:
+            if self.skip_nonfinite and self.grad_norm is not None:
+                recording.count(self.grad_norm, found_inf.device)
+            if layout.begins and bool(found_inf):
+                self._forget_first()
+                return
+            done = (found_inf == 0).float().reshape(())
+        self._run(layout, batches, ready, scale, found_inf, done)
+        if is_capturing():
+            recording.hold(layout, ready)
+        elif layout.begins:
+            # What comes after a first update: nothing is laid out while a graph records.
+            _, ready = self._prepared(self.param_groups, grads)
+            if self._needs_norm:
+                norm_on_device(ready, self.max_grad_norm, None, None, self.skip_nonfinite)
 
     def _run(
         self,
@@ -298,12 +315,6 @@ class Stepper(torch.optim.Optimizer, ABC):
         if self._recording is None:
             self._recording = Recording()
         return self._recording
-
-    def _lay_out_for_a_capture(self, grads: list[Tensor | None]) -> None:
-        """Lay out what comes after a first update: nothing is laid out while a graph records."""
-        _, ready = self._prepared(self.param_groups, grads)
-        if self._needs_norm:
-            norm_on_device(ready, self.max_grad_norm, None, None, self.skip_nonfinite)
 
     def _forget_first(self) -> None:
         """Undo the beginning of states by an update that has not taken place."""
