@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Set
 from typing import Any, ClassVar, Literal
 
@@ -254,10 +255,16 @@ class Optimizer(Stepper):
         )
         self._settle()
         # Each counter would be written with all others, of whose memory it is a part.
-        take_apart(self.state.values())
-        self._layout = None
+        if self._recording is None:
+            take_apart(self.state.values())
+            self._layout = None
+            apart = {}
+        else:  # a graph goes on counting where they are
+            kept = {p: with_own_count(kept) for p, kept in self.state.items()}
+            apart = {"state": defaultdict(dict, kept)}
         return {
             **super().__getstate__(),
+            **apart,
             **{name: getattr(self, name) for name in own},
             "grad_norm": None,
         }

@@ -4,6 +4,7 @@ There a tensor on the CPU plays one on a GPU: whoever reads its value would wait
 what is recorded is done at once.
 """
 
+import copy
 import math
 from contextlib import contextmanager
 
@@ -368,6 +369,33 @@ class TestCapture:
         else:
             change(ours)
         self.refused(ours, monkeypatch, "within a CUDA graph a step must find")
+
+    def test_a_kernel_that_has_not_run_is_refused(self, monkeypatch):
+        """Where every rate is 0, as a warm-up may begin, the kernel leaves the decay out."""
+        ours = AdEMAMix(four_groups([0.0] * 4), weight_decay=0.1, capturable=True)
+        give(ours, 0)
+        ours.step()
+        for group in ours.param_groups:
+            group["lr"] = 0.1
+        self.refused(ours, monkeypatch, "must find the kernel that it needs")
+        ours.step()
+        give(ours, 1)
+        with recorded(monkeypatch):
+            ours.step()
+
+    def test_a_copy_leaves_a_graph_its_counters(self, monkeypatch):
+        pair = ours, _ = both(NAdam)
+        for number, within in enumerate((as_it_is, recorded)):
+            step_both(pair, number, monkeypatch, within=within)
+        before = [[id(number) for number in kept.values()] for kept in ours.state.values()]
+        counts = [kept["step"] for kept in copy.deepcopy(ours).state.values()]
+        assert [float(count) for count in counts] == [2] * 4
+        assert all(count.untyped_storage().nbytes() == count.nbytes for count in counts)
+        after = [[id(number) for number in kept.values()] for kept in ours.state.values()]
+        assert after == before
+        for number, within in enumerate((as_it_is, recorded)):
+            step_both(pair, 2 + number, monkeypatch, within=within)
+        assert_near(*pair, WITHIN[torch.float32])
 
     def test_a_gradient_that_lies_otherwise_is_refused(self, monkeypatch):
         p = torch.nn.Parameter(torch.ones(3, 4, device=DEVICE))

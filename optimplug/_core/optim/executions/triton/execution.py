@@ -114,7 +114,12 @@ class Triton:
         self, found: ReadyTriton, program: Program, dtypes: tuple[torch.dtype, ...]
     ) -> ReadyTriton | None:
         """Return a batch with what updates it, made where that is still to be done."""
-        found.kernel = kernels.update_kernel(program, found.batch.rule, dtypes)
+        batch = found.batch
+        found.kernel = kernels.update_kernel(program, batch.rule, dtypes)
+        if self.capturable and batch.memo.get("kernel") is not found.kernel:
+            # The first launch loads it, which the driver may refuse while a graph is captured.
+            refuse_in_capture("the kernel that it needs")
+            batch.memo["kernel"] = found.kernel
         return found
 
 
