@@ -269,6 +269,26 @@ def test_a_state_that_is_transposed_in_its_memory_is_read_as_it_is():
     assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("transpose", [torch.Tensor.t_, lambda x: setattr(x, "data", x.data.t())])
+def test_so_is_one_that_stays_the_tensor_that_it_was(transpose, missing):
+    pair = []
+    for choice in ({}, {"foreach": False}):
+        params = [torch.nn.Parameter(torch.zeros(3, 3)) for _ in range(2)]
+        pair.append((params, SGD(params, lr=1.0, momentum=0.5, **choice)))
+    for number in range(8):
+        for params, optimizer in pair:
+            for p in params:
+                p.grad = torch.arange(9.0).view(3, 3)
+            if missing and number > 3:
+                params[1].grad = None
+            if number == 6:
+                transpose(optimizer.state[params[0]]["momentum_buffer"])
+            optimizer.step()
+    ours, theirs = (params for params, _ in pair)
+    assert all(map(torch.equal, ours, theirs))
+
+
 @pytest.mark.parametrize("choice", [{}, {"foreach": True}, {"foreach": False}], ids=label)
 @pytest.mark.parametrize("cls", [cls for cls in TABLE if cls not in (Rprop, Adafactor)])
 def test_an_infinite_weight_without_decay_stays_so_beside_weights_that_decay(cls, choice):

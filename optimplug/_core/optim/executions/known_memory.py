@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any, TypeAlias
 
@@ -120,9 +120,8 @@ def _still_valid(batch: Batch, memory: Memory) -> bool:
         return False
     if not memory.contiguous:
         return same_strides(batch)
-    return all(map(Tensor.is_contiguous, batch.grads)) and all(
-        map(Tensor.is_contiguous, batch.params)
-    )
+    # One of them may have been transposed where it is.
+    return all(map(Tensor.is_contiguous, chain(batch.grads, *kept)))
 
 
 def fit(grads: Sequence[Tensor], dtype: torch.dtype, sizes: Sequence[int]) -> bool:

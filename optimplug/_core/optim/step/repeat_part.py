@@ -145,11 +145,11 @@ class Part:
         return [found] if self.is_one else zip(*found, strict=True)
 
     def _has_kinds(self, columns: Sequence[Sequence[Tensor]]) -> bool:
-        """Tell whether types of two bytes are those that they were, and parameters in order."""
+        """Tell whether types of two bytes are those that they were, and all are in order."""
         for i, dtype in self.memory.narrow.items():
             if {t.dtype for t in columns[i]} != {dtype}:
                 return False
-        return all(map(Tensor.is_contiguous, columns[0]))
+        return all(map(Tensor.is_contiguous, chain.from_iterable(columns)))
 
     def _fit(self, grads: Sequence[Tensor], here: list[int] | None) -> bool:
         """Tell whether the gradients, other tensors at every step, are of the right form."""
