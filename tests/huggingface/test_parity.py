@@ -7,6 +7,7 @@ from packaging.version import Version
 from support.bert import tiny_rows
 from support.huggingface_runs import OneWeight, trainer_of
 from support.labels import label
+from support.rows import each_in_turn
 from support.tensors import same_weights
 from transformers import Trainer
 
@@ -31,9 +32,10 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(
-    ("steps", "warmup", "accumulate"), [(0, None, 1), (3, "3 steps", 1), (0.1, "10%", 4)]
+    ("name", "settings", "steps", "warmup", "accumulate"),
+    each_in_turn(SCHEDULES, [(0, None, 1), (3, "3 steps", 1), (0.1, "10%", 4)]),
+    ids=label,
 )
-@pytest.mark.parametrize(("name", "settings"), SCHEDULES, ids=label)
 def test_a_preset_is_the_trainers_own_schedule(tmp_path, name, settings, steps, warmup, accumulate):
     runs = {"gradient_accumulation_steps": accumulate, "num_train_epochs": 4}
     own, ours = LearningRateTrace(), LearningRateTrace()
