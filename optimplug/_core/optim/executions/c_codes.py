@@ -8,7 +8,7 @@ from optimplug._core.optim.executions.text import indented
 from optimplug._core.optim.rule import coded_names
 from optimplug._core.optim.storage.codes import BLOCK, CODES, CodeName
 
-__all__ = ["C_FIRST", "c_of_codes", "in_block", "loop_over_blocks"]
+__all__ = ["c_of_codes", "in_block", "loop_over_blocks"]
 
 _CODES = """
 /* Moments in codes, as in codes.py: both must give the same bits. */
@@ -104,14 +104,6 @@ _LOOP = """\
         }}
 {encoded}
     }}"""
-
-
-C_FIRST = """\
-#ifdef __AVX512F__
-#pragma GCC target("prefer-vector-width=512") /* what is computed, not memory, is the limit here */
-#endif
-"""
-"""What a source with codes begins with."""
 
 
 def c_of_codes() -> str:

@@ -24,7 +24,12 @@ from optimplug._core.optim.batch import Batch
 from optimplug._core.optim.executions.compiler import compile_library, compiler
 from optimplug._core.optim.executions.draws import are_in_order, draw_keys
 from optimplug._core.optim.executions.execution import must_skip
-from optimplug._core.optim.executions.known_memory import Memory, current_memory, threads_for
+from optimplug._core.optim.executions.known_memory import (
+    Memory,
+    address,
+    current_memory,
+    threads_for,
+)
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.step.totals import Measured
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 # What writes programs is imported where one is written: who only wants the names of optimplug.optim
 # does not wait for it.
 
-__all__ = ["Compiled", "ReadyCompiled", "address", "program_for", "reads_in_order"]
+__all__ = ["Compiled", "ReadyCompiled", "program_for", "reads_in_order"]
 
 
 class Compiled:
@@ -108,13 +113,11 @@ class ReadyCompiled:
 
     params: list[Tensor]
     """Those that are updated."""
-    pointers: list[array[int]]
-    """The address of each parameter, and of each of its states; see :class:`.Memory`."""
+    memory: Memory
     starts: array[int]
     """Where each tensor begins among all elements; nothing is done to one that ends there too."""
     grads: array[int]
     """The address of each gradient."""
-    grad_dtype: torch.dtype
     cells: array[int]
     """The number of each tensor's cell."""
     numbers: array[float]
@@ -135,7 +138,7 @@ class ReadyCompiled:
         **more: Any,
     ) -> Any:
         """Gather what was found of a batch."""
-        where = batch.params, memory.pointers, memory.starts, grads, memory.grad_dtype
+        where = batch.params, memory, memory.starts, grads
         what = batch.cell_of, numbers, library, batch.is_sharded
         return cls(*where, *what, **more)
 
@@ -155,15 +158,16 @@ class ReadyCompiled:
 
     def columns(self) -> array[int]:
         """Return the addresses of the addresses of parameters, gradients, and each state."""
-        params, *states = self.pointers
-        drawn = [] if self.draws is None else [self.draws[1]]
-        return array("Q", [address(column) for column in (params, self.grads, *states, *drawn)])
+        found = self.memory.columns(self.grads)
+        if self.draws is not None:
+            found.append(address(self.draws[1]))
+        return found
 
     def squares(self) -> float | None:
         """Return the sum of the squares of all gradients; None where that is not known here."""
         if self.is_sharded:
             return None  # the rest of these gradients is with other processes
-        kernel = _squares_kernel(self.grad_dtype)
+        kernel = _squares_kernel(self.memory.grad_dtype)
         if kernel is None:
             return None
         threads = threads_for(self.starts[-1])
@@ -177,11 +181,6 @@ def reads_in_order(batch: Batch, memory: Memory) -> bool:
     if batch.rule.codes and not memory.contiguous:
         return False  # blocks follow the order of the elements in the shape
     return not batch.rule.draws or (memory.contiguous and are_in_order(batch))
-
-
-def address(numbers: array[Any]) -> int:
-    """Return where these numbers stand in memory."""
-    return numbers.buffer_info()[0]
 
 
 _programs: dict[tuple[Rule, torch.dtype], list[Program]] = {}

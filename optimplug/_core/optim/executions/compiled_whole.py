@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from optimplug._core.optim.batch import Batch
-from optimplug._core.optim.executions.compiled import Compiled, ReadyCompiled, address
+from optimplug._core.optim.executions.compiled import Compiled, ReadyCompiled
 from optimplug._core.optim.executions.compiler import compile_library
 from optimplug._core.optim.executions.execution import must_skip
-from optimplug._core.optim.executions.known_memory import TURN, Memory, threads_for
+from optimplug._core.optim.executions.known_memory import TURN, Memory, address, threads_for
 from optimplug._core.optim.rule import Rule
 from optimplug._core.optim.step.totals import Measured
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from optimplug._core.optim.batch import Batch, are_plain
 from optimplug._core.optim.executions.memory_layout import overlap, same_strides
 from optimplug._core.optim.rule import StateSpec
 
-__all__ = ["TURN", "Memory", "current_memory", "fit", "threads_for"]
+__all__ = ["FACTS", "TURN", "Memory", "address", "current_memory", "fit", "threads_for"]
 
-_bytes = attrgetter("nbytes")
+FACTS: tuple[Callable[[Tensor], int], ...] = (Tensor.data_ptr, attrgetter("nbytes"), id)
+"""What tells of a tensor whether it is the one that stood there, and as it was."""
 
 TURN = 32768
 """With fewer elements than this for each, threads cost more than they bring; torch's own number."""
@@ -46,6 +48,22 @@ class Memory:
     shapes: list[torch.Size]
     starts: array[int]
 
+    def columns(self, grads: array[int]) -> array[int]:
+        """Return the addresses of the addresses of parameters, gradients, and each state."""
+        found = self._columns[:]
+        found[1] = address(grads)
+        return found
+
+    @cached_property
+    def _columns(self) -> array[int]:
+        params, *states = map(address, self.pointers)
+        return array("Q", [params, 0, *states])
+
+
+def address(numbers: array[Any]) -> int:
+    """Return where these numbers stand in memory."""
+    return numbers.buffer_info()[0]
+
 
 def threads_for(elements: int) -> int:
     """Return how many threads the work is worth."""
@@ -58,7 +76,7 @@ def current_memory(batch: Batch, types: Collection[torch.dtype]) -> Memory | Non
     None where a kernel could not read it, of tensors of these types on one device.
     """
     kept = _kept(batch)
-    spans = [[list(map(of, column)) for of in (Tensor.data_ptr, _bytes, id)] for column in kept]
+    spans = [[list(map(of, column)) for of in FACTS] for column in kept]
     memory: Memory | None = batch.memo.get("memory")
     if memory is None or memory.spans != spans or not _still_valid(batch, memory):
         # A parameter that has changed its type may need another variant of the rule.

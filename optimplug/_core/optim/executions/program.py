@@ -87,7 +87,11 @@ class Decision(NamedTuple):
 
     def holds(self, numbers: Numbers) -> bool:
         """Tell whether these scalars lead to the same branch."""
-        return any(k[self.name] != self.constant for k in numbers) == self.differs
+        name, constant = self.name, self.constant
+        for k in numbers:  # without a generator: it is asked at each step
+            if k[name] != constant:
+                return self.differs
+        return not self.differs
 
 
 @dataclass(frozen=True, eq=False)

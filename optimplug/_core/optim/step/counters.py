@@ -62,6 +62,8 @@ class Counters:
         # at those on a GPU would wait for it; what needs their values reads them itself.
         twice = {n: torch.stack([a, a] if a.is_cpu else [a]) for n, a in found.items()}
         self._both = twice["step"]
+        # To add a number takes three times as long: torch makes a tensor of it first.
+        self._one = torch.ones_like(self._both[0, 0])
         self._all = {name: both[0] for name, both in twice.items()}
         self._expected = {name: both[-1] for name, both in twice.items()}
         pairs = zip(self._all.values(), self._expected.values(), strict=True)
@@ -95,8 +97,12 @@ class Counters:
             for at in places:
                 marks[at] = 1
             # Made of a list, it would take longer than all of the addition.
-            steps = torch.frombuffer(marks, dtype=torch.uint8).to(self._both) * steps
-        self._both += steps.to(self._both.device) if isinstance(steps, Tensor) else steps
+            marked = torch.frombuffer(marks, dtype=torch.uint8).to(self._both)
+            self._both += marked * steps
+        elif isinstance(steps, Tensor):
+            self._both += steps.to(self._both.device)
+        else:
+            self._both += self._one if steps == 1 else steps
 
     def read(self, places: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
         """Return further numbers of the parameters at these places."""

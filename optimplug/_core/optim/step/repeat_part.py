@@ -15,7 +15,7 @@ from torch import Tensor
 from optimplug._core.internals import remembered_forms
 from optimplug._core.optim.batch import Batch, pick
 from optimplug._core.optim.executions.compiled import Compiled, ReadyCompiled, program_for
-from optimplug._core.optim.executions.known_memory import Memory, current_memory, fit
+from optimplug._core.optim.executions.known_memory import FACTS, Memory, current_memory, fit
 from optimplug._core.optim.executions.memory_layout import without_memory
 from optimplug._core.optim.rule import Hyper
 from optimplug._core.optim.step.batch_layout import BatchLayout
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Part"]
 
 _step = itemgetter("step")
-_is_sparse, _bytes = attrgetter("is_sparse"), attrgetter("nbytes")
+_is_sparse = attrgetter("is_sparse")
 
 
 class Part:
@@ -58,19 +58,18 @@ class Part:
         if memory is None or not memory.contiguous:
             return None
         part = cls(laid_out, batch, memory)
-        rows = zip(*batch.states.values(), strict=True)
-        tensors = [*batch.params, *chain.from_iterable(rows)]
+        tensors = list(chain(batch.params, *batch.states.values()))
         forms = remembered_forms(tensors)
         if forms is None or not forms(*tensors):
             return None
-        part.forms, part.known = forms, _whereabouts(tensors)
+        part.forms, part.stood_at = forms, list(map(Tensor.data_ptr, tensors))
         part.counted_at = list(map(Tensor.data_ptr, batch.steps))
         return part
 
     forms: Callable[..., bool]
-    """Tells whether the parameters, and then the states of each, have the forms that they had."""
-    known: list[list[int]]
-    """Where these tensors stand, how many bytes they have, and their numbers."""
+    """Tells whether the parameters, then their states, kind by kind, have the forms they had."""
+    stood_at: list[int]
+    """Where these tensors stand."""
     counted_at: list[int]
     """Where the step counters stand."""
 
@@ -107,7 +106,7 @@ class Part:
         if here is not None:
             starts = self._starts(here)
             addresses = _spread(here, addresses, array("Q", bytes(8 * len(self.places))))
-        where = list(params), self.memory.pointers, starts, addresses, self.memory.grad_dtype
+        where = list(params), self.memory, starts, addresses
         first = self.places[0 if here is None else here[0]]
         return [(first, ReadyCompiled(*where, cut.cells, numbers, library))]
 
@@ -124,31 +123,33 @@ class Part:
         try:
             if counted_at and counted_at != list(map(Tensor.data_ptr, map(_step, states))):
                 return False
-            found = map(self.names, states) if self.names is not None else ()
-            tensors = [*params, *(found if self.is_one else chain.from_iterable(found))]
+            columns = [params, *self._by_kind(states)]
             if here is None:
+                tensors = list(chain.from_iterable(columns))
                 # An address and a form say all: another tensor may be in its place.
-                addresses = list(map(Tensor.data_ptr, tensors))
-                return addresses == self.known[0] and self.forms(*tensors)
-            where = _whereabouts(tensors)
+                return list(map(Tensor.data_ptr, tensors)) == self.stood_at and self.forms(*tensors)
+            # Of some of them no forms are kept, and to look at those of all would take longer.
+            for column, span in zip(columns, self.memory.spans, strict=True):
+                for of, known in zip(FACTS, span, strict=True):
+                    if list(map(of, column)) != pick(here, known):
+                        return False
         except (KeyError, TypeError):  # one is gone, or a number stands in its place
             return False
-        return self._known(here) == where and self._has_kinds(tensors, len(here))
+        return self._has_kinds(columns)
 
-    def _known(self, here: Sequence[int]) -> list[list[int]]:
-        """Return where the tensors stood that are here."""
-        count, width = len(self.places), len(self.rule.state_names)
-        rows = [*here, *(count + i * width + j for i in here for j in range(width))]
-        return [pick(rows, facts) for facts in self.known]
+    def _by_kind(self, states: Sequence[dict[str, Any]]) -> Iterable[Sequence[Tensor]]:
+        """Return the tensors of each kind of state."""
+        if self.names is None:
+            return ()
+        found = list(map(self.names, states))
+        return [found] if self.is_one else zip(*found, strict=True)
 
-    def _has_kinds(self, tensors: Sequence[Tensor], count: int) -> bool:
+    def _has_kinds(self, columns: Sequence[Sequence[Tensor]]) -> bool:
         """Tell whether types of two bytes are those that they were, and parameters in order."""
-        width = len(self.rule.state_names)
-        for column, dtype in self.memory.narrow.items():
-            found = tensors[:count] if column == 0 else tensors[count + column - 1 :: width]
-            if {t.dtype for t in found} != {dtype}:
+        for i, dtype in self.memory.narrow.items():
+            if {t.dtype for t in columns[i]} != {dtype}:
                 return False
-        return all(map(Tensor.is_contiguous, tensors[:count]))
+        return all(map(Tensor.is_contiguous, columns[0]))
 
     def _fit(self, grads: Sequence[Tensor], here: list[int] | None) -> bool:
         """Tell whether the gradients, other tensors at every step, are of the right form."""
@@ -221,10 +222,6 @@ class _Cut:
     """The number of each one's cell."""
     firsts: list[int]
     """The first tensor of each cell."""
-
-
-def _whereabouts(tensors: Sequence[Tensor]) -> list[list[int]]:
-    return [list(map(of, tensors)) for of in (Tensor.data_ptr, _bytes, id)]
 
 
 def _is_simple(batch: Batch, laid_out: BatchLayout) -> bool:
