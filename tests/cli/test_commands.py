@@ -89,6 +89,7 @@ def test_a_pipe_gets_the_table_without_colours_whatever_it_takes(folder, encodin
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_usage_is_status_2_in_a_process_of_its_own(folder):
     done = run_apart(folder, "plan", "recipe.yaml", "--model", "models")
     assert (done.returncode, done.stdout) == (2, "")

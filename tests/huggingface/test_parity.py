@@ -103,8 +103,8 @@ LOOP = {"foreach": False}  # as torch's own default on the CPU
     ("clip", "decay", "groups", "execution"),
     [
         (0, 0.1, TWO_GROUPS, LOOP),
-        (0, 0.1, TWO_GROUPS, {"foreach": True}),
-        (1.0, 0.0, [], LOOP),
+        pytest.param(0, 0.1, TWO_GROUPS, {"foreach": True}, marks=pytest.mark.slow),
+        pytest.param(1.0, 0.0, [], LOOP, marks=pytest.mark.slow),
         (0.05, 0.0, [], LOOP),
     ],
 )
@@ -116,7 +116,15 @@ def test_the_weights_are_the_trainers_own_bit_for_bit(tmp_path, clip, decay, gro
         assert sizes == sorted(len(group["params"]) for group in own.optimizer.param_groups)
 
 
-@pytest.mark.parametrize(("clip", "execution"), [(1.0, LOOP), (0.05, LOOP), (1.0, {}), (0, {})])
+@pytest.mark.parametrize(
+    ("clip", "execution"),
+    [
+        pytest.param(1.0, LOOP, marks=pytest.mark.slow),
+        (0.05, LOOP),
+        (1.0, {}),
+        pytest.param(0, {}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_weights_are_the_trainers_own_to_the_last_bits(tmp_path, clip, execution):
     """Over several groups the norm is summed in another order; the default rounds otherwise."""
     own, ours = weights_after_50_updates(tmp_path, clip, 0.1, TWO_GROUPS, execution)

@@ -138,7 +138,14 @@ WIDE_LOADS = [
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize(("cls", "dtype", "options", "loads"), WIDE_LOADS, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options", "loads"),
+    [
+        pytest.param(*row, marks=() if row in WIDE_LOADS[::3] else pytest.mark.slow)
+        for row in WIDE_LOADS
+    ],
+    ids=label,
+)
 def test_it_compiles_for_a_gpu_and_reads_16_bytes_at_once(
     cls, dtype, options, loads, tmp_path, monkeypatch
 ):

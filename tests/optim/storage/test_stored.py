@@ -92,17 +92,18 @@ def weight(value=0.5, size=1, dtype=NARROW):
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "choice"),
+    ("cls", "options", "choice", "rounding"),
     [
-        pytest.param(cls, options, choice, marks=() if quick else pytest.mark.slow)
-        for choice in CHOICES
-        for i, (cls, options) in enumerate(DECAYING if choice == {} else DECAYING[:4])
-        for quick in [choice == {} and i < 4]
+        *each_in_turn(DECAYING[:4], CHOICES, ["exact", "kahan"]),
+        *(
+            pytest.param(*row, {}, rounding, marks=pytest.mark.slow)
+            for row in DECAYING[4:]
+            for rounding in ("exact", "kahan")
+        ),
     ],
     ids=label,
 )
-@pytest.mark.parametrize("rounding", ["exact", "kahan"])
-def test_weight_decay_moves_a_narrow_weight(cls, options, rounding, choice):
+def test_weight_decay_moves_a_narrow_weight(cls, options, choice, rounding):
     w = torch.nn.Parameter(torch.full((1, 1), 0.5, dtype=NARROW))
     ours = cls([w], **options, rounding=rounding, **choice)
     w.grad = torch.zeros_like(w)
@@ -155,9 +156,10 @@ def full(optimizer, p):
     return joined(p.detach().float(), optimizer.state[p]["remainder"].float())
 
 
+OF_EACH = list({cls: (cls, options) for cls, options in OPTIONS}.values())
 # Many steps begin with the few, so only quick rows are run with those.
 EXACT = [
-    *((*row.values, 15) for row in each_in_turn(OPTIONS, CHOICES) if not row.marks),
+    *((*row.values, 15) for row in each_in_turn(OF_EACH, CHOICES) if not row.marks),
     *(
         pytest.param(*row, choice, 200, marks=pytest.mark.slow)
         for row in OPTIONS
