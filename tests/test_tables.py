@@ -33,8 +33,10 @@ def entries(node):
     """
     if isinstance(node, ast.Dict):
         return node.keys
-    if isinstance(node, ast.Set | ast.List | ast.Tuple):
+    if isinstance(node, ast.Set):
         return node.elts
+    if isinstance(node, ast.List | ast.Tuple):
+        return () if isinstance(node.ctx, ast.Store) else node.elts  # variables that are set
     if isinstance(node, ast.Compare):
         texts = [node.left, *node.comparators]
         return [one for one in texts if isinstance(one, ast.Constant)]
@@ -92,7 +94,13 @@ def test_a_second_table_is_found(second, rows):
 
 
 @pytest.mark.parametrize(
-    "use", ['phase = {"name": "CyclicLR"}', '__all__ = ["CyclicLR"]', "scheduler = CyclicLR(sgd)"]
+    "use",
+    [
+        'phase = {"name": "CyclicLR"}',
+        '__all__ = ["CyclicLR"]',
+        "scheduler = CyclicLR(sgd)",
+        "name, CyclicLR = pair",
+    ],
 )
 def test_a_use_is_no_table(use):
     assert "CyclicLR" not in tables([parse("new.py", use)])
