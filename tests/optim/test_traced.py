@@ -53,7 +53,7 @@ def _fresh_compiler():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        pytest.param(*row, marks=() if row in (*CASES[:2], *MORE[:2]) else pytest.mark.slow)
+        pytest.param(*row, marks=() if row in (CASES[1], MORE[1]) else pytest.mark.slow)
         for row in CASES + MORE
     ],
     ids=label,
