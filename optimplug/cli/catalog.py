@@ -14,12 +14,14 @@ from optimplug.show.schedulers import SchedulerTable
 
 __all__ = ["optimizers", "schedulers", "schema"]
 
+Pattern = Annotated[
+    str, typer.Argument(metavar="GLOB", help="Only those of such a name, in any case.")
+]
+
 
 @app.command()
 def optimizers(
-    pattern: Annotated[
-        str, typer.Argument(metavar="GLOB", help="Only those of such a name, in any case.")
-    ] = "*",
+    pattern: Pattern = "*",
     json: AsJson = False,
 ) -> None:
     """Show the optimizers: what each is for, its usual rate, its memory, where it runs.
@@ -28,16 +30,12 @@ def optimizers(
 
     Example: optimplug optimizers 'ada*'
     """
-    with bad_usage("GLOB", ArgumentError):
-        found = OptimizerTable.of(pattern)
-    show(as_json(found.to_list()) if json else found)
+    _show(pattern, OptimizerTable, json)
 
 
 @app.command()
 def schedulers(
-    pattern: Annotated[
-        str, typer.Argument(metavar="GLOB", help="Only those of such a name, in any case.")
-    ] = "*",
+    pattern: Pattern = "*",
     json: AsJson = False,
 ) -> None:
     """Show the schedulers and presets: what each does, and what a phase of it says in a recipe.
@@ -46,9 +44,7 @@ def schedulers(
 
     Example: optimplug schedulers '*cosine*'
     """
-    with bad_usage("GLOB", ArgumentError):
-        found = SchedulerTable.of(pattern)
-    show(as_json(found.to_list()) if json else found)
+    _show(pattern, SchedulerTable, json)
 
 
 @app.command()
@@ -60,3 +56,9 @@ def schema() -> None:
     A recipe then begins with: # yaml-language-server: $schema=recipe.schema.json
     """
     show(as_json(Recipe.json_schema()))
+
+
+def _show(pattern: str, table: type[OptimizerTable] | type[SchedulerTable], json: bool) -> None:
+    with bad_usage("GLOB", ArgumentError):
+        found = table.of(pattern)
+    show(as_json(found.to_list()) if json else found)

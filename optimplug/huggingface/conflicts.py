@@ -17,6 +17,7 @@ __all__ = [
     "refuse_if_not_run",
     "refuse_methods",
     "refuse_other_optimizers",
+    "refuse_other_schedule",
     "tell_of_clipping",
     "trains_its_loss",
 ]
@@ -107,6 +108,23 @@ def refuse_other_optimizers(trainer: Trainer) -> None:
         if getattr(trainer, name, None) is not None:
             argument = name if name == "optimizer_cls_and_kwargs" else "optimizers"
             raise RecipeError.at("recipe", f"give either recipe= or {argument}=, not both")
+
+
+def refuse_other_schedule(trainer: Trainer, recipe: Recipe) -> None:
+    """Refuse to train by a schedule that is not the recipe's, though the recipe has one.
+
+    Raises:
+        RecipeError: it is another one.
+    """
+    other = unwrapped(trainer.lr_scheduler)
+    if recipe.spec.schedule and not (
+        isinstance(other, RecipeScheduler) or trainer.is_deepspeed_enabled
+    ):
+        raise RecipeError.at(
+            "schedule",
+            f"the trainer has another one, of {type(other).__name__}; leave create_scheduler "
+            "and trainer.lr_scheduler to RecipeTrainer, or the schedule out of the recipe",
+        )
 
 
 def tell_of_clipping(args: TrainingArguments, recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from optimplug.huggingface.internals import TAKES_FACTORIES
 from optimplug.huggingface.reports import check_logs
 from optimplug.recipe import Recipe, RecipeScheduler
 from optimplug.recipe.text.reader import Source
-from optimplug.recipe.text.schema import FreezeSpec
+from optimplug.recipe.text.schema.rules import FreezeSpec
 
 __all__ = ["FromRecipe", "build", "optimizer_cls_and_kwargs"]
 

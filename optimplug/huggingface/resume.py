@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from optimplug.errors import StateError
@@ -16,7 +17,7 @@ from optimplug.recipe.checkpoint.order import Order
 from optimplug.recipe.checkpoint.policy import Resume
 from optimplug.recipe.checkpoint.saved import Saved, read_state
 
-__all__ = ["Checkpoint", "resume"]
+__all__ = ["Checkpoint", "load_but_for_schedule", "resume"]
 
 
 class Checkpoint(NamedTuple):
@@ -70,6 +71,32 @@ def resume(checkpoint: Checkpoint, run: Run, given: Resume) -> None:
             "over by a run that is not sharded; go on under FSDP, or give resume='weights' to let "
             "the optimizer begin anew"
         )
+
+
+def load_but_for_schedule(trainer: Trainer, load: Callable[[], None]) -> Mapping[str, Any]:
+    """Let a Trainer load a checkpoint, and return the state of the schedule, which stays as it is.
+
+    Args:
+        trainer: whose schedule it is.
+        load: does what the Trainer would do.
+    """
+    running: Any = trainer
+    scheduler, unloaded = trainer.lr_scheduler, _Unloaded()
+    running.lr_scheduler = unloaded
+    try:
+        load()
+    finally:
+        running.lr_scheduler = scheduler
+    return unloaded.state
+
+
+class _Unloaded:
+    """Stands where the Trainer loads the state of a schedule, and keeps that."""
+
+    state: Mapping[str, Any] = {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state = state
 
 
 def _saved(state: Mapping[str, Any], checkpoint: Checkpoint) -> Saved:

@@ -12,7 +12,8 @@ from optimplug._core.optim.rules.adamax import Adamax
 from optimplug._core.optim.rules.ademamix import AdEMAMix
 from optimplug._core.optim.rules.adopt import ADOPT
 from optimplug._core.optim.rules.asgd import ASGD
-from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW, ScheduleFreeSGD
+from optimplug._core.optim.rules.averaged import ScheduleFreeAdamW
+from optimplug._core.optim.rules.averaged_sgd import ScheduleFreeSGD
 from optimplug._core.optim.rules.came import CAME
 from optimplug._core.optim.rules.factored import Adafactor
 from optimplug._core.optim.rules.factored_transformers import TransformersAdafactor

@@ -19,7 +19,9 @@ from optimplug.recipe.resolve import (
 from optimplug.recipe.schedule.timeline import schedule_problems, target_problems
 from optimplug.recipe.text.form import validated
 from optimplug.recipe.text.problems import Problems
-from optimplug.recipe.text.schema import FallbackSpec, RecipeSpec, RuleOptimizerSpec, RuleSpec
+from optimplug.recipe.text.schema.optimizers import FallbackSpec, RuleOptimizerSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
+from optimplug.recipe.text.schema.rules import RuleSpec
 from optimplug.recipe.values import no_decay_problems, optimizer_problems
 
 __all__ = ["CheckedRecipe", "check", "checked_form"]

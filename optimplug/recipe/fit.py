@@ -16,7 +16,7 @@ from optimplug.recipe.schedule.timeline import Curves, RunSchedule, compile_sche
 from optimplug.recipe.text.durations import Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 
 __all__ = ["fit", "fit_to_horizon", "fit_to_model"]
 

@@ -24,7 +24,8 @@ from optimplug.recipe.resolve import optimizer_names, settable_per_group
 from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
 from optimplug.recipe.text.durations import Duration
 from optimplug.recipe.text.extends import EXTENDS, OWN_KEYS
-from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
 from optimplug.recipe.values import expected_kind
 
 __all__ = ["argument_descriptions", "json_schema"]
@@ -108,7 +109,7 @@ class _Generator(GenerateJsonSchema):
         name = getattr(schema["function"]["function"], "__name__", "")
         if name == "_as_phases":
             return {"anyOf": [{"enum": preset_names()}, dict(inner["items"]), inner]}
-        if name == "_as_optimizer":
+        if name == "as_optimizer":
             return {"anyOf": [*_OPTIMIZER_NAMES, inner]}
         return {"anyOf": [*_SHORTHANDS[name], inner]} if name in _SHORTHANDS else inner
 

@@ -16,7 +16,8 @@ from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.schedule.curves import Curve, Phase
 from optimplug.recipe.schedule.timeline import Curves, RunSchedule
 from optimplug.recipe.text.durations import Horizon
-from optimplug.recipe.text.schema import ResumeSpec, RuleSpec
+from optimplug.recipe.text.schema.recipe import ResumeSpec
+from optimplug.recipe.text.schema.rules import RuleSpec
 
 if TYPE_CHECKING:
     from optimplug.show.table import PlanTable

@@ -9,7 +9,7 @@ from optimplug._core.optim.facts import Facts, Rates
 from optimplug.errors import Problem
 from optimplug.recipe.resolve import Choice
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import RecipeSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
 
 __all__ = ["lr_schedule_warnings", "rate_warnings", "written_rates"]
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from torch import nn
 
-from optimplug import optim
 from optimplug._core.arguments import owner_of
-from optimplug._core.optim.memory import Memory, memory_of, state_bytes_of_groups
-from optimplug.errors import Problem, RecipeError
+from optimplug.errors import Problem
 from optimplug.recipe.check import CheckedRecipe, check, checked_form
-from optimplug.recipe.clipped import CLIPPING, construct
+from optimplug.recipe.clipped import CLIPPING
+from optimplug.recipe.construct import construct_optimizer, memory_of_groups
 from optimplug.recipe.fit import fit, fit_to_horizon, fit_to_model
 from optimplug.recipe.json_schema import json_schema
 from optimplug.recipe.lengths import settle_lengths
@@ -33,7 +32,7 @@ from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.schedule.timeline import RunSchedule
 from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.reader import Source, written
-from optimplug.recipe.text.schema import RecipeSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
 from optimplug.recipe.text.writer import as_yaml
 from optimplug.recipe.text.written import Written
 from optimplug.recipe.warnings import rule_warnings, schedule_warnings, tell
@@ -135,6 +134,7 @@ class Recipe:
         require_horizon(horizon)
         with self._written.located():
             grouping, run_schedule = fit(self._checked, model, horizon)
+            memory = memory_of_groups(self._checked, grouping)
         found = [
             *self._rule_warnings(model, grouping),
             *self._schedule_warnings(run_schedule, horizon),
@@ -148,7 +148,7 @@ class Recipe:
             horizon=horizon,
             rules=self.spec.groups,
             layout=grouping.layout or _layout_if_any(model),
-            memory=self._memory(grouping),
+            memory=memory,
             absent=tuple(self._written.problem(path, text) for path, text in grouping.absent),
             warnings=tuple(found),
             resume=self.spec.resuming,
@@ -286,7 +286,8 @@ class Recipe:
             return fit_to_model(self._checked, model)
 
     def _optimizer(self, grouping: Grouping, model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = self._construct(grouping)
+        with self._written.located():
+            optimizer = construct_optimizer(self._checked, grouping)
         found = self._rule_warnings(model, grouping)
         # Only now, when nothing can fail any more: a model is not left half prepared.
         freeze(model, grouping.frozen.values())
@@ -313,31 +314,6 @@ class Recipe:
         self._told.update(new)
         tell(new, self.source)
 
-    def _construct(
-        self, grouping: Grouping, without: Collection[str] = ()
-    ) -> torch.optim.Optimizer:
-        groups = [group.as_param_group() for group in grouping.groups]
-        settings = {k: v for k, v in self._checked.settings.items() if k not in without}
-        cls = self._checked.optimizers.main.optimizer_class
-        if self._checked.optimizers.are_several:
-            cls = optim.MultiOptimizer
-            for name in settable_per_group(settings):
-                del settings[name]  # those of one of them alone
-        with self._written.located():
-            try:
-                return construct(cls, groups, settings)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise RecipeError.at("optimizer", str(error)) from error
-
-    def _memory(self, grouping: Grouping) -> tuple[Memory, ...]:
-        # It is constructed for other optimizers too: what it refuses must be an error of the plan.
-        optimizer = self._construct(grouping, without=_unknown_on_meta(grouping))
-        states: Sequence[int | None] = [None] * len(grouping.groups)
-        if _is_own(optimizer):
-            states = state_bytes_of_groups(optimizer)
-        params = [group.parameters.values() for group in grouping.groups]
-        return tuple(map(memory_of, params, states))
-
     def __repr__(self) -> str:
         return f"Recipe({self._written.content})"
 
@@ -349,17 +325,6 @@ def _layout_if_any(model: nn.Module) -> Layout | None:
         # The model has no layers. A rule that needs them has failed already; the plan only draws
         # its curves in another order.
         return None
-
-
-def _is_own(optimizer: torch.optim.Optimizer) -> TypeGuard[optim.Optimizer]:
-    """Tell whether its state is known: a class of this package, not one derived from it."""
-    return type(optimizer) in [getattr(optim, name) for name in optim.__all__]
-
-
-def _unknown_on_meta(grouping: Grouping) -> tuple[str, ...]:
-    """Return the settings that only the device can judge, if the model is on none yet."""
-    on_meta = any(p.is_meta for group in grouping.groups for p in group.parameters.values())
-    return ("fused", "capturable") if on_meta else ()
 
 
 def _represented(dumper: yaml.representer.BaseRepresenter, recipe: Recipe) -> yaml.Node:

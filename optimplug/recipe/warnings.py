@@ -22,7 +22,8 @@ from optimplug.recipe.schedule.phases import turning_point
 from optimplug.recipe.schedule.timeline import RunSchedule, parts_of
 from optimplug.recipe.schedule.vocabulary import row_of
 from optimplug.recipe.text.durations import Horizon
-from optimplug.recipe.text.schema import PhaseSpec, RecipeSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
 
 __all__ = ["rule_warnings", "schedule_warnings", "tell"]
 

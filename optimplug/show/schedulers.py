@@ -17,7 +17,7 @@ from optimplug.errors import ArgumentError, did_you_mean
 from optimplug.optim import lr_scheduler
 from optimplug.recipe.schedule.presets import PRESETS
 from optimplug.recipe.schedule.vocabulary import preset_names, scheduler_names, vocabulary
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 from optimplug.show.printed import printed
 
 __all__ = ["SchedulerRow", "SchedulerTable"]

@@ -12,7 +12,7 @@ from optimplug import ArgumentError, Horizon, Recipe, RecipeError, StateError
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.callbacks.trace import LearningRateTrace as PlainTrace
 from optimplug.huggingface import RecipeTrainer, RecipeTrainingArguments, with_recipe
-from optimplug.huggingface.internals import NEEDED
+from optimplug.huggingface.events.internals import NEEDED
 from optimplug.optim import AdamW
 
 

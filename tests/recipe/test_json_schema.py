@@ -5,7 +5,7 @@ from support import pages
 from support.recipes import FULL
 
 from optimplug import Recipe, RecipeError
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 from optimplug.recipe import json_schema as module
 from optimplug.recipe.text.written import path_of
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from optimplug import optim
-from optimplug._core.optim.storage.stored import StateDtype
+from optimplug._core.optim.storage.arguments import StateDtype
 from optimplug.recipe.resolve import optimizer_names
 
 # They need a closure, or sparse gradients; what LBFGS keeps grows with its steps.

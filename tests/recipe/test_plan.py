@@ -9,7 +9,7 @@ from support.recipes import recipe_of
 from torch import nn
 
 from optimplug import Horizon, Recipe
-from optimplug._core.optim.storage.stored import STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE
 from optimplug.optim import AdamW
 
 RUN = Horizon(total_steps=100, steps_per_epoch=10)

@@ -3,7 +3,9 @@
 from dataclasses import fields
 from pathlib import Path
 
+import accelerate
 import torch
+import transformers
 from support.tensors import same_weights
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -11,6 +13,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from optimplug.callbacks.huggingface import LearningRateTrace
 from optimplug.huggingface import RecipeTrainer
+
+RELEASE = f"transformers {transformers.__version__} with accelerate {accelerate.__version__}"
+
+
+def check_inside(holds, what):
+    """Hold what the adapter relies on inside of transformers, and name the release that broke it."""
+    assert holds, f"{RELEASE} is not what internals.py relies on: {what}"
+
 
 # transformers before 5.3 takes the rows at random, and cannot be told otherwise: here, in order.
 IN_ORDER = {"train_sampling_strategy": "sequential"}

@@ -11,8 +11,7 @@ from torch.optim.optimizer import required
 
 from optimplug._core.optim.executions.choice import CHOICES, devices_asked_for
 from optimplug._core.optim.shards import is_sharded
-from optimplug._core.optim.storage.checks import check_storage
-from optimplug._core.optim.storage.stored import STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE, check_storage
 from optimplug.errors import ArgumentError, nearest
 
 if TYPE_CHECKING:

@@ -32,14 +32,14 @@ from optimplug._core.optim.state import checked_state
 from optimplug._core.optim.step.counters import take_apart, with_own_count
 from optimplug._core.optim.step.layout import Layout
 from optimplug._core.optim.step.stepper import Stepper
-from optimplug._core.optim.storage.checks import check_storage
-from optimplug._core.optim.storage.coded_state import gatherable, with_numbers
-from optimplug._core.optim.storage.stored import (
+from optimplug._core.optim.storage.arguments import (
     Rounding,
     StateDtype,
+    check_storage,
     storage_settings,
-    stored,
 )
+from optimplug._core.optim.storage.coded_state import gatherable, with_numbers
+from optimplug._core.optim.storage.stored import stored
 from optimplug.errors import ArgumentError
 
 __all__ = ["Optimizer", "required"]

@@ -14,7 +14,7 @@ from optimplug._core.optim.memory import state_bytes
 from optimplug._core.optim.multi import MultiOptimizer
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Rule
-from optimplug._core.optim.storage.stored import DTYPES
+from optimplug._core.optim.storage.arguments import DTYPES
 from optimplug.errors import ArgumentError
 
 __all__ = ["Profile", "profile_of"]

@@ -14,9 +14,9 @@ from torch import Tensor
 from optimplug._core.internals import WRAPPED_AS
 from optimplug._core.optim.batch import is_expanded
 from optimplug._core.optim.rule import Rule, StateSpec
+from optimplug._core.optim.storage.arguments import STORAGE
 from optimplug._core.optim.storage.change import converted, differs, own_storage, tell
 from optimplug._core.optim.storage.coded_state import with_codes, with_numbers
-from optimplug._core.optim.storage.stored import STORAGE
 from optimplug.errors import ArgumentError, StateError
 
 __all__ = ["checked_state"]

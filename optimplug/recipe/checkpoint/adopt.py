@@ -33,7 +33,7 @@ from optimplug.recipe.checkpoint.whole import (
     whole_changes,
 )
 from optimplug.recipe.provenance import class_path
-from optimplug.recipe.schedule.scheduled import kept_on_error
+from optimplug.recipe.schedule.run_state import kept_on_error
 from optimplug.recipe.schedule.scheduler import RecipeScheduler
 from optimplug.recipe.text.durations import Horizon
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optimplug._core.arguments import owner_of
 from optimplug._core.optim.executions.choice import CHOICES
-from optimplug._core.optim.storage.stored import STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE
 from optimplug.recipe.checkpoint.kinds import (
     class_in_group,
     likely_class,

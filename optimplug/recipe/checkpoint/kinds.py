@@ -14,7 +14,8 @@ from optimplug import optim
 from optimplug._core.optim.executions.choice import CHOICES
 from optimplug._core.optim.group_checks import StandIn
 from optimplug._core.optim.multi import optimizer_named
-from optimplug._core.optim.storage.stored import LOW_BITS, STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE
+from optimplug._core.optim.storage.stored import LOW_BITS
 from optimplug.recipe.checkpoint.saved import Saved, SavedGroup
 from optimplug.recipe.clipped import CLIPPING, class_of
 from optimplug.recipe.provenance import class_path

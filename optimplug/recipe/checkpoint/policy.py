@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from optimplug.errors import ArgumentError
 from optimplug.recipe.text.durations import Duration, Horizon
-from optimplug.recipe.text.schema import Policy, RecipeSpec, rewarm_duration
+from optimplug.recipe.text.schema.recipe import Policy, RecipeSpec, rewarm_duration
 
 __all__ = ["Policy", "Resume"]
 

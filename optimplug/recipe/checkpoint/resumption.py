@@ -9,7 +9,7 @@ from textwrap import wrap
 from typing import Any, NamedTuple
 
 from optimplug.errors import listed
-from optimplug.recipe.text.schema import Policy
+from optimplug.recipe.text.schema.recipe import Policy
 
 __all__ = ["Change", "Rates", "Resumption", "Rewarmed", "as_table", "in_words"]
 

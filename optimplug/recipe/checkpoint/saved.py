@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from optimplug.errors import StateError
-from optimplug.recipe.schedule.scheduled import parts_of_state
+from optimplug.recipe.schedule.run_state import parts_of_state
 
 __all__ = ["Saved", "SavedGroup", "read_state"]
 

@@ -11,7 +11,7 @@ from optimplug.recipe.keywords import takes
 from optimplug.recipe.parameters.votes import ParameterVotes, Vote
 from optimplug.recipe.resolve import Choice, Optimizers
 from optimplug.recipe.text.problems import Problems
-from optimplug.recipe.text.schema import RuleSpec
+from optimplug.recipe.text.schema.rules import RuleSpec
 from optimplug.recipe.text.written import within
 
 __all__ = ["NO_HYPERPARAMETERS", "assign"]

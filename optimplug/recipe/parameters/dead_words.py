@@ -10,7 +10,7 @@ from torch import nn
 from optimplug.errors import Problem
 from optimplug.recipe.parameters.kinds import FAMILIES
 from optimplug.recipe.parameters.match import FAMILY_WORDS, Place, condition, suggestion
-from optimplug.recipe.text.schema import Match
+from optimplug.recipe.text.schema.match import Match
 
 __all__ = ["DeadWord", "absent_family", "dead_words"]
 

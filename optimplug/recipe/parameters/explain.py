@@ -12,7 +12,7 @@ from optimplug.errors import ArgumentError, did_you_mean
 from optimplug.recipe.parameters.groups import Group, Grouping
 from optimplug.recipe.parameters.match import nearest_glob
 from optimplug.recipe.parameters.votes import ParameterVotes
-from optimplug.recipe.text.schema import FreezeSpec, LayerDecay, RuleSpec
+from optimplug.recipe.text.schema.rules import FreezeSpec, LayerDecay, RuleSpec
 
 __all__ = ["Explanation", "Statement", "explain", "explain_all", "plain"]
 

@@ -20,7 +20,7 @@ from optimplug.recipe.parameters.votes import ParameterVotes, collect_votes
 from optimplug.recipe.resolve import Choice, Optimizers, settable_per_group
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import LayerDecay, RuleSpec
+from optimplug.recipe.text.schema.rules import LayerDecay, RuleSpec
 
 __all__ = ["Group", "Grouping", "group_parameters"]
 

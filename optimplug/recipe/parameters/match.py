@@ -14,7 +14,8 @@ from torch import nn
 from optimplug.errors import nearest
 from optimplug.recipe.parameters.kinds import FAMILIES, families, is_bias
 from optimplug.recipe.text.depth_range import Depth, DepthRange
-from optimplug.recipe.text.schema import Match, RuleSpec
+from optimplug.recipe.text.schema.match import Match
+from optimplug.recipe.text.schema.rules import RuleSpec
 
 __all__ = [
     "FAMILY_WORDS",

@@ -31,7 +31,8 @@ from optimplug.recipe.parameters.match import (
 from optimplug.recipe.parameters.wrappers import without_wrappers
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import Match, RuleSpec
+from optimplug.recipe.text.schema.match import Match
+from optimplug.recipe.text.schema.rules import RuleSpec
 
 __all__ = ["ParameterVotes", "Vote", "collect_votes"]
 

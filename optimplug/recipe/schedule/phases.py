@@ -26,7 +26,7 @@ from optimplug.recipe.schedule.vocabulary import (
 )
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 from optimplug.recipe.text.written import within
 from optimplug.recipe.values import refusals
 

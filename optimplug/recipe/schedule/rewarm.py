@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from optimplug.errors import StateError
 
-__all__ = ["Climb", "check_climbs", "climbs_in", "over"]
+__all__ = ["Climb", "added_to", "check_climbs", "climbs_from", "climbs_in", "over", "under_way"]
 
 
 class Climb(NamedTuple):
@@ -45,6 +45,41 @@ def over(climbs: Climbs, t: int, rates: Sequence[float]) -> list[float]:
     """Return the rates of all groups after ``t`` updates, where the schedule has these."""
     pairs = zip_longest(rates, climbs[: len(rates)])
     return [rate if climb is None else climb(t, rate) for rate, climb in pairs]
+
+
+def climbs_from(
+    starts: Sequence[float], rates: Sequence[float], t: int, steps: int
+) -> dict[int, Climb]:
+    """Return, by group, how the rates go from what they were to what they are.
+
+    Args:
+        starts: what the rate of each group was.
+        rates: what it is.
+        t: after how many updates.
+        steps: how many updates it takes.
+
+    Returns:
+        The climbs of the groups of which it was another one.
+    """
+    pairs = enumerate(zip(starts, rates, strict=True))
+    # A rate that somebody keeps in a tensor has fewer digits.
+    return {
+        i: Climb(t, steps, float(was))
+        for i, (was, new) in pairs
+        if not math.isclose(was, new, rel_tol=1e-6)
+    }
+
+
+def added_to(climbs: Climbs, new: Mapping[int, Climb], groups: int) -> list[Climb | None]:
+    """Return the climb of each of so many groups, where new ones stand for those there were."""
+    padded = [*climbs, *[None] * (groups - len(climbs))]
+    return [new.get(i, climb) for i, climb in enumerate(padded)]
+
+
+def under_way(climbs: Climbs, t: int) -> list[list[Any] | None]:
+    """Return those that have not ended after ``t`` updates, as plain values; none if all have."""
+    found = [[*climb] if climb and t < climb.end else None for climb in climbs]
+    return found if any(found) else []
 
 
 def climbs_in(values: Sequence[Any]) -> list[Climb | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from optimplug._core.arguments import owner_of, require_count, warn
 from optimplug._core.lr_scheduler.groups import set_rate
 from optimplug._core.lr_scheduler.internals import note_steps, noted_steps
-from optimplug._core.metrics import require_metric
 from optimplug.errors import StateError
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.schedule.freeze import TimedFreeze
@@ -23,9 +21,23 @@ from optimplug.recipe.schedule.memory import (
     paired,
     remembered,
 )
-from optimplug.recipe.schedule.rewarm import Climb, check_climbs, climbs_in, over
-from optimplug.recipe.schedule.timeline import Curves, RunSchedule
-from optimplug.recipe.text.rule_id import RuleId
+from optimplug.recipe.schedule.others import (
+    check_own_values,
+    own_values,
+    restore_own_values,
+    set_scheduled,
+)
+from optimplug.recipe.schedule.rewarm import (
+    Climb,
+    added_to,
+    check_climbs,
+    climbs_from,
+    climbs_in,
+    over,
+    under_way,
+)
+from optimplug.recipe.schedule.timeline import RunSchedule
+from optimplug.recipe.schedule.told import Told, check_unreported
 
 __all__ = ["RecipeScheduler"]
 
@@ -66,7 +78,7 @@ class RecipeScheduler(LRScheduler):
     _not_saved = (
         *LRScheduler._not_saved,
         *("_run_schedule", "_freeze", "_notes_steps", "_is_beyond", "steps_taken"),
-        *("_keeps_marks", "provenance", "_has_told_of_waiting", "climbs"),
+        *("_keeps_marks", "provenance", "climbs", "_told"),
     )
     _catches_up = True
 
@@ -79,8 +91,8 @@ class RecipeScheduler(LRScheduler):
         self._run_schedule = run_schedule
         self.provenance = {**(provenance or {}), "factors": [*map(list, factor_keys(run_schedule))]}
         self.climbs: list[Climb | None] = []
-        self._was_told = self._was_told_of_training = False
-        self._is_beyond = self._has_told_of_waiting = False
+        self._told = Told(run_schedule)
+        self._is_beyond = False
         self.steps_taken = 0
         self.fingerprint = str(run_schedule)
         self.unreported: list[Any] = [0.0, 0]
@@ -96,7 +108,7 @@ class RecipeScheduler(LRScheduler):
 
     def rates(self, t: int) -> list[float]:
         """Return the rate of every group after ``t`` updates, in the optimizer's order."""
-        curves = [self._curves_of(group)["lr"] for group in self._groups]
+        curves = [self._run_schedule.curves_in(group)["lr"] for group in self._groups]
         factors = {id(curve): curve(t) for curve in {id(c): c for c in curves}.values()}
         scheduled = [b * factors[id(c)] for b, c in zip(self.base_lrs, curves, strict=False)]
         return over(self.climbs, t, scheduled)
@@ -140,7 +152,7 @@ class RecipeScheduler(LRScheduler):
         Of the first one, these are all that are followed at any time: a name that nobody knows
         would else end a run that is half done.
         """
-        return self._awaited(of_training=False)
+        return self._told.awaited(self.last_epoch, of_training=False)
 
     def monitors_at(self, t: int) -> frozenset[str]:
         """Return the metrics that a validation after ``t`` updates must have."""
@@ -154,11 +166,7 @@ class RecipeScheduler(LRScheduler):
     @property
     def awaited_of_training(self) -> frozenset[str]:
         """The metrics that the next report of the training must have; see :attr:`awaited`."""
-        return self._awaited(of_training=True)
-
-    def _awaited(self, of_training: bool) -> frozenset[str]:
-        was_told = self._was_told_of_training if of_training else self._was_told
-        return self._run_schedule.monitors(of_training, self.last_epoch if was_told else None)
+        return self._told.awaited(self.last_epoch, of_training=True)
 
     def tell_if_never_told(self) -> None:
         """Warn, once, of phases that have waited in vain, as a run is over.
@@ -166,20 +174,7 @@ class RecipeScheduler(LRScheduler):
         That is where the schedule was told of no validation, or of nothing that the training
         reports, and a phase that would have followed it has begun.
         """
-        if self._has_told_of_waiting:
-            return
-        self._has_told_of_waiting = True
-        for of_training, was_told, what, mend in (
-            (False, self._was_told, "no validation", "validate within the run"),
-            (True, self._was_told_of_training, "no loss of the training", "log it within the run"),
-        ):
-            waiting = self._run_schedule.waiting(of_training, self.last_epoch)
-            if waiting and not was_told:
-                warn(
-                    f"the run is over after {self.last_epoch} updates, and its schedule was told "
-                    f"of {what}: {', '.join(dict.fromkeys(waiting))} has changed nothing; {mend}, "
-                    "or take the phase out of the recipe"
-                )
+        self._told.warn_if_never(self.last_epoch)
 
     @property
     def counts_validations(self) -> bool:
@@ -216,18 +211,10 @@ class RecipeScheduler(LRScheduler):
             ArgumentError: a plateau is active and its metric is missing; or, at the first
                 validation or report, one that a later phase follows. Nothing has changed then.
         """
-        for monitor in sorted(self._awaited(of_training)):
-            require_metric(monitor, metrics, of_training)
-        for curve in self._run_schedule.all_curves():
-            curve.check(self.last_epoch, metrics, of_training)
-        if of_training:
-            self._was_told_of_training = True
-        else:
-            self._was_told = True
+        self._told.check(self.last_epoch, metrics, of_training)
         self._admit_groups()
         before = self.rates(self.last_epoch)
-        for curve in self._run_schedule.all_curves():
-            curve.told(self.last_epoch, metrics, of_training)
+        self._told.take(self.last_epoch, metrics, of_training)
         after, held = self.rates(self.last_epoch), self._floats()
         self._set(after if held == before else self.chained(held, before, after))
 
@@ -237,7 +224,7 @@ class RecipeScheduler(LRScheduler):
         Where the schedule stands at 0, what they hold is their own rate.
         """
         for group in self._groups[len(self.base_lrs) :]:
-            factor = self._curves_of(group)["lr"](self.last_epoch)
+            factor = self._run_schedule.curves_in(group)["lr"](self.last_epoch)
             own = group.setdefault("initial_lr", float(group["lr"]) / (factor or 1.0))
             set_rate(group, own * factor)
         self._admit_groups()
@@ -282,7 +269,7 @@ class RecipeScheduler(LRScheduler):
         self.climbs = [*climbs]
         for factor, state in memory.kept if memory else ():
             factor.load(state)
-        self._was_told, self._was_told_of_training = was_told, was_told_of_training
+        self._told.go_on(was_told, was_told_of_training)
         self.go_to(t)
 
     def climb_from(self, starts: Sequence[float], steps: int) -> dict[int, Climb]:
@@ -295,17 +282,10 @@ class RecipeScheduler(LRScheduler):
         Returns:
             The climbs of the groups of which it was another one.
         """
-        t, now = self.last_epoch, self.rates(self.last_epoch)
-        pairs = enumerate(zip(starts, now, strict=True))
-        # A rate that somebody keeps in a tensor has fewer digits.
-        found = {
-            i: Climb(t, steps, float(was))
-            for i, (was, new) in pairs
-            if not math.isclose(was, new, rel_tol=1e-6)
-        }
-        climbs = [*self.climbs, *[None] * (len(now) - len(self.climbs))]
-        self.climbs = [found.get(i, climb) for i, climb in enumerate(climbs)]
-        self.go_to(t)
+        now = self.rates(self.last_epoch)
+        found = climbs_from(starts, now, self.last_epoch, steps)
+        self.climbs = added_to(self.climbs, found, len(now))
+        self.go_to(self.last_epoch)
         return found
 
     def _set(self, rates: list[float]) -> None:
@@ -313,36 +293,17 @@ class RecipeScheduler(LRScheduler):
 
     def _write(self, rates: list[float], held: list[Any]) -> None:
         super()._write(rates, held)
-        self._write_others()
-
-    def _write_others(self) -> None:
-        """Set the other hyperparameters that follow a curve."""
-        for group in self._groups:
-            for of, curve in self._curves_of(group).items():
-                if of != "lr" and of in group:  # of several optimizers, not each has it
-                    own = group.setdefault(f"initial_{of}", group[of])
-                    group[of] = _scaled(own, curve(self.last_epoch))
+        set_scheduled(self._groups, self._run_schedule, self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state: primitives, and a fingerprint of the schedule."""
-        others = {of for curves in self._all_curves() for of in curves if of != "lr"}
-        initial = {of: [g.get(f"initial_{of}") for g in self._groups] for of in sorted(others)}
         own = {
+            **self._told.state(),
             "_remembered": remembered(self._run_schedule),
-            "_initial": initial,
-            "_climbs": [climb and list(climb) for climb in self._climbs_under_way()],
+            "_initial": own_values(self._groups, self._run_schedule),
+            "_climbs": under_way(self.climbs, self.last_epoch),
         }
         return {**super().state_dict(), **own, "provenance": self._copied(self.provenance)}
-
-    def _climbs_under_way(self) -> list[Climb | None]:
-        found = [c and (c if self.last_epoch < c.end else None) for c in self.climbs]
-        return found if any(found) else []
-
-    def _curves_of(self, group: Mapping[str, Any]) -> Curves:
-        return self._run_schedule.curves_of(RuleId.in_group(group, "schedule"))
-
-    def _all_curves(self) -> list[Curves]:
-        return [self._run_schedule.shared, *self._run_schedule.own.values()]
 
     def _completed(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         # A state of before it was noted is asked for all metrics once more. Where a state comes
@@ -372,25 +333,19 @@ class RecipeScheduler(LRScheduler):
         check_climbs(state_dict["_climbs"], len(self._groups))
         for factor, state in paired(self._run_schedule, state_dict["_remembered"]):
             factor.check_state(state)
-        _check_unreported(state_dict["unreported"])
-        for of, values in state_dict["_initial"].items():
-            if len(values) != len(self._groups):
-                raise StateError(
-                    f"_initial[{of!r}] must hold {len(self._groups)} values, one for each group "
-                    f"(got {values!r})"
-                )
+        check_unreported(state_dict["unreported"])
+        check_own_values(state_dict["_initial"], len(self._groups))
 
     def _restore(self, state_dict: dict[str, Any]) -> None:
-        states, initial = state_dict.pop("_remembered"), state_dict.pop("_initial")
+        states, values = state_dict.pop("_remembered"), state_dict.pop("_initial")
         del state_dict["provenance"]
         self.climbs = climbs_in(state_dict.pop("_climbs"))
+        told = state_dict.pop("_was_told"), state_dict.pop("_was_told_of_training")
+        self._told.go_on(*told)
         super()._restore(state_dict)
         for factor, state in paired(self._run_schedule, states):
             factor.load(state)
-        for of, values in initial.items():
-            for group, own in zip(self._groups, values, strict=True):
-                if own is not None:
-                    group[f"initial_{of}"] = tuple(own) if isinstance(own, list) else own
+        restore_own_values(values, self._groups)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the schedule and what it has set in the groups; the argument stays as it is.
@@ -400,7 +355,7 @@ class RecipeScheduler(LRScheduler):
                 changed then.
         """
         super().load_state_dict(state_dict)
-        self._write_others()
+        set_scheduled(self._groups, self._run_schedule, self.last_epoch)
 
     def close(self) -> None:
         """Take from the optimizer what this scheduler has put there; rates stay as they are."""
@@ -409,15 +364,3 @@ class RecipeScheduler(LRScheduler):
         self._notes_steps = False
         self._freeze.close()
         self._keeps_marks.remove()
-
-
-def _check_unreported(given: Any) -> None:
-    kinds = [type(each) for each in given]
-    if kinds not in ([float, int], [int, int]) or given[1] < 0:
-        raise StateError(
-            f"unreported must be a sum of losses and of how many updates it is (got {given!r})"
-        )
-
-
-def _scaled(own: Any, factor: float) -> Any:
-    return tuple(v * factor for v in own) if isinstance(own, tuple | list) else own * factor

@@ -20,7 +20,7 @@ from optimplug.recipe.text.durations import Horizon, require_horizon
 from optimplug.recipe.text.form import validated
 from optimplug.recipe.text.plain import plain
 from optimplug.recipe.text.problems import Problems
-from optimplug.recipe.text.schema import ScheduleSpec
+from optimplug.recipe.text.schema.phases import ScheduleSpec
 from optimplug.recipe.text.written import Written
 
 __all__ = ["Schedule", "build_scheduler"]

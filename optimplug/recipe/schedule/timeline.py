@@ -17,7 +17,7 @@ from optimplug.recipe.schedule.vocabulary import length_argument
 from optimplug.recipe.text.durations import Duration, Horizon
 from optimplug.recipe.text.problems import Problems
 from optimplug.recipe.text.rule_id import RuleId
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 
 __all__ = [
     "Curves",
@@ -55,10 +55,18 @@ class RunSchedule:
         """Return the curves of groups whose schedule is that of a rule, or the recipe's."""
         return self.shared if rule is None else {**self.shared, **self.own[rule]}
 
+    def curves_in(self, group: Mapping[str, Any]) -> Curves:
+        """Return the curves that a group of an optimizer follows."""
+        return self.curves_of(RuleId.in_group(group, "schedule"))
+
     def all_curves(self) -> Iterator[Curve]:
         """Walk all curves."""
         for curves in (self.shared, *self.own.values()):
             yield from curves.values()
+
+    def scheduled(self) -> frozenset[str]:
+        """Return the hyperparameters that follow a curve in any group."""
+        return frozenset(self.shared).union(*self.own.values())
 
     def factors(self) -> Iterator[Factor]:
         """Walk the factors of all phases of all curves."""

@@ -12,7 +12,7 @@ from optimplug.optim import lr_scheduler
 from optimplug.optim.lr_scheduler import LRScheduler
 from optimplug.recipe.keywords import keywords_of
 from optimplug.recipe.schedule.presets import PRESETS
-from optimplug.recipe.text.schema import PhaseSpec
+from optimplug.recipe.text.schema.phases import PhaseSpec
 
 __all__ = [
     "ELSEWHERE",

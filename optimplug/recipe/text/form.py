@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from optimplug.errors import Problem, RecipeError, did_you_mean, nearest
 from optimplug.recipe.text.extends import EXTENDS
-from optimplug.recipe.text.schema import FORMS, HAVE_FORMS, PartError, RecipeSpec
+from optimplug.recipe.text.schema.recipe import RecipeSpec
+from optimplug.recipe.text.schema.spec import FORMS, HAVE_FORMS, PartError
 from optimplug.recipe.text.written import path_of
 
 __all__ = ["validated"]

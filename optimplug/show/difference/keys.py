@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from optimplug.recipe import Recipe
-from optimplug.recipe.text.schema import LayerDecay, Match, ResumeSpec
+from optimplug.recipe.text.schema.match import Match
+from optimplug.recipe.text.schema.recipe import ResumeSpec
+from optimplug.recipe.text.schema.rules import LayerDecay
 from optimplug.recipe.text.written import within
 
 __all__ = ["KeyChange", "changed_keys"]

@@ -12,7 +12,7 @@ from optimplug import Horizon, Recipe, RecipeError
 from optimplug.recipe import build_scheduler
 from optimplug.recipe.schedule.timeline import compile_schedule
 from optimplug.recipe.text.form import validated
-from optimplug.recipe.text.schema import ScheduleSpec
+from optimplug.recipe.text.schema.phases import ScheduleSpec
 
 RUN = Horizon(total_steps=12, steps_per_epoch=4)
 WARM = {"name": "LinearLR", "start_factor": 0.1, "for": 4}

@@ -13,7 +13,7 @@ from optimplug._core.optim.facts import Facts
 from optimplug._core.optim.hyperparameters import check_not_negative, check_rate, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["Adadelta", "AdadeltaRule"]

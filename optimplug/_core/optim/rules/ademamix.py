@@ -21,7 +21,7 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 
 __all__ = ["AdEMAMix", "AdEMAMixRule"]
 

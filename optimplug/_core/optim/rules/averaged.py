@@ -1,4 +1,4 @@
-"""Schedule-free optimizers: the weights that are validated are an average of those that move."""
+"""Schedule-free AdamW: the weights that are validated are an average of those that move."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from optimplug._core.optim.hyperparameters import (
 )
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = [
+    "COUNTED",
     "ScheduleFreeAdamW",
     "ScheduleFreeAdamWRule",
     "ScheduleFreeRule",
-    "ScheduleFreeSGD",
-    "ScheduleFreeSGDRule",
+    "Z",
+    "check_shared",
 ]
 
-_Z = StateSpec(
+Z = StateSpec(
     "z", partial(torch.clone, memory_format=torch.preserve_format), code=None, is_point=True
 )
-# What a group counts by itself, as the reference does, beside its hyperparameters.
-_COUNTED = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
+"""The point that moves by the gradient; the weights are between it and the average."""
+COUNTED = {"k": 0, "train_mode": False, "weight_sum": 0.0, "lr_max": -1.0, "scheduled_lr": 0.0}
+"""What a group counts by itself, as the reference does, beside its hyperparameters."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _weighed(hyper: Hyper) -> tuple[Any, Any, Any]:
 class ScheduleFreeAdamWRule(ScheduleFreeRule):
     """The math of :class:`ScheduleFreeAdamW`."""
 
-    state: ClassVar = (_Z, StateSpec("exp_avg_sq", code="unsigned"))
+    state: ClassVar = (Z, StateSpec("exp_avg_sq", code="unsigned"))
 
     def mixing(self, hyper: Hyper) -> Any:
         return hyper["betas"][0]
@@ -127,27 +129,7 @@ class ScheduleFreeAdamWRule(ScheduleFreeRule):
         self._move(p, state["z"], direction, k)
 
 
-@dataclass(frozen=True)
-class ScheduleFreeSGDRule(ScheduleFreeRule):
-    """The math of :class:`ScheduleFreeSGD`."""
-
-    state: ClassVar = (_Z,)
-
-    def mixing(self, hyper: Hyper) -> Any:
-        return hyper["momentum"]
-
-    def update(
-        self, p: Operand, g: Operand, state: Mapping[str, Operand], k: Mapping[str, Any]
-    ) -> None:
-        if self.maximize:
-            g = g.neg()
-        if self.decays:
-            g = g.add(p, alpha=k["decay"])
-        self._move(p, state["z"], g, k)
-
-
 _adamw_rule = lru_cache(ScheduleFreeAdamWRule)  # asked for at every step, for every group
-_sgd_rule = lru_cache(ScheduleFreeSGDRule)
 
 
 class ScheduleFreeAdamW(Optimizer):
@@ -257,7 +239,7 @@ class ScheduleFreeAdamW(Optimizer):
         state_dtype: StateDtype | None = None,
         compact_state: bool = False,
     ) -> None:
-        super().__init__(params, **passed_on(locals(), **_COUNTED))
+        super().__init__(params, **passed_on(locals(), **COUNTED))
 
     @staticmethod
     def rule(hyper: Hyper) -> ScheduleFreeAdamWRule:
@@ -265,7 +247,7 @@ class ScheduleFreeAdamW(Optimizer):
 
     @staticmethod
     def check(hyper: Hyper) -> None:
-        _check_both(hyper)
+        check_shared(hyper)
         check_not_negative(hyper, eps="epsilon value")
         check_betas(hyper)
         if hyper["betas"][0] == 0:
@@ -275,103 +257,12 @@ class ScheduleFreeAdamW(Optimizer):
             )
 
 
-class ScheduleFreeSGD(Optimizer):
-    r"""Schedule-free SGD: needs no decay of the rate, because it validates with an average.
-
-    .. math::
-        y_t &= \beta x_t + (1 - \beta)\, z_t \\
-        z_{t+1} &= z_t - \gamma_t\, (g_t + \lambda\, y_t) \\
-        x_{t+1} &= (1 - c_t)\, x_t + c_t\, z_{t+1}
-
-    with :math:`\beta` = ``momentum``, :math:`\lambda` = ``weight_decay``, and all else, the modes
-    too, as in :class:`ScheduleFreeAdamW`.
-
-    Rates are 10 to 50 times those of SGD with momentum and a schedule. State of each parameter:
-    ``z``, as much as SGD's with momentum.
-
-    Args:
-        params: tensors, ``(name, tensor)`` pairs, or dicts of either with their own settings.
-        lr: learning rate, >= 0; a number or a tensor of one element.
-        momentum: how much of the average is in the weights that are trained with, in (0, 1).
-        weight_decay: added to the gradient per unit of :math:`y`, >= 0.
-        warmup_steps: as in :class:`ScheduleFreeAdamW`, like all that follows.
-        r: power of the update's number in its weight in the average.
-        weight_lr_power: power of the highest rate so far in that weight, >= 0.
-        foreach: as in :class:`~optimplug.optim.Adam`.
-        maximize: ascend instead of descend.
-        differentiable: autograd flows through the step.
-        max_grad_norm: clip the global gradient norm to this inside the step; None: no clipping.
-        skip_nonfinite: leave out a step whose global gradient norm is infinite or NaN.
-        rounding: as in :class:`~optimplug.optim.Adam`, with the next two.
-        rounding_seed: likewise.
-        state_dtype: likewise.
+def check_shared(hyper: Hyper) -> None:
+    """Check what all schedule-free optimizers have.
 
     Raises:
         ArgumentError: a value breaks its rule.
-        ModeError: at a step, it is in eval mode.
-        GradientError: at a step, a gradient is sparse.
-
-    Example:
-        >>> import torch
-        >>> from optimplug.optim import ScheduleFreeSGD
-        >>> w = torch.tensor([1.0], requires_grad=True)
-        >>> optimizer = ScheduleFreeSGD([w], lr=0.1)
-        >>> optimizer.train()
-        >>> (3 * w).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.eval()
-        >>> w
-        tensor([0.7000], requires_grad=True)
-
-    Source: as for :class:`ScheduleFreeAdamW`; the package's ``SGDScheduleFree``.
     """
-
-    facts: ClassVar = Facts(
-        purpose="SGD without a schedule: the length of the run need not be known",
-        rate=(100, 5000),
-        paper="The Road Less Scheduled",
-        link="https://arxiv.org/abs/2405.15682",
-        not_for="a schedule beside it; BatchNorm, whose statistics are of other weights",
-    )
-
-    lengths = ("warmup_steps",)
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1.0,
-        momentum: float = 0.9,
-        weight_decay: float = 0,
-        warmup_steps: int | None = 0,
-        r: float = 0.0,
-        weight_lr_power: float = 2.0,
-        foreach: bool | None = None,
-        *,
-        maximize: bool = False,
-        differentiable: bool = False,
-        max_grad_norm: float | None = None,
-        skip_nonfinite: bool = False,
-        rounding: Rounding = "nearest",
-        rounding_seed: int = 0,
-        state_dtype: StateDtype | None = None,
-        compact_state: bool = False,
-    ) -> None:
-        super().__init__(params, **passed_on(locals(), **_COUNTED))
-
-    @staticmethod
-    def rule(hyper: Hyper) -> ScheduleFreeSGDRule:
-        return _sgd_rule(bool(hyper["maximize"]), bool(hyper["weight_decay"] != 0))
-
-    @staticmethod
-    def check(hyper: Hyper) -> None:
-        _check_both(hyper)
-        if not 0.0 < hyper["momentum"] < 1.0:
-            raise ArgumentError(
-                f"Invalid momentum value: {hyper['momentum']}; must be between 0 and 1 exclusive"
-            )
-
-
-def _check_both(hyper: Hyper) -> None:
     check_rate(hyper)
     refuse_learnt_rate(hyper)
     check_lengths(hyper, "warmup_steps")

@@ -20,7 +20,7 @@ from optimplug._core.optim.hyperparameters import (
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec, wide_type
 from optimplug._core.optim.rules.factored_transformers import over_root_of_squares
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 from optimplug.errors import ArgumentError
 
 __all__ = ["CAME", "CAMERule"]

@@ -14,7 +14,7 @@ from optimplug._core.optim.facts import Facts, a_rate
 from optimplug._core.optim.hyperparameters import check_each, check_one_element, passed_on
 from optimplug._core.optim.optimizer import Optimizer
 from optimplug._core.optim.rule import Hyper, Operand, Rule, StateSpec
-from optimplug._core.optim.storage.stored import Rounding, StateDtype
+from optimplug._core.optim.storage.arguments import Rounding, StateDtype
 
 __all__ = ["Adafactor", "AdafactorRule"]
 

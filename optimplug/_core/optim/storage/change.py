@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from optimplug._core.optim.rule import Hyper, Rule
-from optimplug._core.optim.storage.stored import LOW_BITS, STORAGE
+from optimplug._core.optim.storage.arguments import STORAGE
+from optimplug._core.optim.storage.stored import LOW_BITS
 
 __all__ = ["converted", "differs", "own_storage", "tell"]
 

@@ -69,12 +69,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from optimplug._core.arguments import require_one_of
 from optimplug._core.optim.executions.ops import apply
 from optimplug._core.optim.rule import (
     Hyper,
@@ -84,32 +83,17 @@ from optimplug._core.optim.rule import (
     coded_names,
     wide_type,
 )
+from optimplug._core.optim.storage.arguments import DTYPES, Rounding, StateDtype, check_ways
 from optimplug._core.optim.storage.codes import CODES, SMALLEST, CodeName, offset
 from optimplug.errors import ArgumentError
 
 __all__ = [
-    "DTYPES",
     "LOW_BITS",
-    "ROUNDINGS",
-    "STORAGE",
-    "Rounding",
-    "StateDtype",
     "StoredRule",
-    "check_ways",
-    "storage_settings",
     "stored",
     "stored_as_asked",
 ]
 
-Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan", "exact"]
-StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"]
-
-STORAGE: Mapping[str, Any] = {"rounding": "nearest", "rounding_seed": 0, "state_dtype": None}
-"""The arguments, and what each is where a group does not have it."""
-
-ROUNDINGS = ("nearest", "stochastic", "kahan", "exact")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8bit": torch.float32}
-"""What each is in where it is not in codes."""
 _TEMPORARIES = {"nearest": 0, "stochastic": 4, "exact": 6, "kahan": 9}
 """The operands that each holds at once, beside the rule's."""
 _GOLDEN = 0.6180339887498949
@@ -301,36 +285,6 @@ def _columns(spec: StateSpec) -> tuple[StateSpec, StateSpec]:
 _stored = lru_cache(StoredRule)  # asked for at every step, for every group
 
 
-def check_ways(rule: Rule, rounding: Any, kept: Any, name: str) -> None:
-    """Raise ArgumentError unless a rule's weights and moments can be kept so.
-
-    Args:
-        rule: of a group, without storage.
-        rounding: what the group asks for.
-        kept: its ``state_dtype``.
-        name: how the error calls the optimizer.
-    """
-    if (rounding != "nearest" or kept is not None) and rule.storage_refusal is not None:
-        asked = "rounding" if rounding != "nearest" else "state_dtype"
-        raise ArgumentError(f"{name} has no {asked}: {rule.storage_refusal}")
-    require_one_of("rounding", rounding, ROUNDINGS)
-    if kept is not None:
-        require_one_of("state_dtype, if not None,", kept, tuple(DTYPES))
-    if kept != "8bit":
-        return
-    if rule.only_sparse:
-        raise ArgumentError(
-            f"{name} has no state_dtype='8bit': it updates single rows, and codes are made of "
-            "whole blocks; take 'float32' or 'bfloat16'"
-        )
-    names = {spec.name for spec in rule.state}
-    if names and not any(spec.code for spec in rule.state):
-        raise ArgumentError(
-            f"{name} has nothing to keep in 8 bits: {', '.join(sorted(names))} must be exact; "
-            "take state_dtype='float32', or leave it out"
-        )
-
-
 def stored(rule: Rule, hyper: Hyper) -> Rule:
     """Return a rule with the storage that a group asks for.
 
@@ -355,9 +309,3 @@ def stored_as_asked(rule: Rule, hyper: Hyper) -> Rule:
     if rounding != "nearest" or dtype is not None:
         _check_ways(rule, rounding, dtype, "this optimizer")
     return stored(rule, hyper)
-
-
-def storage_settings(rounding: Any, rounding_seed: Any, state_dtype: Any) -> dict[str, Any]:
-    """Return the arguments that differ from the defaults: groups have no others."""
-    given = {"rounding": rounding, "rounding_seed": rounding_seed, "state_dtype": state_dtype}
-    return {key: value for key, value in given.items() if value != STORAGE[key]}
