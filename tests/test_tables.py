@@ -22,7 +22,8 @@ def named(node):
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.Attribute):
-        return node.attr
+        of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+        return None if of_self else node.attr  # what an object has of its own is no class
     return node.id if isinstance(node, ast.Name) else None
 
 
@@ -99,7 +100,7 @@ def test_a_second_table_is_found(second, rows):
         'phase = {"name": "CyclicLR"}',
         '__all__ = ["CyclicLR"]',
         "scheduler = CyclicLR(sgd)",
-        "name, CyclicLR = pair",
+        "name, CyclicLR = self.name, self.CyclicLR",
     ],
 )
 def test_a_use_is_no_table(use):
