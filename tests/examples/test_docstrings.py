@@ -21,18 +21,19 @@ FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
 COMPARE = script(FOLDER / "compare.py")
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The whole of it, which takes minutes."""
-    folder = tmp_path_factory.mktemp("demo")
-    done = run(COMPARE, "--out", folder / "out", folder=folder)
-    assert done.returncode == 0, done.stderr
-    return done, folder / "out"
-
-
 @pytest.mark.slow
-def test_the_three_runtimes_end_with_the_same_bits(demo):
-    summary = json.loads((demo[1] / "summary.json").read_text())
+def test_the_whole_demo(tmp_path):
+    # One test, since it takes minutes: of several, two processes might each run it.
+    out = tmp_path / "out"
+    done = run(COMPARE, "--out", out, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    the_three_runtimes_learn_and_end_with_the_same_bits(out)
+    it_shows_and_keeps_the_plan_the_picture_and_the_table(done, out)
+    it_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(done, out)
+
+
+def the_three_runtimes_learn_and_end_with_the_same_bits(out):
+    summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {"majority", "loop", "lightning", "huggingface"}
     for runtime in ("loop", "lightning", "huggingface"):
         row = summary[runtime]
@@ -43,9 +44,7 @@ def test_the_three_runtimes_end_with_the_same_bits(demo):
         assert row["accuracy"] >= 2 * summary["majority"]
 
 
-@pytest.mark.slow
-def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
-    done, out = demo
+def it_shows_and_keeps_the_plan_the_picture_and_the_table(done, out):
     plan = (out / "plan.txt").read_text()
     assert "bert.encoder.layer.5" in plan
     assert re.search(r"\b[1-9]\d+ steps", plan)
@@ -55,9 +54,7 @@ def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
         assert re.search(rf"^{name}: [\d.]+% of the held-out texts are right", done.stdout, re.M)
 
 
-@pytest.mark.slow
-def test_the_demo_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(demo):
-    done, out = demo
+def it_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(done, out):
     told, _, rest = done.stdout.partition("This takes about ")
     assert re.match(r"\d[\d.]* (seconds|minutes?) on this machine", rest)
     assert (out / "plan.txt").read_text().splitlines()[0] not in told
