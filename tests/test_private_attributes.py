@@ -89,20 +89,25 @@ def listed(place, table):
     return {row for row in table if all(map(fnmatch, place, row))}
 
 
-def test_private_attributes_are_touched_in_internals_alone():
+@pytest.fixture(scope="module")
+def touched():
+    return violations(sources())
+
+
+def test_private_attributes_are_touched_in_internals_alone(touched):
     known = ALLOWED.keys()
     others = [
         f"optimplug/{path}:{line}: {name}"
-        for (path, name), lines in violations(sources()).items()
+        for (path, name), lines in touched.items()
         for line in lines
         if not listed((path, name), known)
     ]
     assert not others, "these belong in an internals.py, with their reasons: " + ", ".join(others)
 
 
-def test_nothing_is_allowed_that_is_not_done():
+def test_nothing_is_allowed_that_is_not_done(touched):
     known = ALLOWED.keys()
-    used = set().union(*(listed(place, known) for place in violations(sources())))
+    used = set().union(*(listed(place, known) for place in touched))
     assert known - used == set(), "take these rows away"
 
 

@@ -72,6 +72,7 @@ for name in modules:
 """
 
 
+@pytest.mark.slow
 def test_it_comes_as_the_module_that_needs_it_is_imported():
     code = f"import importlib{PROGRAM}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

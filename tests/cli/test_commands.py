@@ -80,7 +80,7 @@ def test_all_gives_a_row_to_every_layer(folder, run):
     assert re.findall("^[0-8](?= )", whole.stdout, re.MULTILINE) == list("012345678")
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("encoding", [pytest.param("utf-8", marks=pytest.mark.slow), "ascii"])
 def test_a_pipe_gets_the_table_without_colours_whatever_it_takes(folder, encoding):
     arguments = ("plan", "recipe.yaml", "--model", "models:build", "--steps", "100")
     done = run_apart(folder, *arguments, PYTHONIOENCODING=encoding)
@@ -89,6 +89,7 @@ def test_a_pipe_gets_the_table_without_colours_whatever_it_takes(folder, encodin
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_usage_is_status_2_in_a_process_of_its_own(folder):
     done = run_apart(folder, "plan", "recipe.yaml", "--model", "models")
     assert (done.returncode, done.stdout) == (2, "")
@@ -273,11 +274,19 @@ def test_its_weights_have_the_type_that_the_config_says(folder, run):
     assert "cls.predictions.bias (bfloat16, 30522)" in run(*arguments).stdout
 
 
-def test_a_reader_that_leaves_is_no_error(folder):
-    for command in ("plan recipe.yaml --model models:build --steps 9 --json", "schema"):
-        shell = f"set -o pipefail; python -W error -m optimplug {command} | true"
-        done = commands.run_apart("bash", "-c", shell, folder=folder)
-        assert (done.returncode, done.stderr) == (0, ""), command
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            "plan recipe.yaml --model models:build --steps 9 --json", marks=pytest.mark.slow
+        ),
+        "schema",
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(folder, command):
+    shell = f"set -o pipefail; python -W error -m optimplug {command} | true"
+    done = commands.run_apart("bash", "-c", shell, folder=folder)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 BAD_RECIPE = [

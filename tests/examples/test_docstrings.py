@@ -19,19 +19,21 @@ from optimplug import Recipe, find_lr
 
 FOLDER = Path(__file__).parents[2] / "examples" / "docstrings"
 COMPARE = script(FOLDER / "compare.py")
-SLICE = ["--train", "320", "--held-out", "100", "--batch-size", "8"]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    done = run(COMPARE, *SLICE, "--out", folder / "out", folder=folder)
+@pytest.mark.slow
+def test_the_whole_demo(tmp_path):
+    # One test, since it takes minutes: of several, two processes might each run it.
+    out = tmp_path / "out"
+    done = run(COMPARE, "--out", out, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    return done, folder / "out"
+    the_three_runtimes_learn_and_end_with_the_same_bits(out)
+    it_shows_and_keeps_the_plan_the_picture_and_the_table(done, out)
+    it_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(done, out)
 
 
-def test_the_three_runtimes_end_with_the_same_bits(demo):
-    summary = json.loads((demo[1] / "summary.json").read_text())
+def the_three_runtimes_learn_and_end_with_the_same_bits(out):
+    summary = json.loads((out / "summary.json").read_text())
     assert set(summary) == {"majority", "loop", "lightning", "huggingface"}
     for runtime in ("loop", "lightning", "huggingface"):
         row = summary[runtime]
@@ -42,19 +44,17 @@ def test_the_three_runtimes_end_with_the_same_bits(demo):
         assert row["accuracy"] >= 2 * summary["majority"]
 
 
-def test_the_demo_shows_and_keeps_the_plan_the_picture_and_the_table(demo):
-    done, out = demo
+def it_shows_and_keeps_the_plan_the_picture_and_the_table(done, out):
     plan = (out / "plan.txt").read_text()
     assert "bert.encoder.layer.5" in plan
-    assert "40 steps" in plan
+    assert re.search(r"\b[1-9]\d+ steps", plan)
     assert plan.splitlines()[0] in done.stdout
     assert (out / "lr.png").read_bytes().startswith(b"\x89PNG")
     for name in compare.RUNTIMES:
         assert re.search(rf"^{name}: [\d.]+% of the held-out texts are right", done.stdout, re.M)
 
 
-def test_the_demo_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(demo):
-    done, out = demo
+def it_says_how_long_it_takes_what_columns_mean_and_which_page_to_open(done, out):
     told, _, rest = done.stdout.partition("This takes about ")
     assert re.match(r"\d[\d.]* (seconds|minutes?) on this machine", rest)
     assert (out / "plan.txt").read_text().splitlines()[0] not in told
@@ -77,11 +77,18 @@ def test_a_time_is_said_as_a_person_would(seconds, said):
     assert compare.duration(seconds) == said
 
 
+def write_texts(folder, count):
+    """A file of short texts, which costs less than to read the standard library and learn of it."""
+    texts = {"fruit": "sour lemon", "water": "deep blue sea"}
+    labels = [*texts] * (count // 2)
+    rows = [f"a {'very ' * (i % 5)}{texts[label]},{label}" for i, label in enumerate(labels)]
+    (folder / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    return folder / "own.csv"
+
+
 @pytest.fixture
 def own(tmp_path):
-    """A folder with a file of texts, which costs less than to read the standard library."""
-    rows = [f"the number {i} is here,{'odd' if i % 2 else 'even'}" for i in range(24)]
-    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
+    write_texts(tmp_path, 24)
     return tmp_path
 
 
@@ -123,7 +130,7 @@ def test_plateaus_epochs_accumulation_and_clipping_are_the_same_in_all(
     # A loss that gets smaller is then no improvement, so the plateau falls.
     text = (FOLDER / recipe).read_text().replace("patience: 0", "patience: 0, mode: max")
     (tmp_path / recipe).write_text(text)
-    texts = data.load(None, 96, 40)
+    texts = data.load(write_texts(tmp_path, 120), 96, 24)
     task = task_of(texts, tmp_path / recipe, 8, 2, accumulate, evaluate_every)
     loop, *others = (train(task) for train in compare.RUNTIMES.values())
     for outcome in others:
@@ -212,20 +219,9 @@ def test_the_standard_library_gives_enough_to_learn_from():
 
 
 @pytest.mark.slow
-def test_the_whole_demo_learns(tmp_path):
-    done = run(COMPARE, "--out", tmp_path, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    for runtime in ("loop", "lightning", "huggingface"):
-        assert summary[runtime]["accuracy"] >= 2 * summary["majority"]
-        assert summary[runtime]["max_weight_difference"] == 0.0
-        assert summary[runtime]["lr_trace_equal"] is True
-
-
-@pytest.mark.slow
 def test_the_suggested_rate_is_stable_over_seeds(monkeypatch):
     texts, rates = data.load(None, 1200, 8), []
-    for seed in range(3):
+    for seed in range(2):
         monkeypatch.setattr("task.SEED", seed)  # of the head
         task = Task(texts)
         model = task.model().train()

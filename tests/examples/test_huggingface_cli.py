@@ -10,11 +10,11 @@ from support import commands
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {
-    "train": 48,
-    "held_out": 16,
+    "train": 24,
+    "held_out": 8,
     "output_dir": "out",
     "num_train_epochs": 1,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": 4,
     "logging_steps": 1,
     "eval_strategy": "steps",
     "eval_steps": 2,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.labels import label
 from support.references import EXECUTIONS, SHAPES, Reference, copies, flat
+from support.rows import each_in_turn
 from support.tensors import descend, parameters
 from transformers.optimization import Adafactor
 
@@ -34,19 +35,20 @@ REFERENCES = [
         groups=({"weight_decay": 0.1}, {"weight_decay": 0.0}, {}),
     ),
 ]
-CASES = [
-    pytest.param(row, options, id=str(options)) for row in REFERENCES for options in row.options
-]
+CASES = [(row, options) for row in REFERENCES for options in row.options]
+EVERY = pytest.mark.parametrize(
+    ("row", "options", "execution"),
+    each_in_turn(CASES, EXECUTIONS),
+    ids=lambda value: value.theirs.__name__ if isinstance(value, Reference) else label(value),
+)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
-@pytest.mark.parametrize(("row", "options"), CASES)
+@EVERY
 def test_every_execution_is_the_reference(row, options, execution):
     row.check_100_steps(options, execution)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
-@pytest.mark.parametrize(("row", "options"), CASES)
+@EVERY
 def test_narrow_weights_are_no_further_from_float64_than_the_reference(row, options, execution):
     row.check_narrow(options, execution)
 

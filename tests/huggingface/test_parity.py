@@ -7,6 +7,7 @@ from packaging.version import Version
 from support.bert import tiny_rows
 from support.huggingface_runs import OneWeight, trainer_of
 from support.labels import label
+from support.rows import each_in_turn
 from support.tensors import same_weights
 from transformers import Trainer
 
@@ -31,9 +32,10 @@ SCHEDULES = [
 
 
 @pytest.mark.parametrize(
-    ("steps", "warmup", "accumulate"), [(0, None, 1), (3, "3 steps", 1), (0.1, "10%", 4)]
+    ("name", "settings", "steps", "warmup", "accumulate"),
+    each_in_turn(SCHEDULES, [(0, None, 1), (3, "3 steps", 1), (0.1, "10%", 4)]),
+    ids=label,
 )
-@pytest.mark.parametrize(("name", "settings"), SCHEDULES, ids=label)
 def test_a_preset_is_the_trainers_own_schedule(tmp_path, name, settings, steps, warmup, accumulate):
     runs = {"gradient_accumulation_steps": accumulate, "num_train_epochs": 4}
     own, ours = LearningRateTrace(), LearningRateTrace()
@@ -101,8 +103,8 @@ LOOP = {"foreach": False}  # as torch's own default on the CPU
     ("clip", "decay", "groups", "execution"),
     [
         (0, 0.1, TWO_GROUPS, LOOP),
-        (0, 0.1, TWO_GROUPS, {"foreach": True}),
-        (1.0, 0.0, [], LOOP),
+        pytest.param(0, 0.1, TWO_GROUPS, {"foreach": True}, marks=pytest.mark.slow),
+        pytest.param(1.0, 0.0, [], LOOP, marks=pytest.mark.slow),
         (0.05, 0.0, [], LOOP),
     ],
 )
@@ -114,7 +116,15 @@ def test_the_weights_are_the_trainers_own_bit_for_bit(tmp_path, clip, decay, gro
         assert sizes == sorted(len(group["params"]) for group in own.optimizer.param_groups)
 
 
-@pytest.mark.parametrize(("clip", "execution"), [(1.0, LOOP), (0.05, LOOP), (1.0, {}), (0, {})])
+@pytest.mark.parametrize(
+    ("clip", "execution"),
+    [
+        pytest.param(1.0, LOOP, marks=pytest.mark.slow),
+        (0.05, LOOP),
+        (1.0, {}),
+        pytest.param(0, {}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_weights_are_the_trainers_own_to_the_last_bits(tmp_path, clip, execution):
     """Over several groups the norm is summed in another order; the default rounds otherwise."""
     own, ours = weights_after_50_updates(tmp_path, clip, 0.1, TWO_GROUPS, execution)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.bert import tiny_bert
 from support.huggingface_runs import FROM_FACTORIES, RECIPE, StopAfter, trainer_of
+from support.rows import each_in_turn
 from support.tensors import same_bits, same_weights
 from support.trainers import optimizer_of
 from transformers import Trainer, TrainerCallback
@@ -58,8 +59,9 @@ def same_moments(found, expected):
     )
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
-@pytest.mark.parametrize("stop", [2, 6, 11])
+@pytest.mark.parametrize(
+    ("stop", "optim"), each_in_turn([2, 6, 11], ["adamw_torch", "adamw_torch_fused"])
+)
 def test_a_recipe_goes_on_where_a_plain_trainer_stopped(tmp_path, stop, optim):
     checkpoint, saved = stock_run(tmp_path, stop, optim=optim, weight_decay=0.1)
     start, rest, whole = AtTheStart(), LearningRateTrace(), LearningRateTrace()

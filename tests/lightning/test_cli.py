@@ -350,6 +350,7 @@ class TestInLightningsOwnCommandLine:
         )
         assert cli.trainer.optimizers[0].param_groups[0]["lr"] == 7.0 / 8
 
+    @pytest.mark.slow
     def test_a_bare_name_of_an_optimizer_still_means_torchs(self, tmp_path):
         # In a process of its own: in this one, other packages may have an AdamW too.
         (tmp_path / "train.py").write_text(BARE)

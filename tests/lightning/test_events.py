@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.labels import label
 from support.lightning_package import Callback, LightningModule, ModelCheckpoint
 from support.lightning_runs import (
     COSINE,
@@ -19,6 +20,7 @@ from support.lightning_runs import (
     recipe_of,
     trainer_of,
 )
+from support.rows import each_in_turn
 from support.tensors import same_weights
 from torch import nn
 
@@ -248,11 +250,12 @@ FREE = {"optimizer": {"name": "ScheduleFreeAdamW", "lr": 0.1, "warmup_steps": 4}
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 @pytest.mark.parametrize(
-    "recipe",
-    [MODES, FREE, {**FREE, "schedule": FOLLOWING["schedule"]}],
-    ids=["two modes", "schedule-free", "and validations that count"],
+    ("step", "recipe"),
+    each_in_turn(
+        [1, 5, 6, 7, 12], [MODES, FREE, {**FREE, "schedule": FOLLOWING["schedule"]}], least=7
+    ),
+    ids=label,
 )
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 12])
 def test_a_run_with_two_sets_of_weights_resumes(tmp_path, step, recipe):
     def keep():
         return ModelCheckpoint(

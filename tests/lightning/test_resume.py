@@ -106,15 +106,23 @@ CASES = [
 ]
 
 
+# Of many checkpoints one here and there is quick: in the midst of an epoch, at its end, the last.
+HERE_AND_THERE = slice(1, None, 8)
+FROM = pytest.mark.parametrize(
+    "from_these", [HERE_AND_THERE, pytest.param(slice(None), marks=pytest.mark.slow)], ids=label
+)
+
+
+@FROM
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 @pytest.mark.parametrize(("recipe", "saving", "count", "changes"), CASES)
-def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes):
+def test_from_every_checkpoint(tmp_path, recipe, saving, count, changes, from_these):
     whole, rates = fit(tmp_path, recipe, saving(tmp_path / "kept"), **changes)
     files = sorted((tmp_path / "kept").glob("*.ckpt"))
     assert len(files) == count
     # Lightning wants its own callbacks again where they are in the checkpoint.
     callbacks = [saving(tmp_path / "kept")] if "enable_checkpointing" in changes else []
-    for file in files:
+    for file in files[from_these]:
         module, rest = fit(tmp_path, recipe, *callbacks, ckpt_path=file, **changes)
         assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
         assert same_weights(module.backbone, whole.backbone), file.name
@@ -142,11 +150,12 @@ def following():
     )
 
 
-def test_a_scheduler_that_a_callback_steps_goes_on_as_well(tmp_path):
+@FROM
+def test_a_scheduler_that_a_callback_steps_goes_on_as_well(tmp_path, from_these):
     settings = {"cls": Plain, "val_check_interval": 3}
     whole, rates = fit(tmp_path, None, following(), AfterUpdates(tmp_path / "kept"), **settings)
     assert rates[-1] == [0.1 / 16]
-    for file in sorted((tmp_path / "kept").glob("*.ckpt")):
+    for file in sorted((tmp_path / "kept").glob("*.ckpt"))[from_these]:
         module, rest = fit(tmp_path, None, following(), ckpt_path=file, **settings)
         assert rest == rates[torch.load(file, weights_only=True)["global_step"] :], file.name
         assert same_weights(module, whole), file.name

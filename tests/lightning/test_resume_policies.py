@@ -95,7 +95,11 @@ def stock(folder, **settings):
     return folder / "kept.ckpt"
 
 
-@pytest.mark.parametrize("name", CASES)
+# Without a trainer the same cases are tested of the run itself: a third of them is quick here.
+SOME = [pytest.param(name, marks=pytest.mark.slow if i % 3 else ()) for i, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_exact_refuses_what_is_otherwise(tmp_path, saved, name):
     module = Recipes(CASES[name].recipe)
     before = {key: value.clone() for key, value in Net().state_dict().items()}
@@ -105,7 +109,7 @@ def test_exact_refuses_what_is_otherwise(tmp_path, saved, name):
     assert all(p.requires_grad for p in module.parameters())  # the run is closed
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SOME)
 def test_adapt_is_what_a_plain_loop_does(tmp_path, saved, name, caplog):
     module = fit(tmp_path, Recipes(CASES[name].recipe, "adapt"), ckpt_path=saved)
     told = [r for r in caplog.records if "resumed at update 8 (adapt)" in r.getMessage()]

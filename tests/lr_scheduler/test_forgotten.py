@@ -147,7 +147,15 @@ def test_a_rate_that_would_hardly_have_moved_is_as_good_as_stepped():
     assert said(optimizer, 2_000) == []
 
 
-@pytest.mark.parametrize("name", PER_EPOCH)
+# Each is thousands of updates: quick are those of which others are made, and one made of others.
+QUICK = {"warm-up", "cosine", "steps", "sequence"}
+
+
+def some_quick(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_quick(PER_EPOCH))
 def test_one_step_per_epoch_is_no_slip_however_long_the_first(name):
     optimizer, _scheduler = plain(PER_EPOCH[name])
     assert said(optimizer, 5_000) == []
@@ -173,7 +181,7 @@ PER_UPDATE = {  # read as epochs, each would be a run of more than 10^8 updates
 }
 
 
-@pytest.mark.parametrize("name", PER_UPDATE)
+@pytest.mark.parametrize("name", some_quick(PER_UPDATE))
 def test_of_a_schedule_too_long_for_epochs_it_is_said_once_the_rate_should_have_moved(name):
     optimizer, scheduler = plain(PER_UPDATE[name])
     first = scheduler.get_last_lr()

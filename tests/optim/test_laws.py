@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from support.labels import label
 from support.laws import IN_TWO_PROCESSES, LAWS, sharded
 from support.optimizer_runs import ROWS, assert_close, choices, row_of, under_laws
 from support.processes import in_two_processes
+from support.rows import few_quick
 from torch.distributed.device_mesh import init_device_mesh
 
 from optimplug import OptimplugError
@@ -22,17 +24,23 @@ def test_every_optimizer_is_under_the_laws():
         assert row.refuses.keys() <= {*LAWS, *IN_TWO_PROCESSES}
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_law(cls, law):
+# Quick is every law of every optimizer once, now in one and now in another of its executions.
+TRIED = [((cls, law), choice) for cls in CLASSES for law in LAWS for choice in choices(cls)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "law", "choice"),
+    few_quick(TRIED),
+    ids=lambda value: getattr(value, "__name__", label(value)),
+)
+def test_law(cls, law, choice):
     refusal = row_of(cls).refuses.get(law)
-    for choice in choices(cls):
-        if refusal is None:
-            LAWS[law](cls, **choice)
-            continue
-        errors = (OptimplugError, TypeError) if refusal.message else AssertionError
-        with pytest.raises(errors, match=refusal.message):
-            LAWS[law](cls, **choice)
+    if refusal is None:
+        LAWS[law](cls, **choice)
+        return
+    errors = (OptimplugError, TypeError) if refusal.message else AssertionError
+    with pytest.raises(errors, match=refusal.message):
+        LAWS[law](cls, **choice)
 
 
 def learn_sharded():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.labels import label
 from support.optimizers import ALONE
+from support.rows import each_in_turn
 from support.tensors import parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
@@ -60,9 +61,9 @@ def bits(value):
     return list(map(bits, value)) if isinstance(value, list) else (type(value), repr(value))
 
 
-@pytest.mark.parametrize("loss", [valley, quadratic])
-@pytest.mark.parametrize("dtype", DTYPES, ids=label)
-@pytest.mark.parametrize("options", OPTIONS, ids=label)
+@pytest.mark.parametrize(
+    ("options", "dtype", "loss"), each_in_turn(OPTIONS, DTYPES, [valley, quadratic]), ids=label
+)
 def test_it_is_torchs_bit_for_bit(options, dtype, loss):
     ours, theirs = (cls(parameters(SHAPES, dtype), **options) for cls in (LBFGS, torch.optim.LBFGS))
     (found, losses), (expected, others) = (descend(o, loss=loss) for o in (ours, theirs))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labels import label
 from support.optimizers import TABLE, torchs, with_eps
+from support.rows import few_quick
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError, GradientError
@@ -29,12 +30,14 @@ def has_tensors(options):
 
 def cases(*more, only=lambda cls, options, *rest: True):
     """Every class and options, times what is given, where ``only`` holds; with readable names."""
+    rows = ((cls, options, *rest) for cls, options in OPTIONS for rest in itertools.product(*more))
     return [
-        pytest.param(*case, id="-".join(getattr(x, "__name__", str(x)) for x in case))
-        for case in (
-            (cls, options, *rest) for cls, options in OPTIONS for rest in itertools.product(*more)
+        pytest.param(
+            *row.values,
+            marks=row.marks,
+            id="-".join(getattr(x, "__name__", str(x)) for x in row.values),
         )
-        if only(*case)
+        for row in few_quick(row for row in rows if only(*row))
     ]
 
 

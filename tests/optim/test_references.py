@@ -10,6 +10,7 @@ import pytorch_optimizer
 import torch
 from support.labels import label
 from support.references import EachByItself
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
@@ -119,8 +120,11 @@ def test_every_execution_is_the_reference(cls, reference, options, execution):
         torch.testing.assert_close(a, b, rtol=rtol, atol=1e-7)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS[:3], ids=label)
-@pytest.mark.parametrize(("cls", "reference", "options"), REFERENCES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "reference", "options", "execution"),
+    each_in_turn(REFERENCES, EXECUTIONS[:3]),
+    ids=label,
+)
 def test_none_is_further_from_float64_than_the_reference(cls, reference, options, execution):
     truth = run(reference, options, torch.float64, MANY)
     for a, b in zip(run(cls, {**options, **execution}, torch.float64, MANY), truth, strict=True):

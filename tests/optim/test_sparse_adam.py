@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.labels import label
 from support.optimizers import ALONE
+from support.rows import few_quick
 from support.tensors import parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
@@ -48,15 +49,15 @@ def build(cls, dtype=torch.float32, **options):
 
 
 # torch rounds a step size from a tensor to the parameter's type; here it keeps its precision.
-@pytest.mark.parametrize("every_dim", [False, True])
 @pytest.mark.parametrize(
-    ("options", "dtype"),
-    [
-        (options, dtype)
+    ("options", "dtype", "every_dim"),
+    few_quick(
+        (options, dtype, every_dim)
         for options in OPTIONS
         for dtype in DTYPES
+        for every_dim in (False, True)
         if not (dtype == torch.bfloat16 and isinstance(options.get("lr"), torch.Tensor))
-    ],
+    ),
     ids=label,
 )
 def test_it_is_torchs_bit_for_bit(options, dtype, every_dim):

@@ -50,7 +50,14 @@ def _fresh_compiler():
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize(("name", "options"), CASES + MORE, ids=label)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param(*row, marks=() if row in (CASES[1], MORE[1]) else pytest.mark.slow)
+        for row in CASES + MORE
+    ],
+    ids=label,
+)
 def test_a_compiled_train_step_is_the_same_in_few_graphs(name, options):
     graphs = CompileCounterWithBackend("aot_eager")
     found, _ = trained(optim, name, options, graphs)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from support.labels import label
 from support.processes import in_two_processes
+from support.rows import each_in_turn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -140,8 +141,9 @@ def test_the_classes_are_found():
     assert set(MORE) <= set(whole_classes())
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options", "execution"), each_in_turn(CASES, EXECUTIONS), ids=label
+)
 def test_one_process_with_a_mesh_is_as_one_without(meshes, cls, options, execution):
     check(learnt(cls, options, execution, meshes), cls, options)
 

@@ -13,6 +13,7 @@ import pytorch_optimizer
 import torch
 from support.labels import label
 from support.references import EXECUTIONS, SHAPES, EachByItself, Reference, copies
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 
 from optimplug import ArgumentError
@@ -91,21 +92,20 @@ REFERENCES = [
         atol=1e-6,
     ),
 ]
-CASES = [
-    pytest.param(row, options, id=f"{row.theirs.__name__}-{options}")
-    for row in REFERENCES
-    for options in row.options
-]
+CASES = [(row, options) for row in REFERENCES for options in row.options]
+EVERY = pytest.mark.parametrize(
+    ("row", "options", "execution"),
+    each_in_turn(CASES, EXECUTIONS),
+    ids=lambda value: value.theirs.__name__ if isinstance(value, Reference) else label(value),
+)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
-@pytest.mark.parametrize(("row", "options"), CASES)
+@EVERY
 def test_every_execution_is_the_reference(row, options, execution):
     row.check_100_steps(options, execution)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS, ids=label)
-@pytest.mark.parametrize(("row", "options"), CASES)
+@EVERY
 def test_narrow_weights_are_no_further_from_float64_than_the_reference(row, options, execution):
     row.check_narrow(options, execution)
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from support.labels import label
 from support.recipes import RUN, recipe_of
+from support.rows import each_in_turn, few_quick
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -84,22 +85,29 @@ def test_it_is_exact_for_every_optimizer(name):
     assert plan.total_memory[:2] == (trained * 4, trained * 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=label)
-@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "exact"])
-@pytest.mark.parametrize("name", ["AdamW", "Lion"])
+@pytest.mark.parametrize(
+    ("name", "rounding", "state_dtype", "dtype"),
+    each_in_turn(
+        ["AdamW", "Lion"],
+        ["nearest", "stochastic", "kahan", "exact"],
+        STATE_DTYPES,
+        [torch.float32, torch.bfloat16, torch.float64],
+        least=16,
+    ),
+    ids=label,
+)
 def test_it_is_exact_for_every_storage(name, rounding, state_dtype, dtype):
     check(recipe(*RULES, name=name, rounding=rounding, state_dtype=state_dtype), dtype)
 
 
 @pytest.mark.parametrize(
     ("name", "state_dtype"),
-    [
+    few_quick(
         (name, state_dtype)
         for name in STORED
         for state_dtype in STATE_DTYPES[1:]
         if state_dtype != "8bit" or name not in ("ASGD", "Rprop", "ScheduleFreeSGD")  # refused
-    ],
+    ),
 )
 def test_it_is_exact_for_every_optimizer_that_has_them(name, state_dtype):
     check(recipe(*RULES[:2], name=name, rounding="exact", state_dtype=state_dtype), torch.bfloat16)

@@ -126,9 +126,20 @@ def outcome(content):
         return error
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(RECIPE)
 def test_a_plan_or_an_error_with_a_path(content):
+    check(content)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(RECIPE)
+def test_so_it_is_with_many(content):
+    check(content)
+
+
+def check(content):
     found = outcome(content)
     if isinstance(found, RecipeError):
         assert found.problems

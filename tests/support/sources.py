@@ -1,6 +1,7 @@
 """The source of the package, for tests of what the code must hold to."""
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ def parse(path, text):
     return Source(path, ast.parse(text))
 
 
+@cache
 def sources():
     """All modules of the package."""
     files = sorted(PACKAGE.rglob("*.py"))
-    return [parse(file.relative_to(PACKAGE).as_posix(), file.read_text()) for file in files]
+    return tuple(parse(file.relative_to(PACKAGE).as_posix(), file.read_text()) for file in files)

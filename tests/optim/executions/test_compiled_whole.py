@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.labels import label
 from support.memory import peak_of
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 
 from optimplug._core.optim.executions import compiled_whole
@@ -45,6 +46,7 @@ CASES = [
     (Prodigy, {"weight_decay": 0.1}),
     (Prodigy, {"weight_decay": 0.1, "decouple": False, "betas": (0.0, 0.9)}),
 ]
+OF_EACH = list({cls: (cls, options) for cls, options in CASES}.values())
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +89,11 @@ def error(found, truth):
     return sum((a - b).nan_to_num(0.0).square().sum().item() for a, b in pairs) ** 0.5
 
 
-@pytest.mark.parametrize("shapes", [SMALL, LARGE], ids=["small", "large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=label)
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options", "dtype", "shapes"),
+    each_in_turn(CASES, [torch.float32, torch.float64, torch.bfloat16], [SMALL, LARGE]),
+    ids=label,
+)
 def test_it_is_no_further_from_float64_than_the_loop(cls, options, dtype, shapes, runs):
     def run(dtype, **choice):
         params = parameters(shapes, torch.bfloat16)
@@ -106,8 +110,19 @@ def test_it_is_no_further_from_float64_than_the_loop(cls, options, dtype, shapes
         assert error(ours, truth) <= 1.05 * error(loop, truth) + 1e-7
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=label)
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options", "dtype"),
+    [
+        *each_in_turn(OF_EACH, [torch.float32, torch.bfloat16]),
+        *(
+            pytest.param(*row, dtype, marks=pytest.mark.slow)
+            for row in CASES
+            if row not in OF_EACH
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
+    ],
+    ids=label,
+)
 def test_how_many_threads_there_are_makes_no_difference(cls, options, dtype):
     def run(threads):
         before = torch.get_num_threads()
@@ -272,9 +287,6 @@ def test_a_rule_has_no_more_passes_than_it_must(cls, options, shape, passes):
     assert cut(trace(rule, [k]), rule).passes == passes
 
 
-OF_EACH = list({cls: (cls, options) for cls, options in CASES}.values())
-
-
 def narrow(cls, options, rounding, shapes=LARGE, **choice):
     return build(cls, options, parameters(shapes, torch.bfloat16), rounding=rounding, **choice)
 
@@ -296,8 +308,9 @@ def test_exact_weights_of_large_tensors_are_those_of_float32_bit_for_bit(cls, op
         assert {**other, "params": None, "rounding": "exact"} == {**group, "params": None}
 
 
-@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
-@pytest.mark.parametrize(("cls", "options"), OF_EACH, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options", "rounding"), each_in_turn(OF_EACH, ["kahan", "stochastic"]), ids=label
+)
 def test_it_draws_what_the_loop_draws(cls, options, rounding, runs):
     shapes = [*SMALL, (300, 200), (70_000,), (3, 100, 90)]
     found = descend(narrow(cls, options, rounding, shapes), 2, skip=False)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.labels import label
 from support.memory import peak_of
 from support.optimizers import ALONE, TABLE, executions, torchs, with_eps
+from support.rows import few_quick
 from support.tensors import descend, parameters, same_bits
 from torch.testing._internal.common_optimizers import optim_db
 
@@ -72,10 +73,16 @@ class TestTorchsOwnTable:
     ROWS = {info.optim_cls.__name__: info for info in optim_db}
 
     @pytest.mark.parametrize(
-        ("cls", "choice"), [(cls, way) for cls in TABLE for way in executions(cls)], ids=label
+        ("cls", "choice", "dtype"),
+        few_quick(
+            ((cls, way), dtype)
+            for cls in TABLE
+            for way in executions(cls)
+            for dtype in (torch.float32, torch.float64)
+        ),
+        ids=label,
     )
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=label)
-    def test_inputs(self, cls, dtype, choice):
+    def test_inputs(self, cls, choice, dtype):
         for row in self.ROWS[cls.__name__].optim_inputs_func(device="cpu", dtype=dtype):
             options = {**row.kwargs, **choice}
             if (

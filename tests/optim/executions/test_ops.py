@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from support.labels import label
 from support.operations import CALLS, CASES, ON_BITS, call, check_alone, values
+from support.rows import each_in_turn
 
 from optimplug._core.optim.executions.compiled import Compiled
 from optimplug._core.optim.executions.compiler import compiler
@@ -46,8 +48,9 @@ def test_where_autograd_flows(case, in_place):
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"), each_in_turn(CASES, [torch.float32, torch.float64]), ids=label
+)
 def test_compiled(case, dtype):
     check_alone(Compiled(), case, dtype)
 

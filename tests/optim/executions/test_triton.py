@@ -26,22 +26,31 @@ from optimplug._core.optim.executions.triton.whole.text import ROWS, WIDTH
 from optimplug.optim import CAME, Adafactor, AdamW, Lion, Prodigy, StableAdamW
 
 HERE = Path(__file__).parent
-PARTS = [
-    "triton_cases.py::test_an_operation_alone",
-    "triton_cases.py::test_a_rate_on_the_device_stays_there",
+# What is in one row is run by one process, of which each takes seconds to begin.
+QUICK = [
     "triton_cases.py::TestRules",
-    "triton_cases.py::TestStorage",
     "triton_cases.py::TestNorm",
-    "triton_cases.py::TestSkips",
-    "triton_cases.py::TestMemory",
     "triton_codes_cases.py",
     "triton_whole_cases.py",
     "triton_capture_cases.py::TestCapture",
+]
+OTHERS = [
+    "triton_cases.py::test_an_operation_alone",
+    "triton_cases.py::test_a_rate_on_the_device_stays_there",
+    "triton_cases.py::TestSkips",
+    "triton_cases.py::TestMemory",
     "triton_capture_cases.py::TestRuns",
     "triton_capture_cases.py::TestSkips",
 ]
-QUICK = (PARTS[2], PARTS[4], *PARTS[7:10])
-WITH_SLOW = (*PARTS[2:4], *PARTS[7:11])
+STORAGE = ["triton_cases.py::TestStorage"]
+WITH_SLOW = [
+    ["triton_cases.py::TestRules"],
+    STORAGE,
+    QUICK[2:3],
+    QUICK[3:4],
+    QUICK[4:],
+    OTHERS[4:5],
+]
 NEEDS_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton"
 )
@@ -60,24 +69,30 @@ def interpreted(*arguments):
 
 @NEEDS_TRITON
 @pytest.mark.parametrize(
-    "part", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PARTS]
+    "parts",
+    [QUICK, *(pytest.param(row, marks=pytest.mark.slow) for row in (OTHERS, STORAGE))],
+    ids=label,
 )
-def test_in_the_interpreter(part):
-    assert " passed" in interpreted(f"{HERE}/{part}", "-m", "not slow")
+def test_in_the_interpreter(parts):
+    assert " passed" in interpreted(*(f"{HERE}/{part}" for part in parts), "-m", "not slow")
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("part", WITH_SLOW)
-def test_every_case_in_the_interpreter(part):
-    assert " passed" in interpreted(f"{HERE}/{part}", "-m", "slow")
+@pytest.mark.parametrize("parts", WITH_SLOW, ids=label)
+def test_every_case_in_the_interpreter(parts):
+    assert " passed" in interpreted(*(f"{HERE}/{part}" for part in parts), "-m", "slow")
 
 
 @NEEDS_TRITON
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["test_laws.py", "test_gradients.py"])
-def test_what_holds_for_other_executions(law):
-    assert " passed" in interpreted(f"{HERE.parent}/{law}", "-m", "not slow")
+def test_what_holds_for_other_executions():
+    """The laws for some optimizers of each kind, in the execution that they choose themselves."""
+    laws = f"{HERE.parent}/test_laws.py::test_law"
+    # AdamW is in three names. Two of Adafactor's kind would take minutes more.
+    kinds = "(AdamW or Lion or Adafactor or Prodigy or MultiOptimizer) and not Transformers"
+    assert " passed" in interpreted(laws, "-k", f"{kinds} and not foreach")
+    assert " passed" in interpreted(f"{HERE.parent}/test_gradients.py", "-m", "not slow")
 
 
 def test_every_operation_of_a_program_has_a_form():
@@ -133,7 +148,14 @@ WIDE_LOADS = [
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize(("cls", "dtype", "options", "loads"), WIDE_LOADS, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options", "loads"),
+    [
+        pytest.param(*row, marks=() if row in WIDE_LOADS[::3] else pytest.mark.slow)
+        for row in WIDE_LOADS
+    ],
+    ids=label,
+)
 def test_it_compiles_for_a_gpu_and_reads_16_bytes_at_once(
     cls, dtype, options, loads, tmp_path, monkeypatch
 ):

@@ -5,12 +5,14 @@ same device, in the same types of memory.
 """
 
 import math
+from itertools import cycle, product
 
 import pytest
 import torch
 from support.labels import label
 from support.operations import CASES, check_alone
 from support.optimizers import TABLE
+from support.rows import each_in_turn
 from support.tensors import descend, same_bits
 from support.triton_runs import (
     DEVICE,
@@ -65,11 +67,22 @@ STORED = [
     for cls, rows in RULES.items()
     if cls not in (ScheduleFreeAdamW, ScheduleFreeSGD)
 ]
-SOME_STORED = [
-    pytest.param(*row, marks=() if row[0] is AdamW else pytest.mark.slow) for row in STORED
-]
-"""Those that are no part of the quick tests are marked."""
+SOME_STORED = [row for row in STORED if row[0] is AdamW]
+"""Of these the quick tests are."""
+OTHER_STORED = [row for row in STORED if row[0] is not AdamW]
 CLIPPED = [{}, {"max_grad_norm": 0.5}]
+ROUNDINGS = ["nearest", "exact", "kahan", "stochastic"]
+KEPT = [None, "float32", "bfloat16"]
+NARROW = [
+    # AdamW in every storage, and every rule in each rounding, with the rest of it in turn.
+    *((*row, *storage) for row in SOME_STORED for storage in product(ROUNDINGS, CLIPPED, KEPT)),
+    *(
+        pytest.param(*row, rounding, *rest, marks=pytest.mark.slow)
+        for (row, rounding), rest in zip(
+            product(OTHER_STORED, ROUNDINGS), cycle(product(CLIPPED, KEPT))
+        )
+    ),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -87,8 +100,9 @@ class TestRules:
         assert set(launches) == {"update"}
         assert_near(ours, loop, WITHIN[dtype])
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=label)
-    @pytest.mark.parametrize(("cls", "options"), FIRST, ids=label)
+    @pytest.mark.parametrize(
+        ("cls", "options", "dtype"), each_in_turn(FIRST, [torch.float32, torch.float64]), ids=label
+    )
     def test_so_it_is_with_clipping(self, cls, options, dtype, launches):
         ours, loop = run_both(cls, dtype, max_grad_norm=0.5, **options)
         assert launches[:2] == ["norm", "update"]
@@ -109,12 +123,9 @@ class TestRules:
 
 
 class TestStorage:
-    @pytest.mark.parametrize("clip", CLIPPED, ids=label)
-    @pytest.mark.parametrize("kept", [None, "float32", "bfloat16"])
-    @pytest.mark.parametrize("rounding", ["nearest", "exact", "kahan", "stochastic"])
-    @pytest.mark.parametrize(("cls", "options"), SOME_STORED, ids=label)
+    @pytest.mark.parametrize(("cls", "options", "rounding", "clip", "kept"), NARROW, ids=label)
     def test_narrow_weights_are_those_of_the_loop(
-        self, cls, options, rounding, kept, clip, launches
+        self, cls, options, rounding, clip, kept, launches
     ):
         if rounding == "nearest" and kept is None:
             kept = "bfloat16"  # the loop would round after every operation
@@ -127,7 +138,11 @@ class TestStorage:
         assert sum(equal) >= len(equal) - 2 or clip or not INTERPRETED
 
     @pytest.mark.parametrize("kept", ["float32", "bfloat16"])
-    @pytest.mark.parametrize(("cls", "options"), SOME_STORED, ids=label)
+    @pytest.mark.parametrize(
+        ("cls", "options"),
+        [*SOME_STORED, *(pytest.param(*row, marks=pytest.mark.slow) for row in OTHER_STORED)],
+        ids=label,
+    )
     def test_wide_weights_with_other_moments_too(self, cls, options, kept, launches):
         ours, loop = run_both(cls, torch.float32, 3, state_dtype=kept, **options)
         assert set(launches) == {"update"}
@@ -145,7 +160,7 @@ class TestStorage:
         for p, q in zip(flat(ours), flat(truth), strict=True):
             assert_same(p, q, 2**-7)
 
-    @pytest.mark.parametrize("rounding", ["nearest", "exact", "kahan", "stochastic"])
+    @pytest.mark.parametrize("rounding", ROUNDINGS)
     @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.4e38, 1e-40, -0.0])
     def test_numbers_of_every_kind_are_kept_alike(self, rounding, value, launches):
         found = []

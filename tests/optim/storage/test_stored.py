@@ -12,6 +12,7 @@ from support.memory import peak_of
 from support.optimizer_runs import public, ready, stored
 from support.optimizers import TABLE
 from support.processes import in_two_processes
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
@@ -48,8 +49,6 @@ from optimplug.optim import (
 
 NARROW = torch.bfloat16
 CHOICES = [{}, {"foreach": True}, {"foreach": False}]
-SOME_CHOICES = [{}, *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES[1:])]
-"""Of these the default is a part of the quick tests."""
 ROUNDINGS = ["exact", "kahan", "stochastic"]
 HAVING = [cls for cls in public() if "rounding" in inspect.signature(cls).parameters]
 CLASSES = [cls for cls in HAVING if cls is not SparseAdam]  # for its gradients, see its own tests
@@ -93,17 +92,18 @@ def weight(value=0.5, size=1, dtype=NARROW):
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "choice"),
+    ("cls", "options", "choice", "rounding"),
     [
-        pytest.param(cls, options, choice, marks=() if quick else pytest.mark.slow)
-        for choice in CHOICES
-        for i, (cls, options) in enumerate(DECAYING if choice == {} else DECAYING[:4])
-        for quick in [choice == {} and i < 4]
+        *each_in_turn(DECAYING[:4], CHOICES, ["exact", "kahan"]),
+        *(
+            pytest.param(*row, {}, rounding, marks=pytest.mark.slow)
+            for row in DECAYING[4:]
+            for rounding in ("exact", "kahan")
+        ),
     ],
     ids=label,
 )
-@pytest.mark.parametrize("rounding", ["exact", "kahan"])
-def test_weight_decay_moves_a_narrow_weight(cls, options, rounding, choice):
+def test_weight_decay_moves_a_narrow_weight(cls, options, choice, rounding):
     w = torch.nn.Parameter(torch.full((1, 1), 0.5, dtype=NARROW))
     ours = cls([w], **options, rounding=rounding, **choice)
     w.grad = torch.zeros_like(w)
@@ -113,7 +113,13 @@ def test_weight_decay_moves_a_narrow_weight(cls, options, rounding, choice):
 
 
 @pytest.mark.parametrize(
-    ("cls", "options"), [row for row in DECAYING if row[0] is not Muon], ids=label
+    ("cls", "options"),
+    [
+        pytest.param(*row, marks=() if row[0] in (AdamW, Adafactor) else pytest.mark.slow)
+        for row in DECAYING
+        if row[0] is not Muon
+    ],
+    ids=label,
 )
 def test_weight_decay_moves_the_mean_of_narrow_weights(cls, options):
     # One weight is off by 6e-3 (standard deviation), the mean by 6e-5: 1e-3 is 16 of them.
@@ -150,9 +156,19 @@ def full(optimizer, p):
     return joined(p.detach().float(), optimizer.state[p]["remainder"].float())
 
 
-@pytest.mark.parametrize("steps", [15, pytest.param(200, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("choice", CHOICES, ids=label)
-@pytest.mark.parametrize(("cls", "options"), OPTIONS, ids=label)
+OF_EACH = list({cls: (cls, options) for cls, options in OPTIONS}.values())
+# Many steps begin with the few, so only quick rows are run with those.
+EXACT = [
+    *((*row.values, 15) for row in each_in_turn(OF_EACH, CHOICES) if not row.marks),
+    *(
+        pytest.param(*row, choice, 200, marks=pytest.mark.slow)
+        for row in OPTIONS
+        for choice in CHOICES
+    ),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "choice", "steps"), EXACT, ids=label)
 def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice, steps):
     ours, wide = twins(cls, options, choice)
     for optimizer in (ours, wide):
@@ -166,9 +182,11 @@ def test_exact_weights_are_those_of_float32_bit_for_bit(cls, options, choice, st
             assert same_bits(ours.state[p][name], value)
 
 
-@pytest.mark.parametrize("choice", SOME_CHOICES, ids=label)
-@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
-@pytest.mark.parametrize("cls", CLASSES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "rounding", "choice"),
+    each_in_turn(CLASSES, ["kahan", "stochastic"], CHOICES),
+    ids=label,
+)
 def test_other_roundings_stay_near_float32(cls, rounding, choice):
     ours, wide = twins(cls, {}, choice, rounding)
     found, truth = descend(ours, 20, rounding=NARROW), descend(wide, 20, rounding=NARROW)
@@ -490,9 +508,9 @@ def test_large_tensors_in_parts_draw_what_they_draw_whole(monkeypatch):
     assert all(map(same_bits, whole, run()))
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("cls", [AdamW, SGD])
+@pytest.mark.parametrize(
+    ("cls", "rounding", "clip"), each_in_turn([AdamW, SGD], ROUNDINGS, [None, 1.0]), ids=label
+)
 def test_a_step_allocates_less_than_the_cap(monkeypatch, cls, rounding, clip):
     monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
     params = parameters([(1000, 1000), (300, 300), (7,), (500, 500)], NARROW)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.labels import label
 from support.optimizer_runs import flat, stored
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -43,8 +44,7 @@ def build(cls, options, dtype=NARROW, shapes=((3, 4), (7,), (5, 5, 2), ())):
     return cls([{"params": params[:1]}, {"params": params[1:]}], **options)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=label)
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(("cls", "options", "choice"), each_in_turn(CASES, CHOICES), ids=label)
 def test_exact_weights_of_both_modes_are_those_of_float32_bit_for_bit(cls, options, choice):
     ours = build(cls, {**options, **choice, "rounding": "exact"})
     wide = build(cls, {**options, **choice}, torch.float32)
@@ -60,8 +60,11 @@ def test_exact_weights_of_both_modes_are_those_of_float32_bit_for_bit(cls, optio
         assert all(same_bits(ours.state[p][name], value) for name, value in wide.state[q].items())
 
 
-@pytest.mark.parametrize(("rounding", "most"), [("kahan", 1e-6), ("stochastic", 1e-3)])
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(
+    ("cls", "options", "rounding", "most"),
+    each_in_turn(CASES, [("kahan", 1e-6), ("stochastic", 1e-3)]),
+    ids=label,
+)
 def test_the_mean_stays_through_many_changes_of_the_mode(cls, options, rounding, most):
     # Each weight of about 1 is drawn 200 times, off by 1.5e-3 (standard deviation), their mean by
     # 2e-4: 1e-3 is 5 of them.
@@ -88,10 +91,17 @@ def test_weights_in_place_are_near_those_of_float32(cls, rounding):
             torch.testing.assert_close(p.float(), q, rtol=0.06, atol=0.06)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16"])
-@pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
-@pytest.mark.parametrize("cls", [ScheduleFreeAdamW, ScheduleFreeSGD])
+@pytest.mark.parametrize(
+    ("cls", "rounding", "state_dtype", "mode"),
+    each_in_turn(
+        [ScheduleFreeAdamW, ScheduleFreeSGD],
+        ["nearest", *ROUNDINGS],
+        [None, "float32", "bfloat16"],
+        ["train", "eval"],
+        least=12,
+    ),
+    ids=label,
+)
 def test_a_run_saved_in_either_mode_goes_on_bit_for_bit(cls, rounding, state_dtype, mode):
     options = {"lr": 0.01, "rounding": rounding, "state_dtype": state_dtype}
     whole = trained(build(cls, options), 3)

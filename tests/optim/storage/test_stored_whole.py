@@ -6,6 +6,7 @@ from support.labels import label
 from support.memory import peak_of
 from support.optimizer_runs import stored
 from support.processes import in_two_processes
+from support.rows import each_in_turn
 from support.tensors import descend, parameters, same_bits
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -36,7 +37,6 @@ CASES = [
     (Prodigy, {"d0": 0.01}),
     (Muon, {"lr": 0.01}),
 ]
-WHOLE = pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
 
 
 def shapes_of(cls):
@@ -52,13 +52,12 @@ def value_of(optimizer, p):
 
 
 @pytest.mark.parametrize(
-    "choice",
-    [{}, *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES if choice)],
+    ("cls", "options", "rounding", "state_dtype", "choice"),
+    each_in_turn(
+        CASES, ["nearest", *ROUNDINGS], [None, "float32", "bfloat16", "8bit"], CHOICES, least=16
+    ),
     ids=label,
 )
-@pytest.mark.parametrize("state_dtype", [None, "float32", "bfloat16", "8bit"])
-@pytest.mark.parametrize("rounding", ["nearest", *ROUNDINGS])
-@WHOLE
 def test_a_saved_run_goes_on_bit_for_bit(cls, options, rounding, state_dtype, choice):
     def build(params):
         given = {**options, **choice, "rounding": rounding, "state_dtype": state_dtype}
@@ -171,18 +170,21 @@ def test_state_bytes(cls, options, size):
 
 
 # In tensors of bfloat16 alone, its rule works on copies in float32.
-NARROW_ALONE = [(TransformersAdafactor, {"rounding": "nearest"}), (CAME, {"rounding": "nearest"})]
+NARROW_ALONE = [TransformersAdafactor, CAME]
 
 
-@pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize(
-    ("cls", "options"),
-    [*((cls, {"rounding": r}) for cls, _ in CASES for r in ROUNDINGS), *NARROW_ALONE],
+    ("cls", "rounding", "clip"),
+    [
+        *each_in_turn([cls for cls, _ in CASES], ROUNDINGS, [None, 1.0]),
+        *each_in_turn(NARROW_ALONE, ["nearest"], [None, 1.0]),
+    ],
     ids=label,
 )
-def test_a_step_allocates_less_than_the_cap(monkeypatch, cls, options, clip):
+def test_a_step_allocates_less_than_the_cap(monkeypatch, cls, rounding, clip):
     monkeypatch.setattr(foreach, "SCRATCH_BYTES", 2**20)
-    ours = cls(parameters([(60, 50)] * 100, NARROW), **options, max_grad_norm=clip, foreach=True)
+    params = parameters([(60, 50)] * 100, NARROW)
+    ours = cls(params, rounding=rounding, max_grad_norm=clip, foreach=True)
     descend(ours, 1, skip=False)
     assert peak_of(ours.step) < 2**20
 
@@ -203,8 +205,7 @@ def test_it_is_named_where_something_is_refused():
         Muon([torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float16))], rounding="exact")
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=label)
-@WHOLE
+@pytest.mark.parametrize(("cls", "options", "choice"), each_in_turn(CASES, CHOICES), ids=label)
 def test_moments_in_eight_bits_lead_where_those_in_float32_do(cls, options, choice):
     shapes = ((300, 40), (70, 80)) if cls is Muon else ((300, 40), (7000,), (5, 50, 20), (3,))
     begin = parameters(shapes)

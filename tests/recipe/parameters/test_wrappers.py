@@ -5,6 +5,7 @@ import torch
 from support.bert import tiny_bert
 from support.lightning_package import Fabric
 from support.recipes import FULL, RUN, recipe_of
+from support.rows import each_in_turn
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp._common_utils import FSDP_WRAPPED_MODULE
@@ -64,12 +65,13 @@ def _child(wrap, model, parent, name):
     return model
 
 
-@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(
+    ("wrap", "place", "rules"), each_in_turn(WRAPPERS, PLACES, RULES, least=36)
+)
 def test_the_plan_of_a_wrapped_model_is_that_of_the_model(wrap, place, rules):
-    recipe = Recipe.load({**FULL, "groups": rules})
-    plan, wrapped = (recipe.plan(m, RUN) for m in (tiny_bert(), place(wrap, tiny_bert())))
+    recipe = Recipe.load({**FULL, "groups": RULES[rules]})
+    model = PLACES[place](WRAPPERS[wrap], tiny_bert())
+    plan, wrapped = (recipe.plan(m, RUN) for m in (tiny_bert(), model))
     assert wrapped.to_dict() == plan.to_dict()
     assert wrapped.shades() == plan.shades()
     assert wrapped.depth == plan.depth

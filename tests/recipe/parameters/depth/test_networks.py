@@ -51,7 +51,16 @@ def inputs(model, truth):
     return tuple(torch.ones(shape, device="meta") for shape in shapes)
 
 
-@pytest.mark.parametrize("case", CASES, ids=[name for _, name in CASES])
+FIRST = dict(reversed(CASES)).items()  # of each collection
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case[1], marks=() if case in FIRST else pytest.mark.slow)
+        for case in CASES
+    ],
+)
 def test_depth_grows_in_the_order_of_a_run(case, model):
     calls = record_calls(model)
     with torch.no_grad():
