@@ -1,6 +1,7 @@
 """The command that shows a checkpoint."""
 
 import json
+import os
 from functools import partial
 
 import pytest
@@ -171,6 +172,15 @@ def test_one_that_was_not_written_whole_names_the_newest_that_was(tmp_path, run,
     assert done.returncode == 1
     assert "it was not written to its end, or is no file of torch.save" in done.stderr
     assert done.stderr.endswith("go on from the newest whole one: run-2.pt\n")
+
+
+def test_of_those_of_one_moment_the_newest_has_the_highest_number(tmp_path, run):
+    for name in ("run-9.pt", "run-10.pt", "run-11.pt"):
+        torch.save({"state": {}, "param_groups": [{"params": []}]}, tmp_path / name)
+        os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / "run-11.pt").write_bytes(b"")
+    done = run("checkpoint", "run-11.pt")
+    assert done.stderr.endswith("go on from the newest whole one: run-10.pt\n")
 
 
 @pytest.mark.parametrize(

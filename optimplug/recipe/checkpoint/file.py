@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -69,8 +70,14 @@ def newest_whole(path: Path, damage: Callable[[Path], str | None] = not_whole) -
         for other in path.parent.iterdir()
         if other != path and other.suffix == path.suffix and other.is_dir() == path.is_dir()
     )
-    newest = sorted(others, key=lambda other: other.stat().st_mtime, reverse=True)
-    return next((other for other in newest if damage(other) is None), None)
+    # Of files that were written within one tick of the file system's clock, the last by its name.
+    newest = sorted(others, key=lambda other: (other.stat().st_mtime_ns, _counted(other)))
+    return next((other for other in reversed(newest) if damage(other) is None), None)
+
+
+def _counted(path: Path) -> list[tuple[int, str]]:
+    """Return a name's parts in an order in which 10 comes after 9."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def read_file(path: Path) -> dict[str, Saved]:
