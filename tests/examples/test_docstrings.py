@@ -117,7 +117,7 @@ class Shallow(Task):
         pytest.param(Task, "recipe.yaml", 2, None, marks=pytest.mark.slow),
         pytest.param(Task, "plateau.yaml", 1, 4, marks=pytest.mark.slow),
         pytest.param(Task, "plateau.yaml", 2, 2, marks=pytest.mark.slow),
-        (Shallow, "plateau.yaml", 2, 2),
+        pytest.param(Shallow, "plateau.yaml", 2, 2, marks=pytest.mark.slow),
         *(
             pytest.param(Shallow, f"{name}.yaml", 1, None, marks=pytest.mark.slow)
             for name in ("lion", "adafactor", "schedule_free", "muon")

@@ -43,6 +43,7 @@ def history(project):
     return json.loads((project / "out" / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow  # the next one starts the same program
 def test_it_runs_from_the_command_line_and_logs_every_group(project):
     done = run(project, *options(recipe="recipe.yaml"))
     assert done.returncode == 0, done.stderr

@@ -324,7 +324,9 @@ def test_validating_outside_fit_is_no_step(tmp_path):
     assert [group["lr"] for group in module.optimizers().param_groups] == held
 
 
-@pytest.mark.parametrize("stop", [3, 6, 8, 12])
+@pytest.mark.parametrize(
+    "stop", [6, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 8, 12))]
+)
 def test_a_plateau_resumes_where_it_was(tmp_path, stop):
     whole, rates, _ = validated(tmp_path, val_check_interval=3)
     saver = SaveAt(tmp_path / "stop.ckpt", stop)

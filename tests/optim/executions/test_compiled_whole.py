@@ -91,7 +91,9 @@ def error(found, truth):
 
 @pytest.mark.parametrize(
     ("cls", "options", "dtype", "shapes"),
-    each_in_turn(CASES, [torch.float32, torch.float64, torch.bfloat16], [SMALL, LARGE]),
+    each_in_turn(
+        CASES, [torch.float32, torch.float64, torch.bfloat16], [SMALL, LARGE], among=OF_EACH
+    ),
     ids=label,
 )
 def test_it_is_no_further_from_float64_than_the_loop(cls, options, dtype, shapes, runs):
@@ -176,7 +178,7 @@ def test_one_large_tensor_is_shared(cls):
     assert plans[0].scratch < params[0].nbytes / 4
 
 
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=label)
+@pytest.mark.parametrize(("cls", "options"), each_in_turn(CASES, among=OF_EACH), ids=label)
 def test_gradients_are_clipped_as_in_the_loop(cls, options):
     def run(**choice):
         params = parameters(LARGE[2:], torch.float64)
