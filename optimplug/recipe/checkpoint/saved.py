@@ -90,7 +90,7 @@ class Saved:
         known = [last] if self.is_ours else [self.updates, max(filter(None, counts), default=None)]
         if not self.state:
             known.append(last)
-        return next((n for n in known if isinstance(n, int) and n >= 0), None)
+        return next((n for n in known if type(n) is int and n >= 0), None)  # False is no count
 
     def named(self, names: Sequence[Sequence[str]], note: str) -> Saved:
         """Return the same with names for its parameters, which somebody else knows."""

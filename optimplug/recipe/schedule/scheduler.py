@@ -265,7 +265,11 @@ class RecipeScheduler(LRScheduler):
             was_told: whether it was told of any validation.
             was_told_of_training: whether it was told of anything that the training reports.
             climbs: how rates still went to where that one had them.
+
+        Raises:
+            ArgumentError: ``t`` is no whole number of at least 0. Nothing has changed then.
         """
+        t = require_count("t", t)  # before anything changes
         self.climbs = [*climbs]
         for factor, state in memory.kept if memory else ():
             factor.load(state)

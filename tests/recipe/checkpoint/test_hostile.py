@@ -8,7 +8,7 @@ import torch
 from support.mutations import mutated
 from support.resuming import RECIPE, changed, started, state_of, stopped
 
-from optimplug import StateError
+from optimplug import ArgumentError, StateError
 from optimplug.recipe.checkpoint.file import read_file
 
 RECIPES = {
@@ -58,6 +58,23 @@ def test_mutations(name, policy):
 @pytest.mark.parametrize("name", RECIPES)
 def test_many_mutations(name, policy):
     assert count_refused(RECIPES[name], policy, 1700, 1) > 400
+
+
+@pytest.mark.parametrize("t", [False, -1, 1.5, "3"])
+def test_a_schedule_is_nowhere_else_after_a_count_that_is_none(t):
+    scheduler = started(RECIPE).scheduler
+    before = copy.deepcopy(scheduler.state_dict())
+    with pytest.raises(ArgumentError, match="t must be an int >= 0"):
+        scheduler.adopt(t, was_told=True, was_told_of_training=True)
+    assert same(scheduler.state_dict(), before)
+
+
+def test_false_is_no_number_of_updates():
+    state = state_of(stopped(RECIPE))
+    state["scheduler"]["last_epoch"] = False
+    run = started(RECIPE)
+    run.load_state_dict(state, resume="adapt")
+    assert run.scheduler.last_epoch == 0
 
 
 def test_a_damaged_file_is_refused_or_read(tmp_path):
