@@ -25,7 +25,7 @@ __all__ = [
 
 def is_capturing() -> bool:
     """Tell whether what is done now is recorded in a CUDA graph."""
-    return _is_recorded()
+    return _is_recorded()  # by way of this module: without a GPU, tests play that it is
 
 
 def _is_recorded() -> bool:
@@ -44,7 +44,7 @@ def refuse_in_capture(what: str) -> None:
         raise ArgumentError(
             f"within a CUDA graph a step must find {what} as the step before has left it: call "
             "step() once outside of the capture, with gradients for the same parameters and the "
-            "same settings, before each capture"
+            "same settings, before each capture; and within one only once, where gradients are new"
         )
 
 
